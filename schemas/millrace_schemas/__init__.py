@@ -1,0 +1,75 @@
+"""The wire types of Millrace: what producers write, what workers write back, and the names between them."""
+
+from .codec import SCHEMA_VERSION, decode, encode
+from .errors import (
+    DecodeError,
+    ErrorCode,
+    ErrorInfo,
+    IllegalTransition,
+    InvalidRequest,
+    JobCancelled,
+    JobError,
+    JobExpired,
+    JobFailed,
+    JobNotFound,
+    MillraceError,
+    QueueUnavailable,
+    ResultTimeout,
+    UnknownModel,
+)
+from .events import Event, Finished, Started, Tokens
+from .job import MAX_JOB_BYTES, JobRecord, Lane, Message, Request, Role, new_job_id, queue_of, queue_of_job
+from .keys import GROUP, MODELS, QueueKeys
+from .registry import ModelInfo, WorkerInfo
+from .result import Choice, FinishReason, Result, Timings, Usage
+from .sampling import Sampling
+from .states import TERMINAL, TRANSITIONS, JobEvent, JobState, advance
+
+__all__ = [
+    "GROUP",
+    "MAX_JOB_BYTES",
+    "MODELS",
+    "SCHEMA_VERSION",
+    "TERMINAL",
+    "TRANSITIONS",
+    "Choice",
+    "DecodeError",
+    "ErrorCode",
+    "ErrorInfo",
+    "Event",
+    "FinishReason",
+    "Finished",
+    "IllegalTransition",
+    "InvalidRequest",
+    "JobCancelled",
+    "JobError",
+    "JobEvent",
+    "JobExpired",
+    "JobFailed",
+    "JobNotFound",
+    "JobRecord",
+    "JobState",
+    "Lane",
+    "Message",
+    "MillraceError",
+    "ModelInfo",
+    "QueueKeys",
+    "QueueUnavailable",
+    "Request",
+    "Result",
+    "ResultTimeout",
+    "Role",
+    "Sampling",
+    "Started",
+    "Timings",
+    "Tokens",
+    "UnknownModel",
+    "Usage",
+    "WorkerInfo",
+    "advance",
+    "decode",
+    "encode",
+    "new_job_id",
+    "queue_of",
+    "queue_of_job",
+]

@@ -1,0 +1,168 @@
+"""What a producer writes: a Request, and the ids that name a job and its queue."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from enum import StrEnum
+
+import msgspec
+
+from .errors import ErrorCode, InvalidRequest
+from .sampling import Sampling
+
+#: Largest encoded Request that a queue takes, in bytes. Larger inputs belong in S3.
+MAX_JOB_BYTES = 4 * 1024 * 1024
+MAX_MESSAGES = 4096
+MAX_METADATA_PAIRS = 16
+MAX_METADATA_KEY = 64
+MAX_METADATA_VALUE = 512
+MAX_IDEMPOTENCY_KEY = 256
+MAX_MODEL_NAME = 200
+
+_MODEL_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-/")
+#: Crockford's base32, lower case: ids sort by time as text and survive URLs and shells.
+_BASE32 = "0123456789abcdefghjkmnpqrstvwxyz"
+
+
+class Lane(StrEnum):
+    """Which stream of the queue a job waits in. Interactive jobs are read first; batch is never starved."""
+
+    INTERACTIVE = "interactive"
+    BATCH = "batch"
+
+
+class Role(StrEnum):
+    SYSTEM = "system"
+    USER = "user"
+    ASSISTANT = "assistant"
+
+
+class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One turn of a chat, as in OpenAI's messages."""
+
+    role: Role
+    content: str
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One generation job. Construction raises InvalidRequest on anything that no worker could run.
+
+    Exactly one of `prompt`, `prompt_token_ids` and `messages` is set. `messages` go through the model's chat template;
+    `prompt` is completed as it is. (The client's `system=` shorthand builds `messages`.)
+    """
+
+    model: str
+    prompt: str | None = None
+    prompt_token_ids: tuple[int, ...] | None = None
+    messages: tuple[Message, ...] | None = None
+    sampling: Sampling = Sampling()
+    lane: Lane = Lane.INTERACTIVE
+    #: "redis", or "s3://bucket/prefix": the result becomes an object there and Redis keeps a pointer.
+    result_to: str = "redis"
+    #: Unix time in seconds after which the job is not worth running; it then ends as `expired`.
+    deadline: float | None = None
+    #: Publish tokens while they are made, for `events()`.
+    stream: bool = False
+    metadata: dict[str, str] = {}
+
+    def __post_init__(self) -> None:
+        check_model_name(self.model)
+        given = [n for n in ("prompt", "prompt_token_ids", "messages") if getattr(self, n) is not None]
+        if len(given) != 1:
+            raise InvalidRequest(
+                f"give exactly one of prompt, prompt_token_ids and messages, not {' and '.join(given) or 'none'}",
+                param="prompt",
+            )
+        if self.prompt is not None and not self.prompt:
+            raise InvalidRequest("prompt is empty", param="prompt")
+        if self.prompt_token_ids is not None:
+            self._check_token_ids(self.prompt_token_ids)
+        if self.messages is not None:
+            self._check_messages(self.messages)
+        self._check_result_to()
+        if self.deadline is not None and not 0 < self.deadline < 1e11:
+            raise InvalidRequest(f"deadline is Unix time in seconds, not {self.deadline}", param="deadline")
+        self._check_metadata()
+
+    def _check_token_ids(self, ids: tuple[int, ...]) -> None:
+        if not ids:
+            raise InvalidRequest("prompt_token_ids is empty", param="prompt_token_ids")
+        if not all(0 <= t < 2**31 for t in ids):
+            raise InvalidRequest("prompt_token_ids must not hold negative ids", param="prompt_token_ids")
+
+    def _check_messages(self, messages: tuple[Message, ...]) -> None:
+        if not messages:
+            raise InvalidRequest("messages is empty", param="messages")
+        if len(messages) > MAX_MESSAGES:
+            raise InvalidRequest(f"messages takes at most {MAX_MESSAGES}, not {len(messages)}", param="messages")
+        if not any(m.content for m in messages):
+            raise InvalidRequest("every message is empty", param="messages")
+
+    def _check_result_to(self) -> None:
+        if self.result_to == "redis":
+            return
+        bucket = self.result_to.removeprefix("s3://").split("/", 1)[0]
+        if not self.result_to.startswith("s3://") or not bucket:
+            raise InvalidRequest(
+                f'result_to is "redis" or "s3://bucket/prefix", not {self.result_to!r}', param="result_to"
+            )
+
+    def _check_metadata(self) -> None:
+        if len(self.metadata) > MAX_METADATA_PAIRS:
+            raise InvalidRequest(
+                f"metadata takes at most {MAX_METADATA_PAIRS} pairs, not {len(self.metadata)}", param="metadata"
+            )
+        for key, value in self.metadata.items():
+            if not 0 < len(key) <= MAX_METADATA_KEY or len(value) > MAX_METADATA_VALUE:
+                raise InvalidRequest(
+                    f"metadata keys have 1 to {MAX_METADATA_KEY} characters, values at most {MAX_METADATA_VALUE}; "
+                    f"{key[:MAX_METADATA_KEY]!r} does not fit",
+                    param="metadata",
+                )
+
+
+class JobRecord(msgspec.Struct, frozen=True):
+    """The fields of a job's hash in Redis that a client may see; times are Unix seconds."""
+
+    id: str
+    state: str
+    attempts: int
+    created_at: float
+    started_at: float | None = None
+    finished_at: float | None = None
+    worker: str | None = None
+    cancel_requested: bool = False
+
+
+def check_model_name(model: str) -> None:
+    """Raises InvalidRequest unless `model` can name a queue: [A-Za-z0-9._/-], at most 200 characters."""
+    if not 0 < len(model) <= MAX_MODEL_NAME or not _MODEL_CHARACTERS.issuperset(model):
+        raise InvalidRequest(
+            f"model names have 1 to {MAX_MODEL_NAME} characters of A-Z a-z 0-9 . _ - /, not {model[:80]!r}",
+            param="model",
+            code=ErrorCode.UNKNOWN_MODEL,
+        )
+
+
+def queue_of(model: str) -> str:
+    """The queue that serves `model`: its name with "/" written "--", as Hugging Face's cache does."""
+    check_model_name(model)
+    return model.replace("/", "--")
+
+
+def new_job_id(queue: str) -> str:
+    """`<queue>-<26 characters>`: 48 bits of milliseconds, then 80 random ones (the ULID layout)."""
+    number = (time.time_ns() // 1_000_000 << 80) | secrets.randbits(80)
+    return f"{queue}-" + "".join(_BASE32[(number >> shift) & 31] for shift in range(125, -1, -5))
+
+
+def queue_of_job(job_id: str) -> str:
+    """The queue in a job's id.
+
+    Raises InvalidRequest when the text is no job id.
+    """
+    queue, _, tail = job_id.rpartition("-")
+    if not queue or len(tail) != 26 or not set(_BASE32).issuperset(tail):
+        raise InvalidRequest(f"{job_id[:240]!r} is not a job id (they look like {new_job_id('demo')})", param="id")
+    return queue

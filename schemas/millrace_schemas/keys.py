@@ -1,0 +1,74 @@
+"""Every Redis key, built here and nowhere else.
+
+All keys of a queue share the hash tag `{queue}`, so a script may touch several of them in a Redis Cluster.
+
+    millrace:{q}:lane:interactive     stream   {job: id} entries; consumer group `workers`, created at id 0
+    millrace:{q}:lane:batch           stream   likewise
+    millrace:{q}:dead                 stream   {job, entry, lane, code, reason, attempts, data} of what could not be run
+    millrace:{q}:delayed              zset     job id -> Unix time at which a script puts it back into its lane
+    millrace:{q}:deadlines            zset     job id -> Unix time at which a script expires it
+    millrace:{q}:job:<id>             hash     request (bytes), lane, state, attempts, created_at, started_at,
+                                               finished_at, owner, entry, cancel_requested, deadline, progress
+    millrace:{q}:tokens:<id>          string   checkpoint: the tokens so far, 4 bytes little-endian each
+    millrace:{q}:events:<id>          stream   {e: event bytes} of a job with stream = true
+    millrace:{q}:result:<id>          string   Result bytes, written once
+    millrace:{q}:done:<id>            channel  published when the job becomes terminal
+    millrace:{q}:control              channel  "cancel <id>" and "reclaim" to the queue's workers
+    millrace:{q}:idem:<key>           string   job id made under this idempotency key
+    millrace:{q}:model                string   ModelInfo bytes, kept alive by workers
+    millrace:{q}:worker:<name>        string   WorkerInfo bytes, kept alive by its heartbeat
+    millrace:{q}:workers              zset     worker name -> last beat, Unix time
+    millrace:models                   zset     model name -> Unix time at which its registration ends
+
+Every key but the streams of work and the zsets has a time to live.
+"""
+
+from __future__ import annotations
+
+from .job import Lane
+
+GROUP = "workers"
+MODELS = "millrace:models"
+
+
+class QueueKeys:
+    """The keys of one queue."""
+
+    __slots__ = ("_prefix", "control", "dead", "deadlines", "delayed", "lanes", "model", "queue", "workers")
+
+    def __init__(self, queue: str):
+        self.queue = queue
+        self._prefix = prefix = f"millrace:{{{queue}}}:"
+        self.lanes: dict[Lane, str] = {lane: f"{prefix}lane:{lane}" for lane in Lane}
+        self.dead = prefix + "dead"
+        self.delayed = prefix + "delayed"
+        self.deadlines = prefix + "deadlines"
+        self.control = prefix + "control"
+        self.model = prefix + "model"
+        self.workers = prefix + "workers"
+
+    @property
+    def prefix(self) -> str:
+        """Scripts that meet ids only at run time build `prefix .. "job:" .. id` from this."""
+        return self._prefix
+
+    def job(self, job_id: str) -> str:
+        return f"{self._prefix}job:{job_id}"
+
+    def tokens(self, job_id: str) -> str:
+        return f"{self._prefix}tokens:{job_id}"
+
+    def events(self, job_id: str) -> str:
+        return f"{self._prefix}events:{job_id}"
+
+    def result(self, job_id: str) -> str:
+        return f"{self._prefix}result:{job_id}"
+
+    def done(self, job_id: str) -> str:
+        return f"{self._prefix}done:{job_id}"
+
+    def idempotency(self, key: str) -> str:
+        return f"{self._prefix}idem:{key}"
+
+    def worker(self, name: str) -> str:
+        return f"{self._prefix}worker:{name}"

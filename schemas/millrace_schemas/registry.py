@@ -1,0 +1,34 @@
+"""What workers tell the world about themselves and their model."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A served model, registered by its workers with a time to live. Unknown fields are skipped: it is a notice."""
+
+    name: str
+    #: Most tokens of prompt and answer together.
+    max_model_len: int
+    vocab_size: int
+    #: Whether `messages` and `system=` can be used.
+    has_chat_template: bool = False
+
+
+class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A worker's heartbeat. Counts are of the moment; times are Unix seconds."""
+
+    name: str
+    model: str
+    host: str
+    pid: int
+    device: str
+    started_at: float
+    beat_at: float
+    leased: int = 0
+    running: int = 0
+    waiting: int = 0
+    kv_usage: float = 0.0
+    finished: int = 0
+    output_tokens: int = 0

@@ -1,0 +1,90 @@
+"""How the next token is chosen, under the names and with the meanings of vLLM's SamplingParams."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+from .errors import InvalidRequest
+
+MAX_STOP_STRINGS = 16
+MAX_STOP_LENGTH = 256
+MAX_STOP_TOKEN_IDS = 128
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Sampling of one job. Construction raises InvalidRequest on a value out of range.
+
+    Filters apply to temperature-scaled probabilities in the order top_k, top_p, min_p; the token is then drawn with a
+    counter-based generator keyed (seed, position), so a seeded answer does not depend on the batch it ran in.
+    """
+
+    #: Most tokens to generate; None: as many as the model's context leaves room for.
+    max_tokens: int | None = None
+    #: No stop applies before this many tokens.
+    min_tokens: int = 0
+    #: 0 is greedy.
+    temperature: float = 1.0
+    #: Keep the k most likely tokens; 0 keeps all.
+    top_k: int = 0
+    #: Keep the smallest set of tokens whose probability reaches this, in (0, 1].
+    top_p: float = 1.0
+    #: Drop tokens less likely than this fraction of the most likely one, in [0, 1].
+    min_p: float = 0.0
+    #: None: drawn at random when the job is submitted, then fixed for all its attempts.
+    seed: int | None = None
+    #: Strings that end the answer; they are not part of it.
+    stop: tuple[str, ...] = ()
+    #: Token ids that end the answer, besides the model's end-of-sequence ids; they are not part of the text.
+    stop_token_ids: tuple[int, ...] = ()
+    #: Go on past the model's end-of-sequence ids.
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_tokens is not None:
+            _require(self.max_tokens >= 1, "max_tokens", f"must be at least 1, not {self.max_tokens}")
+        _require(self.min_tokens >= 0, "min_tokens", f"must not be negative, not {self.min_tokens}")
+        if self.max_tokens is not None:
+            _require(
+                self.min_tokens <= self.max_tokens,
+                "min_tokens",
+                f"is {self.min_tokens}, more than max_tokens = {self.max_tokens}",
+            )
+        _require(
+            math.isfinite(self.temperature) and 0.0 <= self.temperature <= 100.0,
+            "temperature",
+            f"must lie in [0, 100], not {self.temperature}",
+        )
+        _require(0 <= self.top_k < 2**31, "top_k", f"must be 0 (all tokens) or a positive number, not {self.top_k}")
+        _require(0.0 < self.top_p <= 1.0, "top_p", f"must lie in (0, 1], not {self.top_p}")
+        _require(0.0 <= self.min_p <= 1.0, "min_p", f"must lie in [0, 1], not {self.min_p}")
+        if self.seed is not None:
+            _require(0 <= self.seed < 2**63, "seed", f"must lie in [0, 2**63), not {self.seed}")
+        self._check_stops()
+
+    def _check_stops(self) -> None:
+        if isinstance(self.stop, str):
+            raise InvalidRequest("sampling.stop must be a sequence of strings, not one string", param="sampling.stop")
+        _require(
+            len(self.stop) <= MAX_STOP_STRINGS,
+            "stop",
+            f"takes at most {MAX_STOP_STRINGS} strings, not {len(self.stop)}",
+        )
+        for text in self.stop:
+            _require(
+                0 < len(text) <= MAX_STOP_LENGTH,
+                "stop",
+                f"takes strings of 1 to {MAX_STOP_LENGTH} characters, not of {len(text)}",
+            )
+        _require(
+            len(self.stop_token_ids) <= MAX_STOP_TOKEN_IDS,
+            "stop_token_ids",
+            f"takes at most {MAX_STOP_TOKEN_IDS} ids, not {len(self.stop_token_ids)}",
+        )
+        _require(all(0 <= t < 2**31 for t in self.stop_token_ids), "stop_token_ids", "must not hold negative ids")
+
+
+def _require(ok: bool, field: str, what: str) -> None:
+    if not ok:
+        raise InvalidRequest(f"sampling.{field} {what}", param=f"sampling.{field}")

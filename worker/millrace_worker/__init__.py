@@ -1,0 +1,1 @@
+"""The worker: a front process that talks to Redis, and an engine process that owns the device."""

@@ -1,0 +1,1 @@
+"""The paged continuous batcher: token ids in, token ids out. No redis."""

@@ -1,0 +1,121 @@
+"""What front and engine say to each other over their socketpair: at most one frame each way a step.
+
+A frame is four little-endian bytes of length, then msgpack. Both processes are the same release on one machine, so frames
+carry no schema version. Sequence ids are small integers that the front hands out; the engine never sees a job id.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import msgspec
+
+MAX_FRAME_BYTES = 256 * 1024 * 1024
+
+_LENGTH = struct.Struct("<I")
+
+
+class SequenceParams(msgspec.Struct, frozen=True, array_like=True):
+    """Sampling with nothing left open: limits counted, seed drawn, stop ids resolved."""
+
+    #: Tokens to generate in total, those of earlier attempts included.
+    max_tokens: int
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+    #: Ids that end the sequence: the request's own, and the model's end-of-sequence ids unless ignore_eos.
+    stop_token_ids: tuple[int, ...] = ()
+
+
+class AddSequence(msgspec.Struct, frozen=True, array_like=True):
+    """A new sequence: its prompt, and the tokens that earlier attempts generated (resumed, not sampled again)."""
+
+    seq_id: int
+    prompt: list[int]
+    generated: list[int]
+    params: SequenceParams
+    #: Lower runs first.
+    priority: int = 0
+
+
+class ToEngine(msgspec.Struct, frozen=True, tag="to_engine"):
+    add: list[AddSequence] = []
+    abort: list[int] = []
+    #: Finish nothing more; exit.
+    shutdown: bool = False
+
+
+class Refusal(msgspec.Struct, frozen=True, array_like=True):
+    """The engine will never run this sequence; `code` is an ErrorCode."""
+
+    seq_id: int
+    code: str
+    message: str
+
+
+class Load(msgspec.Struct, frozen=True, array_like=True):
+    """The engine after a step."""
+
+    running: int = 0
+    waiting: int = 0
+    #: Blocks that can be allocated now, cached ones that may be evicted included.
+    free_blocks: int = 0
+    total_blocks: int = 0
+    #: Token slots in blocks held by running sequences, and how many of them hold a token.
+    allocated_slots: int = 0
+    used_slots: int = 0
+    preemptions: int = 0
+
+
+class StepOutput(msgspec.Struct, frozen=True, tag="step"):
+    """What one step did. Sequences in `finished` and `refused` are gone from the engine."""
+
+    step: int
+    #: (seq_id, new token ids)
+    tokens: list[tuple[int, list[int]]] = []
+    #: (seq_id, FinishReason)
+    finished: list[tuple[int, str]] = []
+    refused: list[Refusal] = []
+    #: (seq_id, prompt tokens found in the prefix cache), when a sequence is first scheduled
+    started: list[tuple[int, int]] = []
+    load: Load = Load()
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    """The engine serves. Sizes after profiling the device."""
+
+    device: str
+    max_model_len: int
+    max_num_seqs: int
+    block_size: int
+    num_blocks: int
+    vocab_size: int
+
+
+class StartFailed(msgspec.Struct, frozen=True, tag="start_failed"):
+    """The engine cannot start, and why, in a line for the operator. It exits after this frame."""
+
+    message: str
+
+
+FromEngine = Ready | StartFailed | StepOutput
+
+_encoder = msgspec.msgpack.Encoder()
+_to_engine = msgspec.msgpack.Decoder(ToEngine)
+_from_engine = msgspec.msgpack.Decoder(FromEngine)
+
+
+def pack(frame: msgspec.Struct) -> bytes:
+    body = _encoder.encode(frame)
+    return _LENGTH.pack(len(body)) + body
+
+
+def unpack_to_engine(body: bytes) -> ToEngine:
+    return _to_engine.decode(body)
+
+
+def unpack_from_engine(body: bytes) -> Ready | StartFailed | StepOutput:
+    return _from_engine.decode(body)
