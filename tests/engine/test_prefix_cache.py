@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from fake_model import sequence
-
 from millrace_worker.engine.prefix_cache import ROOT, block_hash, extend_hashes
 
 

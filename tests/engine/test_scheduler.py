@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 
 import pytest
-from fake_model import FakeModel, answer, run_all, run_step, sequence
 
+from fake_model import FakeModel, answer, run_all, run_step, sequence
 from millrace_bench.workloads import chat
 from millrace_worker.engine.block_pool import BlockPool
 from millrace_worker.engine.scheduler import Scheduler

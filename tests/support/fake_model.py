@@ -20,7 +20,7 @@ def answer(prompt: list[int], max_tokens: int) -> list[int]:
 
 
 class FakeModel:
-    """Keeps what each slot holds as (token, everything before it), and refuses to attend to a slot with anything else."""
+    """Keeps what each slot holds (a token and all before it), and refuses to attend to a slot with anything else."""
 
     def __init__(self, block_size: int) -> None:
         self.block_size = block_size

@@ -11,9 +11,10 @@ import msgspec
 import structlog
 import torch
 
-from ..config import EngineConfig
-from ..errors import ModelError
-from ..frames import StartFailed, pack
+from millrace_worker.config import EngineConfig
+from millrace_worker.errors import ModelError
+from millrace_worker.frames import StartFailed, pack
+
 from .engine import Engine
 from .link import FrontLink
 

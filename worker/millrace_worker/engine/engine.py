@@ -8,15 +8,15 @@ import structlog
 import torch
 
 from millrace_schemas import ErrorCode
+from millrace_worker.config import EngineConfig
+from millrace_worker.errors import ModelError
+from millrace_worker.frames import AddSequence, Ready, Refusal, StepOutput
+from millrace_worker.model_path import resolve_model
+from millrace_worker.models import load_model
+from millrace_worker.models.batch import ForwardBatch
+from millrace_worker.models.config import ModelConfig
+from millrace_worker.models.decoder import Decoder
 
-from ..config import EngineConfig
-from ..errors import ModelError
-from ..frames import AddSequence, Ready, Refusal, StepOutput
-from ..model_path import resolve_model
-from ..models import load_model
-from ..models.batch import ForwardBatch
-from ..models.config import ModelConfig
-from ..models.decoder import Decoder
 from . import kv_cache
 from .block_pool import BlockPool
 from .runner import ModelRunner

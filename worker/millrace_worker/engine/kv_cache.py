@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from ..config import EngineConfig
-from ..errors import ModelError
-from ..models.config import ModelConfig
+from millrace_worker.config import EngineConfig
+from millrace_worker.errors import ModelError
+from millrace_worker.models.config import ModelConfig
 
 #: Without a GPU the cache is for demos and tests.
 CPU_CACHE_BYTES = 256 * 1024 * 1024

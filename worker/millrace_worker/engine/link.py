@@ -7,7 +7,7 @@ import socket
 import struct
 from collections.abc import Iterator
 
-from ..frames import MAX_FRAME_BYTES, ToEngine, unpack_to_engine
+from millrace_worker.frames import MAX_FRAME_BYTES, ToEngine, unpack_to_engine
 
 _LENGTH = struct.Struct("<I")
 _CHUNK = 1 << 20

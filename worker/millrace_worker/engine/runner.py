@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from millrace_kernels import sample
+from millrace_worker.models.batch import ForwardBatch
+from millrace_worker.models.decoder import Decoder
 
-from ..models.batch import ForwardBatch
-from ..models.decoder import Decoder
 from .sequence import Sequence
 from .step import Scheduled, Step
 

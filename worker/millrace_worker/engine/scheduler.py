@@ -11,7 +11,8 @@ from bisect import insort
 from collections import deque
 from dataclasses import dataclass, field
 
-from ..frames import Load
+from millrace_worker.frames import Load
+
 from .block_pool import BlockPool
 from .prefix_cache import extend_hashes
 from .sequence import Sequence, SequenceState
@@ -52,7 +53,7 @@ class Scheduler:
         self._sequences: dict[int, Sequence] = {}
         self._free_rows = list(range(max_num_seqs - 1, -1, -1))
         self._admissions = 0
-        #: Prompt blocks that a running sequence is computing: hash -> seq_id. Whoever needs the same block waits for it.
+        #: Blocks that a running sequence is computing: hash -> seq_id. Whoever needs the same block waits for it.
         self._in_flight: dict[bytes, int] = {}
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum, auto
 
-from ..frames import SequenceParams
+from millrace_worker.frames import SequenceParams
 
 
 class SequenceState(Enum):
@@ -18,8 +18,8 @@ class SequenceState(Enum):
 class Sequence:
     """One answer being made.
 
-    There is no prefill or decode: `num_computed` tokens have their KV in the cache and chase `num_tokens`. A fresh prompt,
-    a prefix hit, a preempted sequence and one resumed after a crash differ only in these two numbers.
+    There is no prefill or decode: `num_computed` tokens have their KV in the cache and chase `num_tokens`. A fresh
+    prompt, a prefix hit, a preempted sequence and one resumed after a crash differ only in these two numbers.
     """
 
     __slots__ = (
