@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
+
+import pytest
 
 from millrace_worker.engine.link import FrontLink
 from millrace_worker.frames import ToEngine, pack
 
 
-def pair() -> tuple[socket.socket, FrontLink]:
+@pytest.fixture
+def ends() -> Iterator[tuple[socket.socket, FrontLink]]:
     front, engine = socket.socketpair()
-    return front, FrontLink(engine)
+    with front, engine:
+        yield front, FrontLink(engine)
 
 
-def test_frames_split_over_reads_arrive_whole_and_in_order() -> None:
-    front, link = pair()
+def test_frames_split_over_reads_arrive_whole_and_in_order(ends: tuple[socket.socket, FrontLink]) -> None:
+    front, link = ends
     data = b"".join(pack(ToEngine(abort=[i])) for i in range(3))
     front.sendall(data[:7])
     assert list(link.receive(wait=False)) == []
@@ -22,13 +27,13 @@ def test_frames_split_over_reads_arrive_whole_and_in_order() -> None:
     assert [f.abort for f in link.receive(wait=False) if f] == [[0], [1], [2]]
 
 
-def test_does_not_wait_while_there_is_work() -> None:
-    _front, link = pair()
+def test_does_not_wait_while_there_is_work(ends: tuple[socket.socket, FrontLink]) -> None:
+    _front, link = ends
     assert list(link.receive(wait=False)) == []
 
 
-def test_the_end_of_the_front_ends_the_stream() -> None:
-    front, link = pair()
+def test_the_end_of_the_front_ends_the_stream(ends: tuple[socket.socket, FrontLink]) -> None:
+    front, link = ends
     front.sendall(pack(ToEngine(abort=[4])))
     front.close()
     frames = list(link.receive(wait=True))
