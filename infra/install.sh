@@ -19,15 +19,15 @@ is_supported() {
 }
 
 find_python() {
-    local candidate
+    local candidate version
     if [[ -n ${PYTHON:-} ]]; then
-        command -v "$PYTHON" >/dev/null || fail "PYTHON=$PYTHON is not a program"
-        is_supported "$PYTHON" || fail "PYTHON=$PYTHON is $("$PYTHON" --version 2>&1); Millrace needs Python 3.11 or newer"
+        version=$("$PYTHON" --version 2>/dev/null) || fail "PYTHON=$PYTHON does not run; name Python 3.11 or newer"
+        is_supported "$PYTHON" || fail "PYTHON=$PYTHON is $version; Millrace needs Python 3.11 or newer"
         echo "$PYTHON"
         return
     fi
     for candidate in python3 python3.14 python3.13 python3.12 python3.11; do
-        if command -v "$candidate" >/dev/null && is_supported "$candidate"; then
+        if is_supported "$candidate"; then
             echo "$candidate"
             return
         fi
@@ -40,9 +40,15 @@ install() {
     "$VENV/bin/python" -m pip install -qq --disable-pip-version-check --no-input "$@"
 }
 
+# Whether .venv works, and is of the Python that was asked for by name.
+has_venv() {
+    "$VENV/bin/python" -m pip --version >/dev/null 2>&1 &&
+        [[ -z ${PYTHON:-} || $("$PYTHON" --version) == $("$VENV/bin/python" --version) ]]
+}
+
 make_venv() {
     local python=$1
-    if "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then
+    if has_venv; then
         return
     fi
     "$python" -c 'import ensurepip, venv' 2>/dev/null ||
@@ -65,11 +71,10 @@ has_torch() {
 # The CPU build has a version of its own ("+cpu"), so pip cannot take the CUDA build, with its gigabytes of libraries,
 # for it. The build comes from wherever pip looks, else from PyTorch's own index. Its dependencies come with the rest.
 install_cpu_torch() {
-    local pin=$1 first_words
-    if ! first_words=$(install --no-deps "$pin" 2>&1); then
+    local pin=$1
+    install --no-deps "$pin" 2>/dev/null ||
         install --no-deps --index-url "$CPU_INDEX" "$pin" ||
-            fail "no $pin where pip looks (${first_words##*ERROR: }) nor at $CPU_INDEX"
-    fi
+        fail "no $pin for $("$VENV/bin/python" --version), neither where pip looks nor at $CPU_INDEX"
 }
 
 main() {
