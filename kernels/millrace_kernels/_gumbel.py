@@ -42,7 +42,8 @@ def philox_word(seed, ids, position):
 
 @triton.jit
 def gumbel(word):
-    """The same variate in float32. Below 1/32 the inner logarithm is a series, right to rounding."""
-    rest = tl.minimum((word.to(tl.float32) + 0.5) * 2.3283064365386963e-10, 0.99999994)
+    """The same variate in float32. For u above 31/32 the inner logarithm is a series in 1 - u, right to rounding."""
+    rest = (word.to(tl.float32) + 0.5) * 2.3283064365386963e-10
+    u = ((word ^ 0xFFFFFFFF).to(tl.float32) + 0.5) * 2.3283064365386963e-10
     series = rest * (1.0 + rest * (0.5 + rest * (0.33333334 + rest * 0.25)))
-    return -tl.log(tl.where(rest < 0.03125, series, -tl.log(1.0 - rest)))
+    return -tl.log(tl.where(rest < 0.03125, series, -tl.log(u)))
