@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from kernel_cases import DEVICE, paged
 from millrace_kernels import (
     paged_decode,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from kernel_cases import DEVICE, assert_as_good, dense_attention
 from millrace_kernels import paged_decode, paged_prefill, store_kv
 

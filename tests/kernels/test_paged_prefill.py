@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from kernel_cases import DEVICE, DTYPES, Paged, assert_as_good, by_mode, dense_attention, paged
 from millrace_kernels import paged_decode, paged_prefill
 

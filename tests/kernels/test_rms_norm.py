@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from kernel_cases import DEVICE, DTYPES, assert_as_good, by_mode
 from millrace_kernels import rms_norm, rms_norm_residual
 

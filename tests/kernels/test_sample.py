@@ -4,6 +4,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+
 from kernel_cases import DEVICE, DTYPES, INTERPRETED, KERNELS, by_mode
 from millrace_kernels import sample
 from millrace_kernels._gumbel import gumbel, gumbel_reference, philox_reference, philox_word

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from kernel_cases import DEVICE, DTYPES, by_mode
 from millrace_kernels import store_kv
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+
 from millrace_kernels._launch import INTERPRETED
 
 CUDA = torch.cuda.is_available()
