@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import PreTrainedModel
-
 from millrace_worker.models import Decoder, ForwardBatch, load_model
+from transformers import PreTrainedModel
 
 BLOCK_SIZE = 16
 NUM_BLOCKS = 32
@@ -27,7 +26,9 @@ class PagedRun:
         self._blocks: dict[str, list[int]] = {}
         self._length: dict[str, int] = {}
 
-    def step(self, chunks: list[tuple[str, list[int]]], decodes: int = 0, rows: list[int] | None = None) -> torch.Tensor:
+    def step(
+        self, chunks: list[tuple[str, list[int]]], decodes: int = 0, rows: list[int] | None = None
+    ) -> torch.Tensor:
         """Logits of the wanted rows (default: all) after feeding each (sequence, tokens), the decodes first."""
         ids, positions, slots, tables, contexts, starts = [], [], [], [], [], [0]
         for i, (name, tokens) in enumerate(chunks):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from millrace_worker.errors import ModelError
+
 from .families import FAMILIES, FAMILIES_BY_TYPE, Family
 from .fields import Fields, read_json_object
 from .rope_config import RopeConfig, read_rope, rope_context

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch.nn.functional import embedding, linear
-
 from millrace_kernels import rms_norm, rms_norm_residual, rotary, silu_mul
+from torch.nn.functional import embedding, linear
 
 from .attention import PagedAttention
 from .batch import ForwardBatch

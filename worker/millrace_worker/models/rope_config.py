@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from millrace_worker.errors import ModelError
+
 from .fields import Fields
 
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
