@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import CONFIGS, make_model
 from transformers import PreTrainedModel
+
+from tiny_models import CONFIGS, make_model
 
 
 @pytest.fixture(autouse=True, scope="session")

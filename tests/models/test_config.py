@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import PretrainedConfig
+
 from millrace_worker.errors import ModelError
 from millrace_worker.models.config import ModelConfig, load_config, parse_config
 from tiny_models import CONFIGS
-from transformers import PretrainedConfig
 
 BASE: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from millrace_worker.models import Decoder, ForwardBatch, load_model
 from transformers import PreTrainedModel
+
+from millrace_worker.models import Decoder, ForwardBatch, load_model
+from tiny_models import make_model
 
 BLOCK_SIZE = 16
 NUM_BLOCKS = 32
@@ -21,7 +23,9 @@ class PagedRun:
     def __init__(self, decoder: Decoder):
         self.decoder = decoder
         # Nothing may read a slot that was not written.
-        self.cache = torch.full(decoder.config.kv_cache_shape(NUM_BLOCKS, BLOCK_SIZE), float("nan"))
+        config = decoder.config
+        shape = (NUM_BLOCKS, config.num_layers, 2, config.num_kv_heads, BLOCK_SIZE, config.head_dim)
+        self.cache = torch.full(shape, float("nan"))
         self._free = torch.randperm(NUM_BLOCKS, generator=torch.Generator().manual_seed(3)).tolist()
         self._blocks: dict[str, list[int]] = {}
         self._length: dict[str, int] = {}
@@ -138,3 +142,12 @@ def test_padding_of_the_decode_part_changes_nothing(saved: tuple[Path, PreTraine
     torch.testing.assert_close(run.decoder.forward(batch, run.cache), expected(saved, ids)[19:], **TOLERANCE)
     before[blocks[1], :, :, :, 3] = run.cache[blocks[1], :, :, :, 3]
     torch.testing.assert_close(run.cache, before, rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_window_is_exact_up_to_the_capped_context(tmp_path: Path) -> None:
+    model = make_model("mistral-window")
+    model.save_pretrained(tmp_path)
+    decoder, config = load_model(tmp_path)
+    assert config.max_context == 80
+    ids = random_ids(80, seed=8)
+    torch.testing.assert_close(PagedRun(decoder).step([("a", ids)]), expected((tmp_path, model), ids), **TOLERANCE)

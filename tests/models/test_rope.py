@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from millrace_worker.models.config import parse_config
-from millrace_worker.models.rope import cos_sin_table, inverse_frequencies
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from millrace_worker.models.config import parse_config
+from millrace_worker.models.rope import cos_sin_table, inverse_frequencies
 
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 

@@ -39,7 +39,7 @@ LLAMA3 = {
 }
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 128}
 
-#: Name -> configuration. Between them: every family, head_dim apart from hidden_size / heads, biases, both kinds of head.
+#: By name. Between them: every family, biases, both kinds of head, and a head_dim apart from hidden_size / heads.
 CONFIGS: dict[str, PretrainedConfig] = {
     "llama3-untied": LlamaConfig(**SHAPE, rope_parameters=LLAMA3, tie_word_embeddings=False),
     "llama3-tied": LlamaConfig(**SHAPE, rope_parameters=LLAMA3, tie_word_embeddings=True),

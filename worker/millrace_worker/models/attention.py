@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+
 from millrace_kernels import paged_decode, paged_prefill, store_kv
 
 from .batch import ForwardBatch

@@ -57,10 +57,6 @@ class ModelConfig:
     #: None where no layer has one.
     sliding_window: int | None
 
-    def kv_cache_shape(self, num_blocks: int, block_size: int) -> tuple[int, int, int, int, int, int]:
-        """Shape of the whole model's KV cache: blocks, layers, key and value, KV heads, slots, head_dim."""
-        return (num_blocks, self.num_layers, 2, self.num_kv_heads, block_size, self.head_dim)
-
 
 def load_config(path: str | Path) -> ModelConfig:
     """The configuration in the directory `path`.

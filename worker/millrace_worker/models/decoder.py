@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from millrace_kernels import rms_norm, rms_norm_residual, rotary, silu_mul
 from torch.nn.functional import embedding, linear
+
+from millrace_kernels import rms_norm, rms_norm_residual, rotary, silu_mul
 
 from .attention import PagedAttention
 from .batch import ForwardBatch
@@ -80,8 +81,8 @@ class Decoder:
     def forward(self, batch: ForwardBatch, kv_cache: torch.Tensor) -> torch.Tensor:
         """Logits [R, vocab_size] of `batch.logits_rows`, after storing the batch's keys and values in `kv_cache`.
 
-        `kv_cache` is of config.kv_cache_shape and of the model's dtype and device. Positions must lie below
-        config.max_context; nobody checks that here, because it would wait for the device.
+        `kv_cache` is [num_blocks, num_layers, 2, num_kv_heads, block_size, head_dim], of the model's dtype and device.
+        Positions must lie below config.max_context; nobody checks that here, because it would wait for the device.
         """
         attention = PagedAttention(batch, self.config.head_dim)
         eps, last = self.config.rms_norm_eps, self.config.num_layers - 1

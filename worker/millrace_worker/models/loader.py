@@ -16,21 +16,23 @@ from .weights import Slot, shapes, slots
 #: Standard deviation of dummy weights: that of a fresh Llama, so that activations stay of ordinary size.
 DUMMY_STD = 0.02
 
+_DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPES}
+
 
 def load_model(
     path: str | Path,
     *,
-    dtype: str = "auto",
+    dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     load_format: str = "auto",
     seed: int = 0,
 ) -> tuple[Decoder, ModelConfig]:
     """The model in the directory `path`, its weights on `device`, and its configuration.
 
-    `dtype` is "auto" (the checkpoint's; a float32 one runs in bfloat16 on a GPU, as in vLLM), "float32", "bfloat16" or
-    "float16". `load_format` "dummy" needs config.json alone: weights are drawn on the device from `seed`. Takes the
-    memory of the weights, of the rotary table and of one stored tensor. Raises ModelError before any weight is read
-    when the directory is not a whole model that we run.
+    `dtype` None is the checkpoint's; a float32 one then runs in bfloat16 on a GPU, as in vLLM. `load_format` "dummy"
+    needs config.json alone: weights are drawn on the device from `seed`. Takes the memory of the weights, of the
+    rotary table and of one stored tensor. Raises ModelError before any weight is read when the directory is not a
+    whole model that we run.
     """
     device = torch.device(device)
     config = load_config(path)
@@ -49,12 +51,11 @@ def load_model(
     return Decoder(config, weights), config
 
 
-def _resolve_dtype(name: str, config: ModelConfig, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        name = "bfloat16" if config.dtype == "float32" and device.type == "cuda" else config.dtype
-    if name not in DTYPES:
-        raise ModelError(f"dtype is {name!r}; it must be 'auto' or one of {', '.join(DTYPES)}")
-    dtype: torch.dtype = getattr(torch, name)
+def _resolve_dtype(dtype: torch.dtype | None, config: ModelConfig, device: torch.device) -> torch.dtype:
+    if dtype is None:
+        dtype = _DTYPES["bfloat16" if config.dtype == "float32" and device.type == "cuda" else config.dtype]
+    if dtype not in _DTYPES.values():
+        raise ModelError(f"weights cannot run in {dtype}; the dtype must be one of {', '.join(DTYPES)}")
     return dtype
 
 
