@@ -10,9 +10,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from millrace_worker.errors import ModelError
+from millrace_worker.fields import read_json_object
 
 from .families import KNOWN_BUFFERS
-from .fields import read_json_object
 from .weights import Slot
 
 SINGLE = "model.safetensors"

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from millrace_worker.errors import ModelError
+from millrace_worker.fields import Fields, read_json_object
 
 from .families import FAMILIES, FAMILIES_BY_TYPE, Family
-from .fields import Fields, read_json_object
 from .rope_config import RopeConfig, read_rope, rope_context
 
 #: Dtypes that weights may be stored in and run in.
@@ -108,7 +108,7 @@ def parse_config(raw: Mapping[str, Any], where: str = "config.json") -> ModelCon
         mlp_bias=family.mlp_bias and fields.flag("mlp_bias", False),
         qk_norm=family.qk_norm,
         dtype=_dtype(fields),
-        eos_token_ids=_eos_token_ids(fields),
+        eos_token_ids=fields.token_ids("eos_token_id"),
         sliding_window=window,
     )
 
@@ -162,11 +162,3 @@ def _dtype(fields: Fields) -> str:
     if value not in DTYPES:
         raise fields.error(name, f"must be one of {', '.join(DTYPES)}")
     return str(value)
-
-
-def _eos_token_ids(fields: Fields) -> tuple[int, ...]:
-    value = fields.raw("eos_token_id")
-    ids = () if value is None else tuple(value) if isinstance(value, list) else (value,)
-    if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
-        raise fields.error("eos_token_id", "must be a token id or a list of them")
-    return ids

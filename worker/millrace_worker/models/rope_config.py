@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from millrace_worker.errors import ModelError
-
-from .fields import Fields
+from millrace_worker.fields import Fields
 
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 #: transformers' default of every family here.

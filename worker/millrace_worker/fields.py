@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from millrace_worker.errors import ModelError
+from .errors import ModelError
 
 
 def read_json_object(file: Path) -> dict[str, Any]:
@@ -70,6 +70,14 @@ class Fields:
         if not isinstance(value, bool):
             raise self.error(name, "must be true or false")
         return value
+
+    def token_ids(self, name: str) -> tuple[int, ...]:
+        """A token id or a list of them; empty when absent."""
+        value = self._values.get(name)
+        ids = () if value is None else tuple(value) if isinstance(value, list) else (value,)
+        if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
+            raise self.error(name, "must be a token id or a list of them")
+        return ids
 
     def error(self, name: str, what: str) -> ModelError:
         return ModelError(f"{self._where}: {name} {what}, not {self._values.get(name)!r}")
