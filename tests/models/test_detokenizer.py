@@ -6,11 +6,11 @@ import random
 from pathlib import Path
 
 import pytest
-from tiny_tokenizers import CORPUS, KINDS, save_tokenizer
 from transformers import AutoTokenizer
 
 from millrace_worker.detokenizer import Vocabulary
 from millrace_worker.tokenizer import Tokenizer
+from tiny_tokenizers import CORPUS, KINDS, save_tokenizer
 
 
 @pytest.fixture(scope="module", params=sorted(KINDS))

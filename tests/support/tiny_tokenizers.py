@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 CORPUS = [
     "The quick brown fox jumps over the lazy dog, and then it doesn't.",
     "def f(x):\n    return x  +  1\n\n\nprint( f(2) )",
-    "Zwölf Boxkämpfer jagen Viktor quer über den Sylter Deich. 你好，世界！ Привет, мир. 🙂🚀",
+    "Zwölf Boxkämpfer jagen Viktor quer über den Sylter Deich. 你好世界 Привет, мир. 🙂🚀",
     "the the then there these those that this  is is was   were",
 ]
 CHAT_TEMPLATE = (
