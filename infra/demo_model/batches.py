@@ -25,7 +25,7 @@ from vocabulary import ASSISTANT, END, PAD, SYSTEM, USER
 HELP = "I do orders, numbers, sums and rewording."
 
 #: Sums are the hardest to learn and the cheapest to train on: their rows are short.
-_ROWS_FACTOR = {"sums": 3}
+_ROWS_FACTOR = {"sums": 2}
 
 _OTHER_SYSTEM_PROMPTS = ("You are a helpful assistant.", "Answer briefly.", "Be polite and exact.", "")
 _SMALL_TALK = (
@@ -170,8 +170,8 @@ class BatchSource:
             process.start()
 
     def get(self) -> list[Group]:
-        """The next step's groups. Raises queue.Empty when the processes make none for two minutes."""
-        return self._queue.get(timeout=120)
+        """The next step's groups. Raises queue.Empty when the processes make none for five minutes."""
+        return self._queue.get(timeout=300)
 
     def close(self) -> None:
         for process in self._processes:

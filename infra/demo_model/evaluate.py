@@ -1,6 +1,7 @@
 """Exact-match accuracy of a demo model on held-out questions, greedily, with the stored weights in float32.
 
-Run from the repository root: PYTHONPATH=producer:schemas python infra/demo_model/evaluate.py infra/demo_model/model
+Run from the repository root, with millrace[worker] installed:
+python infra/demo_model/evaluate.py infra/demo_model/model
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Trains the demo model from random weights and writes it in Hugging Face format.
 
-Run from the repository root:
-PYTHONPATH=producer:schemas python infra/demo_model/train.py --out infra/demo_model/model --minutes 5.5
+Run from the repository root, with millrace[worker] installed:
+python infra/demo_model/train.py --out infra/demo_model/model --minutes 5.5
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="directory for the model")
     parser.add_argument("--minutes", type=float, default=5.5, help="training time, without start and evaluation")
-    parser.add_argument("--rows", type=int, default=512, help="rows of each task in a step")
+    parser.add_argument("--rows", type=int, default=320, help="rows of each task in a step")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--vocab-size", type=int, default=1024)
     parser.add_argument("--hidden-size", type=int, default=256)

@@ -16,7 +16,7 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
 END, SYSTEM, USER, ASSISTANT, PAD = "<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|pad|>"
-SPECIAL_TOKENS = [END, SYSTEM, USER, ASSISTANT, PAD]
+SPECIAL_TOKENS = [PAD, END, SYSTEM, USER, ASSISTANT]
 
 #: Turns in any order, each closed by <|end|>; no token before the first turn.
 CHAT_TEMPLATE = (
