@@ -11,11 +11,13 @@ import json
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from batches import BatchSource, Group, prompt_ids
 from decoder import Decoder, LayerPrefix, Shape
 from evaluate import evaluate
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -32,10 +34,17 @@ def learning_rate_scale(progress: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - _WARM_UP) / (1 - _WARM_UP))))
 
 
+def to_device(array: NDArray[Any], device: str) -> Tensor:
+    """The array as a tensor on the device, without waiting for the work that is queued there."""
+    tensor = torch.from_numpy(array)
+    # A copy from memory that is not pinned would wait.
+    return tensor.pin_memory().to(device, non_blocking=True) if device == "cuda" else tensor.to(device)
+
+
 def group_loss(model: Decoder, group: Group, prefixes: dict[str, list[LayerPrefix]], device: str) -> Tensor:
     """Mean loss of the tokens that the model must write."""
-    ids = torch.from_numpy(group.ids.astype("int64")).to(device, non_blocking=True)
-    is_answer = torch.from_numpy(group.is_answer).to(device, non_blocking=True)
+    ids = to_device(group.ids.astype("int64"), device)
+    is_answer = to_device(group.is_answer, device)
     logits = model(ids[:, :-1], prefixes[group.prefix] if group.prefix else None)
     targets = ids[:, 1:].masked_fill(~is_answer[:, 1:], -100)
     return cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100)
