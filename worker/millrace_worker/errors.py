@@ -1,10 +1,10 @@
 """Exceptions of the worker process.
 
-    MillraceError (millrace_schemas)
-    └── WorkerError
-        ├── ConfigError        a flag or environment variable cannot be used
-        ├── ModelError         the model directory is missing, incomplete or of a shape that we do not run
-        └── EngineDied         the engine process ended or hung; `exit_code` where it has one
+MillraceError (millrace_schemas)
+└── WorkerError
+    ├── ConfigError        a flag or environment variable cannot be used
+    ├── ModelError         the model directory is missing, incomplete or of a shape that we do not run
+    └── EngineDied         the engine process ended or hung; `exit_code` where it has one
 """
 
 from __future__ import annotations
