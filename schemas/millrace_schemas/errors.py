@@ -1,17 +1,17 @@
 """Error codes that travel with a result, and the exceptions that both halves of Millrace raise.
 
-    MillraceError
-    ├── InvalidRequest        the caller asked for something that no worker could run (also a ValueError)
-    ├── DecodeError           bytes from Redis or S3 are not what this build can read (also a ValueError)
-    ├── IllegalTransition     a job was asked to make a move that `states.TRANSITIONS` does not have
-    ├── QueueUnavailable      Redis cannot be reached, refuses us, or is too old
-    ├── UnknownModel          no worker has registered the model
-    ├── JobNotFound           no such job, or its time to live is over
-    ├── ResultTimeout         the result did not come in time; the job goes on (also a TimeoutError)
-    └── JobError              the job ended without an answer; `.error` is what the worker wrote
-        ├── JobFailed
-        ├── JobCancelled
-        └── JobExpired
+MillraceError
+├── InvalidRequest        the caller asked for something that no worker could run (also a ValueError)
+├── DecodeError           bytes from Redis or S3 are not what this build can read (also a ValueError)
+├── IllegalTransition     a job was asked to make a move that `states.TRANSITIONS` does not have
+├── QueueUnavailable      Redis cannot be reached, refuses us, or is too old
+├── UnknownModel          no worker has registered the model
+├── JobNotFound           no such job, or its time to live is over
+├── ResultTimeout         the result did not come in time; the job goes on (also a TimeoutError)
+└── JobError              the job ended without an answer; `.error` is what the worker wrote
+    ├── JobFailed
+    ├── JobCancelled
+    └── JobExpired
 """
 
 from __future__ import annotations

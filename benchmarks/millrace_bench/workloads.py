@@ -1,0 +1,91 @@
+"""Fixed workloads of token ids: prompt and answer length of every request, from a seed, so any engine can run the same.
+
+`python` random draws, in a fixed order: a changed order is another workload. Figures measured on these workloads are
+comparable only while this file gives the same ids.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+#: Ids below this are left out: small ids are special tokens in many vocabularies.
+FIRST_ID = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    prompt: list[int]
+    max_tokens: int
+
+
+class _Draw:
+    def __init__(self, vocab_size: int, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.vocab_size = vocab_size
+
+    def ids(self, count: int) -> list[int]:
+        return [self.random.randrange(FIRST_ID, self.vocab_size) for _ in range(count)]
+
+    def log_normal(self, mu: float, sigma: float, low: int, high: int) -> int:
+        return max(low, min(high, int(self.random.lognormvariate(mu, sigma))))
+
+
+def nano(vocab_size: int) -> list[Job]:
+    """256 requests, prompt and answer both uniform in 100..1024 (the shape of nano-vllm's benchmark)."""
+    draw = _Draw(vocab_size, 0)
+    return [Job(draw.ids(draw.random.randint(100, 1024)), draw.random.randint(100, 1024)) for _ in range(256)]
+
+
+def chat(vocab_size: int) -> list[Job]:
+    """1,000 requests with log-normal lengths like ShareGPT's: prompts of about 220 tokens, answers of about 200."""
+    draw = _Draw(vocab_size, 1)
+    return [Job(draw.ids(draw.log_normal(4.8, 1.1, 4, 2048)), draw.log_normal(4.9, 0.9, 4, 1024)) for _ in range(1000)]
+
+
+def shared2k(vocab_size: int) -> list[Job]:
+    """1,024 requests behind one system prompt of 2,048 tokens: 64 tokens of their own, answers of 128."""
+    draw = _Draw(vocab_size, 2)
+    system = draw.ids(2048)
+    return [Job(system + draw.ids(64), 128) for _ in range(1024)]
+
+
+def fixed(vocab_size: int, count: int, prompt: int, answer: int, seed: int) -> list[Job]:
+    """`count` requests of one length."""
+    draw = _Draw(vocab_size, seed)
+    return [Job(draw.ids(prompt), answer) for _ in range(count)]
+
+
+WORKLOADS: dict[str, Callable[[int], list[Job]]] = {
+    "nano": nano,
+    "chat": chat,
+    "shared2k": shared2k,
+    "prefill2k": lambda vocab_size: fixed(vocab_size, 128, 2048, 1, 3),
+    "decode1": lambda vocab_size: fixed(vocab_size, 1, 1024, 256, 10),
+    "decode32": lambda vocab_size: fixed(vocab_size, 32, 1024, 256, 11),
+    "decode128": lambda vocab_size: fixed(vocab_size, 128, 1024, 256, 12),
+    "decode256": lambda vocab_size: fixed(vocab_size, 256, 1024, 256, 13),
+}
+
+
+def load(name: str, vocab_size: int) -> list[Job]:
+    """The workload called `name`, or the one in a JSONL file with {"prompt_token_ids", "max_tokens"} a line.
+
+    Raises ValueError that names the line or lists the workloads.
+    """
+    if name in WORKLOADS:
+        return WORKLOADS[name](vocab_size)
+    path = Path(name)
+    if not path.is_file():
+        raise ValueError(f"no workload and no file is called {name!r}; there are {', '.join(WORKLOADS)}")
+    jobs = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            entry = json.loads(line)
+            jobs.append(Job([int(t) for t in entry["prompt_token_ids"]], int(entry["max_tokens"])))
+        except (ValueError, KeyError, TypeError) as e:
+            raise ValueError(f"{path}:{number}: a line is {{prompt_token_ids, max_tokens}}: {e!r}") from e
+    return jobs

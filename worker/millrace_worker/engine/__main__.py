@@ -1,0 +1,58 @@
+"""The engine process: `python -m millrace_worker.engine --fd N`, started by the front with one end of a socketpair."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import socket
+import sys
+
+import msgspec
+import structlog
+import torch
+
+from millrace_worker.config import EngineConfig
+from millrace_worker.errors import ModelError
+from millrace_worker.frames import StartFailed, pack
+
+from .engine import Engine
+from .link import FrontLink
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m millrace_worker.engine")
+    parser.add_argument("--fd", type=int, required=True, help="inherited socket to the front")
+    link = FrontLink(socket.socket(fileno=parser.parse_args().fd))
+    # Ctrl-C reaches the whole process group; the front drains and then tells us.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    body = link.receive_body()
+    if body is None:
+        return 0
+    try:
+        engine = Engine(msgspec.msgpack.decode(body, type=EngineConfig))
+    except (ModelError, torch.cuda.OutOfMemoryError) as e:
+        link.send(pack(StartFailed(str(e).splitlines()[0])))
+        return 1
+    link.send(pack(engine.ready))
+    serve(engine, link)
+    return 0
+
+
+def serve(engine: Engine, link: FrontLink) -> None:
+    """Steps while there is work; waits on the socket while there is none; ends with the front."""
+    while True:
+        for frame in link.receive(wait=not engine.has_work):
+            if frame is None or frame.shutdown:
+                return
+            for seq_id in frame.abort:
+                engine.abort(seq_id)
+            for new in frame.add:
+                engine.add(new)
+        if engine.has_work:
+            link.send(pack(engine.step()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,194 @@
+"""The engine: step = schedule, run, complete."""
+
+from __future__ import annotations
+
+import gc
+
+import structlog
+import torch
+
+from millrace_schemas import ErrorCode
+from millrace_worker.config import EngineConfig
+from millrace_worker.errors import ModelError
+from millrace_worker.frames import AddSequence, Ready, Refusal, StepOutput
+from millrace_worker.model_path import resolve_model
+from millrace_worker.models import load_model
+from millrace_worker.models.batch import ForwardBatch
+from millrace_worker.models.config import ModelConfig
+from millrace_worker.models.decoder import Decoder
+
+from . import kv_cache
+from .block_pool import BlockPool
+from .runner import ModelRunner
+from .scheduler import Scheduler
+from .sequence import Sequence
+
+log = structlog.get_logger()
+
+
+class Engine:
+    """A model, its KV cache and the sequences in them. Single-threaded; `step` until `has_work` is false."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        """Loads the model and takes the memory.
+
+        Raises ModelError, in words for the operator, when the model or the memory cannot be had.
+        """
+        self.device = _device(config.device)
+        model, model_config = load_model(
+            resolve_model(config.model),
+            # Half precision is slower than float32 on most CPUs, and the models served there are small.
+            dtype="float32" if config.dtype == "auto" and self.device.type == "cpu" else config.dtype,
+            device=self.device,
+            load_format=config.load_format,
+            seed=config.seed,
+        )
+        self.model_config = model_config
+        cache, max_model_len = _make_cache(config, model, model_config, self.device)
+        self.ready = Ready(
+            device=_device_name(self.device),
+            max_model_len=max_model_len,
+            max_num_seqs=config.max_num_seqs,
+            block_size=config.block_size,
+            num_blocks=cache.shape[0],
+            vocab_size=model_config.vocab_size,
+        )
+        self.scheduler = Scheduler(
+            BlockPool(cache.shape[0]),
+            block_size=config.block_size,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            enable_prefix_caching=config.enable_prefix_caching,
+        )
+        self.runner = ModelRunner(model, cache, max_num_seqs=config.max_num_seqs, max_model_len=max_model_len)
+        self._steps = 0
+        self._refused: list[Refusal] = []
+        self._finished: list[tuple[int, str]] = []
+        log.info(
+            "engine ready", model=config.model, dtype=str(cache.dtype).removeprefix("torch."), **_sizes(self.ready)
+        )
+
+    @property
+    def has_work(self) -> bool:
+        return self.scheduler.has_work or bool(self._refused) or bool(self._finished)
+
+    def add(self, new: AddSequence) -> None:
+        """Takes a sequence in; one that can never run is refused in the next StepOutput."""
+        refusal = self._refusal(new)
+        if refusal is not None:
+            self._refused.append(refusal)
+            return
+        seq = Sequence(new.seq_id, new.prompt, new.generated, new.params, new.priority)
+        reason = Scheduler.finish_reason(seq)
+        if reason is not None:  # resumed after its last token, before its result was written
+            self._finished.append((seq.seq_id, reason))
+            return
+        self.scheduler.add(seq)
+
+    def abort(self, seq_id: int) -> None:
+        self.scheduler.abort(seq_id)
+
+    def step(self) -> StepOutput:
+        """Runs one forward pass, if anything can run, and reports what came of it."""
+        step = self.scheduler.schedule()
+        started, self.scheduler.started = self.scheduler.started, []
+        tokens: list[tuple[int, list[int]]] = []
+        finished, self._finished = self._finished, []
+        load = self.scheduler.load(step)
+        if step is not None:
+            sampled = self.runner.run(step)
+            completion = self.scheduler.complete(step, sampled)
+            tokens = completion.tokens
+            finished += completion.finished
+        refused, self._refused = self._refused, []
+        self._steps += 1
+        return StepOutput(self._steps, tokens, finished, refused, started, load)
+
+    def reset_prefix_cache(self) -> None:
+        """Forgets all cached blocks that no sequence holds. For benchmarks."""
+        self.scheduler.pool.forget_all()
+
+    def _refusal(self, new: AddSequence) -> Refusal | None:
+        limit, prompt, answer = self.ready.max_model_len, len(new.prompt), new.params.max_tokens
+        if prompt + answer > limit:
+            return Refusal(
+                new.seq_id,
+                ErrorCode.CONTEXT_LENGTH_EXCEEDED,
+                f"the prompt has {prompt} tokens and the answer may have {answer}, together more than the "
+                f"{limit} that this model serves",
+            )
+        if not new.prompt:
+            return Refusal(new.seq_id, ErrorCode.INVALID_REQUEST, "the prompt has no tokens")
+        worst = max(max(new.prompt), max(new.params.stop_token_ids, default=0))
+        if worst >= self.model_config.vocab_size:
+            return Refusal(
+                new.seq_id,
+                ErrorCode.INVALID_REQUEST,
+                f"token id {worst} is not in the model's vocabulary of {self.model_config.vocab_size}",
+            )
+        return None
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as e:
+        raise ModelError(f"device={name!r}: {str(e).splitlines()[0]}") from e
+    if device.type not in ("cpu", "cuda"):
+        raise ModelError(f"device={name!r}: Millrace runs on cuda and cpu")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ModelError(f"device={name!r}: torch {torch.__version__} sees no CUDA device")
+    return device
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def _sizes(ready: Ready) -> dict[str, int | str]:
+    return {name: getattr(ready, name) for name in ("device", "max_model_len", "block_size", "num_blocks")}
+
+
+def _make_cache(
+    config: EngineConfig, model: Decoder, model_config: ModelConfig, device: torch.device
+) -> tuple[torch.Tensor, int]:
+    """The KV cache, sized by what a step at the token budget leaves, and the longest sequence that it serves."""
+    dtype = model.dtype
+    bytes_per_block = kv_cache.block_bytes(model_config, config.block_size, dtype)
+    peak = _profile(config, model, model_config, device) if device.type == "cuda" else 0
+    budget = kv_cache.cache_budget(config, device, peak)
+    num_blocks, max_model_len = kv_cache.settle_sizes(config, model_config, budget, bytes_per_block)
+    return kv_cache.allocate(num_blocks, model_config, config.block_size, dtype, device), max_model_len
+
+
+@torch.inference_mode()
+def _profile(config: EngineConfig, model: Decoder, model_config: ModelConfig, device: torch.device) -> int:
+    """Peak bytes of torch's allocator in a step at the token budget, weights included."""
+    length = min(config.max_num_batched_tokens, model_config.max_context)
+    count = max(1, config.max_num_batched_tokens // length)
+    tokens = length * count
+    width = -(-length // config.block_size)
+    scratch = kv_cache.allocate(1, model_config, config.block_size, model.dtype, device).zero_()
+    ints = {"dtype": torch.int64, "device": device}
+    batch = ForwardBatch(
+        input_ids=torch.zeros(tokens, **ints),
+        positions=torch.arange(length, **ints).repeat(count),
+        slot_mapping=torch.full((tokens,), -1, **ints),
+        num_decodes=0,
+        block_tables=torch.zeros((count, width), dtype=torch.int32, device=device),
+        context_lens=torch.full((count,), length, dtype=torch.int32, device=device),
+        cu_seqlens_q=torch.arange(0, tokens + 1, length, dtype=torch.int32, device=device),
+        max_query_len=length,
+        logits_rows=torch.arange(min(config.max_num_seqs, tokens), **ints),
+    )
+    torch.cuda.reset_peak_memory_stats(device)
+    logits = model.forward(batch, scratch)
+    logits.float()  # what sampling may need on top
+    torch.cuda.synchronize(device)
+    peak = torch.cuda.max_memory_allocated(device)
+    del logits, batch, scratch
+    gc.collect()
+    torch.cuda.empty_cache()
+    return peak

@@ -1,0 +1,78 @@
+"""The engine's end of the socketpair: blocking writes, reads that wait only when there is nothing to compute."""
+
+from __future__ import annotations
+
+import select
+import socket
+import struct
+from collections.abc import Iterator
+
+from millrace_worker.frames import MAX_FRAME_BYTES, ToEngine, unpack_to_engine
+
+_LENGTH = struct.Struct("<I")
+_CHUNK = 1 << 20
+
+
+class FrontLink:
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._socket.setblocking(True)
+        self._buffer = bytearray()
+        self._closed = False
+
+    def send(self, data: bytes) -> None:
+        """Writes a frame; a front that is gone is noticed by the next receive."""
+        try:
+            self._socket.sendall(data)
+        except (BrokenPipeError, ConnectionResetError):
+            self._closed = True
+
+    def receive_body(self) -> bytes | None:
+        """The next frame's body, waiting for it; None at the end of the stream."""
+        while True:
+            body = self._next_body()
+            if body is not None:
+                return body
+            if self._closed:
+                return None
+            self._fill()
+
+    def receive(self, *, wait: bool) -> Iterator[ToEngine | None]:
+        """All frames that have arrived, then None if the front is gone.
+
+        With `wait`, blocks until there is at least one of either.
+        """
+        found = False
+        while True:
+            body = self._next_body()
+            if body is not None:
+                found = True
+                yield unpack_to_engine(body)
+            elif self._closed:
+                yield None
+                return
+            elif (wait and not found) or select.select([self._socket], [], [], 0)[0]:
+                self._fill()
+            else:
+                return
+
+    def _fill(self) -> None:
+        try:
+            data = self._socket.recv(_CHUNK)
+        except ConnectionResetError:
+            data = b""
+        self._closed = not data
+        self._buffer += data
+
+    def _next_body(self) -> bytes | None:
+        if len(self._buffer) < _LENGTH.size:
+            return None
+        (length,) = _LENGTH.unpack_from(self._buffer)
+        if length > MAX_FRAME_BYTES:
+            raise ValueError(f"a frame of {length} bytes is over the limit of {MAX_FRAME_BYTES}")
+        end = _LENGTH.size + length
+        if len(self._buffer) < end:
+            return None
+        body = bytes(self._buffer[_LENGTH.size : end])
+        del self._buffer[:end]
+        return body

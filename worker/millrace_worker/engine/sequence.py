@@ -1,0 +1,71 @@
+"""A sequence: its tokens, how many of them have KV, and the blocks that hold it."""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+
+from millrace_worker.frames import SequenceParams
+
+
+class SequenceState(Enum):
+    #: Holds no blocks; to be scheduled (again).
+    WAITING = auto()
+    #: Holds a row and blocks.
+    RUNNING = auto()
+    FINISHED = auto()
+
+
+class Sequence:
+    """One answer being made.
+
+    There is no prefill or decode: `num_computed` tokens have their KV in the cache and chase `num_tokens`. A fresh
+    prompt, a prefix hit, a preempted sequence and one resumed after a crash differ only in these two numbers.
+    """
+
+    __slots__ = (
+        "block_hashes",
+        "block_table",
+        "num_cached",
+        "num_computed",
+        "num_prompt",
+        "order",
+        "params",
+        "priority",
+        "row",
+        "seq_id",
+        "state",
+        "tokens",
+    )
+
+    def __init__(
+        self, seq_id: int, prompt: list[int], generated: list[int], params: SequenceParams, priority: int = 0
+    ) -> None:
+        self.seq_id = seq_id
+        self.tokens = [*prompt, *generated]
+        self.num_prompt = len(prompt)
+        self.params = params
+        #: Lower runs first.
+        self.priority = priority
+        #: Position in the order of first admission; the youngest of the lowest priority is preempted first.
+        self.order = 0
+        self.state = SequenceState.WAITING
+        self.num_computed = 0
+        #: Prompt tokens that the prefix cache held when the sequence was first scheduled.
+        self.num_cached: int | None = None
+        self.block_table: list[int] = []
+        #: Chain hashes of the full blocks of `tokens`, as far as they were needed.
+        self.block_hashes: list[bytes] = []
+        #: Stable index into the runner's tables while RUNNING, else -1.
+        self.row = -1
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def num_generated(self) -> int:
+        return len(self.tokens) - self.num_prompt
+
+    @property
+    def num_uncomputed(self) -> int:
+        return len(self.tokens) - self.num_computed

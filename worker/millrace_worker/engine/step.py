@@ -1,0 +1,29 @@
+"""The values that cross from the scheduler to the runner and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduled:
+    """`count` tokens of `seq` from position `start` on get their KV in this step.
+
+    When they reach the sequence's last token, the step also samples the next one.
+    """
+
+    seq: Sequence
+    start: int
+    count: int
+    samples: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One forward pass: one-token rows first, as the attention kernels want them."""
+
+    scheduled: tuple[Scheduled, ...]
+    num_decodes: int
+    num_tokens: int
