@@ -34,7 +34,10 @@ class Tokenizer(Protocol):
 
 
 class StopChecker(Protocol):
-    """What the front asks of millrace_worker.stop.StopChecker: searches stop strings in pushed text; text that may be the start of one is held back."""
+    """What the front asks of millrace_worker.stop.StopChecker.
+
+    It searches stop strings in pushed text; text that may be the start of one is held back.
+    """
 
     @property
     def matched(self) -> str | None: ...

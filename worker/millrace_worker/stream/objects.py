@@ -44,7 +44,7 @@ class ObjectStore:
         for tried in range(1, _TRIES + 1):
             try:
                 await asyncio.to_thread(self._put, bucket, key, body)
-            except Exception as e:  # noqa: BLE001  botocore's errors share no usable base, and boto3 may be missing
+            except Exception as e:  # botocore's errors share no usable base
                 log.warning("object store refused a result", job=result.id, tried=tried, error=str(e))
                 if tried == _TRIES or isinstance(e, ImportError):
                     raise StoreFailed(f"cannot store the result at s3://{bucket}/{key}: {e}") from e
