@@ -1,0 +1,90 @@
+"""Takes over entries whose owner's heartbeat stopped, and entries that a draining worker handed over."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import redis.asyncio
+
+from millrace_schemas import GROUP, Lane, QueueKeys
+
+from .consumer import Entries, JobConsumer
+from .lease import HANDOVER_LEAST_IDLE, LeasedJob, LeaseTable
+from .scripts import CLAIM, Call, run
+
+
+class Reclaimer:
+    """Looks at the pending entries every quarter of a lease, a piece at a time with a kept cursor.
+
+    Idle time is wall-clock time, so after an outage of Redis every running job looks abandoned: for one lease after it
+    only handed-over entries are taken, while the owners renew theirs.
+    """
+
+    def __init__(
+        self, client: redis.asyncio.Redis, keys: QueueKeys, consumer: JobConsumer, leases: LeaseTable, lease: float
+    ):
+        self._client = client
+        self._keys = keys
+        self._consumer = consumer
+        self._leases = leases
+        self._lease = lease
+        self._cursors = dict.fromkeys(Lane, "0-0")
+        self._next = 0.0
+        self._quiet_until = 0.0
+        self._handover = True
+
+    def after_outage(self, remaining: float | None = None) -> None:
+        """Redis was away: leaves other workers' leases alone for `remaining` seconds (one lease)."""
+        self._quiet_until = time.monotonic() + (self._lease if remaining is None else remaining)
+
+    def hand_over_seen(self) -> None:
+        """A worker says that it has handed jobs over: look at once."""
+        self._handover = True
+
+    @property
+    def due(self) -> bool:
+        return self._handover or time.monotonic() >= self._next
+
+    async def claim(self, count: int) -> list[LeasedJob]:
+        """At most `count` jobs taken over, leased. Raises redis.RedisError and OSError."""
+        now = time.monotonic()
+        jobs: list[LeasedJob] = []
+        if self._handover:
+            jobs += await self._sweep(count, HANDOVER_LEAST_IDLE)
+            self._handover = len(jobs) == count
+        if now >= self._next and now >= self._quiet_until:
+            jobs += await self._step(count - len(jobs))
+        if now >= self._next:
+            self._next = now + self._lease / 4 * random.uniform(0.75, 1.25)
+        return jobs
+
+    async def _sweep(self, count: int, idle_ms: int) -> list[LeasedJob]:
+        """Walks the whole of both lanes' pending entries."""
+        jobs: list[LeasedJob] = []
+        for lane in Lane:
+            cursor = "0-0"
+            while len(jobs) < count:
+                cursor, found = await self._claim(lane, cursor, idle_ms, count - len(jobs))
+                jobs += found
+                if cursor == "0-0":
+                    break
+        return jobs
+
+    async def _step(self, count: int) -> list[LeasedJob]:
+        """One piece of each lane, from where the last one ended."""
+        jobs: list[LeasedJob] = []
+        for lane in Lane:
+            if len(jobs) < count:
+                idle = int(self._lease * 1000)
+                self._cursors[lane], found = await self._claim(lane, self._cursors[lane], idle, count - len(jobs))
+                jobs += found
+        return jobs
+
+    async def _claim(self, lane: Lane, cursor: str, idle_ms: int, count: int) -> tuple[str, list[LeasedJob]]:
+        args = (GROUP, self._consumer.name, idle_ms, cursor, count)
+        after, ids = await run(self._client, Call(CLAIM, (self._keys.lanes[lane],), args))
+        mine = self._leases.entries()
+        # Ours, while our heartbeat was late: the claim renewed it, and it runs already.
+        others = tuple(i for i in (entry.decode() for entry in ids) if (lane, i) not in mine)
+        return after.decode(), await self._consumer.lease(Entries(lane, others))
