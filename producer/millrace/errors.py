@@ -24,7 +24,11 @@ class ClientClosed(MillraceError):
 
 
 class WorkerDied(MillraceError):
-    """The message ends with the worker's last log lines."""
+    """`log` holds the worker's last lines."""
+
+    def __init__(self, message: str, log: str):
+        super().__init__(message)
+        self.log = log
 
 
 class PartlySubmitted(QueueUnavailable):

@@ -32,3 +32,7 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     kv_usage: float = 0.0
     finished: int = 0
     output_tokens: int = 0
+    #: Slots for tokens in the KV blocks of running sequences, and those that hold a token, each summed over all steps:
+    #: 1 - used / allocated is the share of the cache that was held and not filled.
+    kv_allocated_slots: int = 0
+    kv_used_slots: int = 0
