@@ -34,6 +34,8 @@ MIN_VERSION = (6, 2)
 MAX_CONNECTIONS = 16
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
 _CLOCK_SYNC = 60.0
+#: Seconds of retries until Redis has answered once: a wrong address should be told soon.
+_FIRST_CONTACT = 2.0
 #: ReadOnlyError: an old master after a failover. The next connection may reach the new one.
 TRANSIENT = (RedisConnectionError, RedisTimeoutError, ReadOnlyError, OSError)
 _REFUSED = (AuthenticationError, AuthorizationError, NoPermissionError)
@@ -74,7 +76,7 @@ class Connection:
         `do` must be idempotent: a reply may have been lost after the command ran. Its replies are untyped: the types
         of redis-py do not know that nothing is decoded here. Raises QueueUnavailable.
         """
-        limit = time.monotonic() + self.retry_for
+        limit = time.monotonic() + (self.retry_for if self._checked else min(self.retry_for, _FIRST_CONTACT))
         pause = _FIRST_PAUSE
         while True:
             try:

@@ -240,14 +240,16 @@ def _encode(request: Request) -> bytes:
     try:
         data = encode(request)
     except OverflowError:
-        raise InvalidRequest("sampling.min_tokens is too large", param="sampling.min_tokens") from None
+        name = "max_tokens" if (request.sampling.max_tokens or 0) >= 2**63 else "min_tokens"
+        raise InvalidRequest(f"sampling.{name} is too large", param=f"sampling.{name}") from None
     except InvalidRequest:
         _find_bad_text(request)
         raise
     if len(data) > MAX_JOB_BYTES:
+        name = next(n for n in ("prompt", "prompt_token_ids", "messages") if getattr(request, n) is not None)
         raise InvalidRequest(
-            f"the job has {len(data):,} bytes, and a queue takes at most {MAX_JOB_BYTES:,}",
-            param=next(n for n in ("prompt", "prompt_token_ids", "messages") if getattr(request, n) is not None),
+            f"{name} is too large: the job has {len(data):,} bytes, and a queue takes at most {MAX_JOB_BYTES:,}",
+            param=name,
             code=ErrorCode.JOB_TOO_LARGE,
         )
     return data

@@ -65,6 +65,9 @@ class ResultWaiter:
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(job_id, set()).add(future)
         self._changed.set()
+        # At once, too: it may have ended long ago, or its channel may still be subscribed and will not be confirmed.
+        self._due[job_id] = None
+        self._look.set()
         try:
             self._start()
             async with asyncio.timeout(timeout):
