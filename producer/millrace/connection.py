@@ -110,7 +110,7 @@ class Connection:
                 replies = await self._evaluate(redis, digest, calls)
             for reply in replies:
                 if isinstance(reply, Exception):
-                    raise reply
+                    raise _unwrap(reply)
             return replies
 
         replies: list[Any] = await self.call(do)
@@ -181,6 +181,15 @@ def load_script(name: str) -> tuple[str, str]:
         source = (resources.files("millrace") / "scripts" / f"{name}.lua").read_text(encoding="utf-8")
         _scripts[name] = source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
     return _scripts[name]
+
+
+def _unwrap(error: Exception) -> Exception:
+    """What stopped a script: old servers wrap the error of the command in one of their own."""
+    for mark, kind in (("-READONLY", ReadOnlyError), ("-OOM", OutOfMemoryError)):
+        _, found, text = str(error).partition(mark)
+        if found:
+            return kind(text.strip())
+    return error
 
 
 def check_version(version: str, address: str) -> None:
