@@ -1,0 +1,31 @@
+"""A client with one registered model, and a plain connection to look behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from fake_worker import register
+from millrace import Client
+from millrace_schemas import QueueKeys
+
+
+@pytest.fixture
+def raw(redis_url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(redis_url, protocol=2) as connection:
+        yield connection
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[Client]:
+    """A client of a Redis where "demo" is registered and nobody works."""
+    register(redis_url)
+    with Client(redis_url) as client:
+        yield client
+
+
+@pytest.fixture
+def keys() -> QueueKeys:
+    return QueueKeys("demo")
