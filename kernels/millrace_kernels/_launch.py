@@ -1,10 +1,38 @@
-"""What every op shares: checks of its arguments that read no tensor data, so they cost no device synchronisation."""
+"""What every op shares: where it runs, and checks that read no tensor data, so they cost no device synchronisation."""
 
 from __future__ import annotations
 
+import functools
+
 import torch
+import triton
+
+#: Triton's own switch, TRITON_INTERPRET=1, as it stood when the kernels were decorated.
+INTERPRETED: bool = triton.knobs.runtime.interpret
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def use_triton(tensor: torch.Tensor) -> bool:
+    """Whether an op on this tensor runs its kernel: always on CUDA, on a CPU only under TRITON_INTERPRET=1."""
+    device = tensor.device
+    if device.type == "cpu":
+        return INTERPRETED
+    if device.type != "cuda":
+        raise ValueError(f"tensors are on {device}; the kernels run on cuda and, through their references, on cpu")
+    if device.index != torch.cuda.current_device():
+        raise ValueError(f"tensors are on {device}, which is not current; call torch.cuda.set_device first")
+    return True
+
+
+def multiprocessors(tensor: torch.Tensor) -> int:
+    """How many programs the tensor's device runs at once, at the least."""
+    return _cuda_multiprocessors(tensor.device.index) if tensor.is_cuda else 1
+
+
+@functools.cache
+def _cuda_multiprocessors(index: int) -> int:
+    return torch.cuda.get_device_properties(index).multi_processor_count
 
 
 def check_float(name: str, tensor: torch.Tensor) -> None:
