@@ -25,7 +25,7 @@ class PagedRun:
         # Nothing may read a slot that was not written.
         config = decoder.config
         shape = (NUM_BLOCKS, config.num_layers, 2, config.num_kv_heads, BLOCK_SIZE, config.head_dim)
-        self.cache = torch.full(shape, float("nan"))
+        self.cache = torch.full(shape, float("nan"), dtype=decoder.dtype)
         self._free = torch.randperm(NUM_BLOCKS, generator=torch.Generator().manual_seed(3)).tolist()
         self._blocks: dict[str, list[int]] = {}
         self._length: dict[str, int] = {}
@@ -151,3 +151,16 @@ def test_a_window_is_exact_up_to_the_capped_context(tmp_path: Path) -> None:
     assert config.max_context == 80
     ids = random_ids(80, seed=8)
     torch.testing.assert_close(PagedRun(decoder).step([("a", ids)]), expected((tmp_path, model), ids), **TOLERANCE)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_differs_by_rounding_alone(tmp_path: Path, dtype: torch.dtype) -> None:
+    model = make_model("qwen3")
+    model.save_pretrained(tmp_path)
+    decoder, _ = load_model(tmp_path, dtype=dtype)
+    ids = random_ids(40, seed=9)
+    logits = PagedRun(decoder).step([("a", ids)])
+    want = expected((tmp_path, model), ids)
+    assert logits.dtype == dtype
+    # Some dozen roundings of 2^-9 (bfloat16) one after another, on logits of standard deviation `want.std()`.
+    assert (logits.float() - want).std() < 0.1 * want.std()

@@ -55,13 +55,15 @@ def test_dtype_is_converted_while_loading(llama: Path) -> None:
     assert config.dtype == "float32"
     stored = load_file(llama / "model.safetensors")["model.norm.weight"]
     assert torch.equal(weights_of(llama, dtype=torch.bfloat16)["norm"], stored.bfloat16())
-    with pytest.raises(ModelError, match=r"cannot run in torch\.int8; the dtype must be one of float32, bf"):
+    with pytest.raises(ModelError, match="cannot run in int8; the dtype must be auto or one of float32, bf"):
         load_model(llama, dtype=torch.int8)
 
 
 def test_auto_dtype_is_that_of_the_checkpoint(tmp_path: Path) -> None:
     make_model("qwen3").to(torch.float16).save_pretrained(tmp_path)
     assert load_model(tmp_path)[0].dtype == torch.float16
+    assert load_model(tmp_path, dtype="auto")[0].dtype == torch.float16
+    assert load_model(tmp_path, dtype="float32")[0].dtype == torch.float32
 
 
 def test_dummy_needs_only_the_configuration(llama: Path, tmp_path: Path) -> None:

@@ -129,3 +129,30 @@ def test_a_process_with_torch_keeps_it(tmp_path: Path) -> None:
     assert load(tmp_path).encode("the")
     assert sys.modules["torch"] is torch
     assert torch is not None
+
+
+def test_a_process_with_transformers_is_left_as_it_is(tmp_path: Path) -> None:
+    save_tokenizer("byte-level", tmp_path)
+    program = (
+        "import transformers\n"
+        "transformers.PreTrainedTokenizerFast\n"
+        "from millrace_worker.tokenizer import Tokenizer\n"
+        f"print(len(Tokenizer.load({str(tmp_path)!r}).encode('the')) > 1)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout == "True\n", done.stderr
+
+
+def test_prompts_over_the_tokenizers_own_limit_are_no_matter_for_a_log(tmp_path: Path) -> None:
+    save_tokenizer("byte-level", tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "model_max_length": 10}))
+    program = (
+        "from millrace_schemas import Message, Role\n"
+        "from millrace_worker.tokenizer import Tokenizer\n"
+        f"tokenizer = Tokenizer.load({str(tmp_path)!r})\n"
+        "text = 'the dog ' * 50\n"
+        "print(len(tokenizer.encode(text)) > 50, len(tokenizer.encode_chat([Message(Role.USER, text)])) > 50)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.stdout, done.stderr) == ("True True\n", "")

@@ -28,7 +28,7 @@ class Tokenizer:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, eos_token_ids: tuple[int, ...]):
-        self._tokenizer = tokenizer
+        self._tokenizer: Any = tokenizer
         self._vocabulary = Vocabulary(tokenizer.backend_tokenizer)
         #: Ids that end an answer: generation_config.json's, else config.json's, else the tokenizer's own.
         self.eos_token_ids = eos_token_ids
@@ -52,7 +52,7 @@ class Tokenizer:
         Raises InvalidRequest when the text cannot be tokenized.
         """
         try:
-            ids: list[int] = self._tokenizer(text)["input_ids"]
+            ids: list[int] = self._tokenizer(text, verbose=False)["input_ids"]
         except (TypeError, ValueError) as e:  # text that is not Unicode
             raise _failed("prompt", e) from e
         return ids
@@ -73,7 +73,7 @@ class Tokenizer:
         turns = [{"role": str(m.role), "content": m.content} for m in messages]
         try:
             ids: list[int] = self._tokenizer.apply_chat_template(
-                turns, add_generation_prompt=True, tokenize=True, return_dict=False
+                turns, add_generation_prompt=True, tokenize=True, return_dict=False, tokenizer_kwargs={"verbose": False}
             )
         except TemplateError as e:
             raise InvalidRequest(f"the model's chat template refuses these messages: {e}", param="messages") from e
@@ -103,8 +103,8 @@ def _load(path: Path) -> Any:
 
 
 def _auto_tokenizer() -> Any:
-    """AutoTokenizer of transformers, imported without torch unless torch is there already."""
-    if "torch" not in sys.modules:
+    """AutoTokenizer of transformers, imported without torch unless either is there already."""
+    if "torch" not in sys.modules and "transformers" not in sys.modules:
         # transformers takes this for "not installed"; so does anything else in this process that asks for torch.
         sys.modules["torch"] = None  # type: ignore[assignment]
         logging.getLogger("transformers").addFilter(lambda record: "PyTorch was not found" not in record.getMessage())

@@ -122,7 +122,7 @@ def _family(raw: Mapping[str, Any], where: str) -> Family:
                 return FAMILIES[name]
         raise ModelError(f"{where}: architecture {', '.join(map(str, architectures))} is not supported; {supported}")
     model_type = raw.get("model_type")
-    if model_type not in FAMILIES_BY_TYPE:
+    if not isinstance(model_type, str) or model_type not in FAMILIES_BY_TYPE:
         raise ModelError(f"{where}: no architectures, and model_type {model_type!r} is not supported; {supported}")
     return FAMILIES_BY_TYPE[model_type]
 

@@ -16,23 +16,21 @@ from .weights import Slot, shapes, slots
 #: Standard deviation of dummy weights: that of a fresh Llama, so that activations stay of ordinary size.
 DUMMY_STD = 0.02
 
-_DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPES}
-
 
 def load_model(
     path: str | Path,
     *,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str = "auto",
     device: torch.device | str = "cpu",
     load_format: str = "auto",
     seed: int = 0,
 ) -> tuple[Decoder, ModelConfig]:
     """The model in the directory `path`, its weights on `device`, and its configuration.
 
-    `dtype` None is the checkpoint's; a float32 one then runs in bfloat16 on a GPU, as in vLLM. `load_format` "dummy"
-    needs config.json alone: weights are drawn on the device from `seed`. Takes the memory of the weights, of the
-    rotary table and of one stored tensor. Raises ModelError before any weight is read when the directory is not a
-    whole model that we run.
+    `dtype` is torch's or its name; "auto" is the checkpoint's, but a float32 one runs in bfloat16 on a GPU, as in vLLM.
+    `load_format` "dummy" needs config.json alone: weights are drawn on the device from `seed`. Takes the memory of the
+    weights, of the rotary table and of one stored tensor. Raises ModelError before any weight is read when the
+    directory is not a whole model that we run.
     """
     device = torch.device(device)
     config = load_config(path)
@@ -51,12 +49,14 @@ def load_model(
     return Decoder(config, weights), config
 
 
-def _resolve_dtype(dtype: torch.dtype | None, config: ModelConfig, device: torch.device) -> torch.dtype:
-    if dtype is None:
-        dtype = _DTYPES["bfloat16" if config.dtype == "float32" and device.type == "cuda" else config.dtype]
-    if dtype not in _DTYPES.values():
-        raise ModelError(f"weights cannot run in {dtype}; the dtype must be one of {', '.join(DTYPES)}")
-    return dtype
+def _resolve_dtype(dtype: torch.dtype | str, config: ModelConfig, device: torch.device) -> torch.dtype:
+    name = str(dtype).removeprefix("torch.")
+    if name == "auto":
+        name = "bfloat16" if config.dtype == "float32" and device.type == "cuda" else config.dtype
+    if name not in DTYPES:
+        raise ModelError(f"weights cannot run in {name}; the dtype must be auto or one of {', '.join(DTYPES)}")
+    resolved: torch.dtype = getattr(torch, name)
+    return resolved
 
 
 def _allocate(wanted: list[Slot], dtype: torch.dtype, device: torch.device) -> dict[str, torch.Tensor]:
