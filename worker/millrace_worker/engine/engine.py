@@ -25,8 +25,6 @@ from .sequence import Sequence
 
 log = structlog.get_logger()
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
 
 class Engine:
     """A model, its KV cache and the sequences in them. Single-threaded; `step` until `has_work` is false."""
@@ -39,7 +37,8 @@ class Engine:
         self.device = _device(config.device)
         model, model_config = load_model(
             resolve_model(config.model),
-            dtype=_dtype(config.dtype, self.device),
+            # Half precision is slower than float32 on most CPUs, and the models served there are small.
+            dtype="float32" if config.dtype == "auto" and self.device.type == "cpu" else config.dtype,
             device=self.device,
             load_format=config.load_format,
             seed=config.seed,
@@ -142,14 +141,6 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ModelError(f"device={name!r}: torch {torch.__version__} sees no CUDA device")
     return device
-
-
-def _dtype(name: str, device: torch.device) -> torch.dtype | None:
-    """None is the checkpoint's own."""
-    if name == "auto":
-        # Half precision is slower than float32 on most CPUs, and the models served there are small.
-        return torch.float32 if device.type == "cpu" else None
-    return _DTYPES[name]
 
 
 def _device_name(device: torch.device) -> str:
