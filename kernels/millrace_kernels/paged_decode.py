@@ -182,7 +182,7 @@ def _launch_decode(
     seqs, heads, head_dim = q.shape
     _, _, kv_heads, block_size, _ = kv.shape
     group, dim_pad = heads // kv_heads, triton.next_power_of_2(head_dim)
-    wide = dim_pad * kv.element_size() > 256
+    group_pad, row_bytes = max(16, triton.next_power_of_2(group)), dim_pad * kv.element_size()
     result, lse = out, None
     if num_splits > 1:
         result = q.new_empty(seqs, heads, num_splits, head_dim, dtype=torch.float32)
@@ -202,14 +202,14 @@ def _launch_decode(
         block_tables.stride(0),
         KV_HEADS=kv_heads,
         GROUP=group,
-        GROUP_PAD=max(16, triton.next_power_of_2(group)),
+        GROUP_PAD=group_pad,
         HEAD_DIM=head_dim,
         DIM_PAD=dim_pad,
         BLOCK_SIZE=block_size,
-        TILE=32 if wide else 64,
+        TILE=max(16, min(64, 16384 // row_bytes)),
         MIN_CHUNK=_MIN_CHUNK,
         SPLIT=num_splits > 1,
-        num_warps=4 if wide else 2,
+        num_warps=4 if row_bytes > 256 or group_pad > 16 or kv.element_size() == 4 else 2,
         num_stages=2 if kv.element_size() == 4 else 3,
     )
     if num_splits > 1:

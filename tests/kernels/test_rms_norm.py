@@ -46,7 +46,7 @@ def test_eps_carries_rows_of_zeros() -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [s for s in SHAPES if len(s) == 2], ids=str)
 def test_adds_the_residual_first(shape: tuple[int, int], dtype: torch.dtype) -> None:
-    """The sum is rounded to the dtype before it is normalised, as two ops would do; the inputs stay."""
+    """The sum is that of torch bit for bit, and the inputs stay as they were."""
     x, residual = (torch.randn(*shape, device=DEVICE).to(dtype) for _ in range(2))
     weight = torch.randn(shape[-1], device=DEVICE).to(dtype)
     before = x.clone(), residual.clone()

@@ -66,9 +66,11 @@ def test_kernel_words_equal_those_of_the_reference_bit_for_bit() -> None:
 @pytest.mark.parametrize("vocab", by_mode(gpu=[1, 7, 5000, 128256], interpreter=[1, 5000], reference=[1, 7, 5000]))
 def test_temperature_zero_takes_the_lowest_of_the_largest(vocab: int, dtype: torch.dtype) -> None:
     logits = torch.randn(4, vocab, device=DEVICE).to(dtype)
-    logits[:, vocab // 2] = logits[:, vocab - 1] = logits[:, vocab // 3] = 9.0
+    # Far apart, and in one lane of different blocks, whatever power of two the kernel's block is.
+    for tied in (vocab // 7, vocab // 7 + 1024, vocab // 7 + 4096, vocab - 1):
+        logits[:, min(tied, vocab - 1)] = 9.0
     ids = sample(logits, **settings(4, temperature=0.0, top_k=1, top_p=0.5, min_p=0.5, seeds=SEEDS[:4]))
-    assert ids.tolist() == [vocab // 3] * 4
+    assert ids.tolist() == [vocab // 7] * 4
 
 
 def test_seed_position_and_nothing_else_decide() -> None:
