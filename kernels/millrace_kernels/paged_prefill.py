@@ -170,7 +170,7 @@ def paged_prefill(
 def _tiles(rows: int, dim_pad: int, itemsize: int) -> tuple[int, int, int, int]:
     """(TILE_M, TILE_N, num_warps, num_stages) for sequences of up to `rows` query rows."""
     if itemsize == 4:
-        return (16, 16, 4, 2) if dim_pad > 128 else (16, 32, 4, 2)
+        return (16, 16, 4, 2) if dim_pad > 64 else (16, 32, 4, 2)
     if rows <= 16:
         return 16, 64, 4, 2
     if dim_pad > 128:
