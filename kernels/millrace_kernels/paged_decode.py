@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ._attention import attend, page_offsets
+from ._attention import attend, load_tile
 from ._launch import check_dtype, check_queries, check_same_device, check_shape, multiprocessors, use_triton
 
 _LOG2_E = 1.4426950408889634
@@ -84,20 +84,15 @@ def _paged_decode_kernel(
 
     q_live = (row < GROUP)[:, None] & (dim < HEAD_DIM)[None, :]
     q = tl.load(q_ptr + seq * q_seq + head[:, None] * q_head + dim[None, :], mask=q_live, other=0.0)
-    k_ptr = kv_ptr + kv_head.to(tl.int64) * (BLOCK_SIZE * HEAD_DIM)
-    v_ptr = k_ptr + KV_HEADS * BLOCK_SIZE * HEAD_DIM
+    head_ptr = kv_ptr + kv_head.to(tl.int64) * (BLOCK_SIZE * HEAD_DIM)
+    table_ptr = tables_ptr + seq * table_row
     acc = tl.zeros([GROUP_PAD, DIM_PAD], tl.float32)
     top = tl.full([GROUP_PAD], float("-inf"), tl.float32)
     total = tl.zeros([GROUP_PAD], tl.float32)
     for start in tl.range(begin, end, TILE):
         token = start + tl.arange(0, TILE)
         live = token < end
-        offset = page_offsets(tables_ptr + seq * table_row, token, live, kv_block, BLOCK_SIZE, HEAD_DIM)
-        place = offset[:, None] + dim[None, :]
-        # Values past the context are loaded as zero: a weight of zero does not silence NaN.
-        kv_live = live[:, None] & (dim < HEAD_DIM)[None, :]
-        k = tl.load(k_ptr + place, mask=kv_live, other=0.0)
-        v = tl.load(v_ptr + place, mask=kv_live, other=0.0)
+        k, v = load_tile(head_ptr, table_ptr, token, live, kv_block, KV_HEADS, BLOCK_SIZE, HEAD_DIM, DIM_PAD, True)
         acc, top, total = attend(q, k, v, live[None, :], acc, top, total, scale_log2, MASKED=True)
 
     # An empty context has a total of zero and gives zeros.
