@@ -63,6 +63,7 @@ def test_every_prompt_is_answered_in_order(redis_url: str) -> None:
     answers = {a.prompt.user: a.result.text for a in report.answers}
     assert answers == {p.user: p.user.upper() for p in prompts}
     assert (len(worker.finished), report.failures) == (16, [])
+    assert report.as_dict()["kv_waste"] == pytest.approx(0.05)
     assert "submitting 16 prompts under 3 system prompts" in out.getvalue()
     assert "13/13 finished" in out.getvalue()
 
