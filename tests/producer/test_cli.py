@@ -95,7 +95,7 @@ def test_get_and_cancel(redis_url: str, run: Run) -> None:
         found = json.loads(run("get", job.id, "--json").out)
         assert (found["record"]["state"], found["result"]["choices"][0]["text"]) == ("completed", "HELLO")
         assert run("cancel", job.id) == Ended(0, "completed\n", "")
-        worker._held.clear()
+        worker.hold()
         job = client.submit("hello")
         found = run("get", job.id)
         assert (found.code, found.out, found.err) == (1, "", f"millrace: {job.id} has no result yet\n")
@@ -143,7 +143,7 @@ def test_queue_stats(redis_url: str, client: Client, run: Run, raw: redis.Redis,
 
 
 def test_the_dead(client: Client, run: Run, raw: redis.Redis, keys: QueueKeys) -> None:
-    job = client.submit("poison", lane="batch")
+    job = client.submit("poison", lane="batch", deadline=2e9)
     fields = {"job": job.id, "lane": "batch", "code": "too_many_attempts", "reason": "killed 3 workers", "attempts": 3}
     entry = raw.xadd(keys.dead, fields).decode()
     other = raw.xadd(keys.dead, {"code": "undecodable", "reason": "no job field", "data": b"\xff\x00"}).decode()
@@ -155,7 +155,7 @@ def test_the_dead(client: Client, run: Run, raw: redis.Redis, keys: QueueKeys) -
     again = run("queue", "requeue", entry)
     assert again.code == 0
     request = decode(raw.hget(keys.job(again.out.strip()), "request"), Request)
-    assert (request.prompt, request.lane) == ("poison", "batch")
+    assert (request.prompt, request.lane, request.deadline) == ("poison", "batch", None)
     assert again.out.strip() != job.id
     for missing in (entry, other):
         assert run("queue", "requeue", missing).code == 1

@@ -83,6 +83,9 @@ class FakeWorker:
         self._thread.join()
         self._redis.close()
 
+    def hold(self) -> None:
+        self._held.clear()
+
     def release(self) -> None:
         self._held.set()
 
