@@ -242,7 +242,7 @@ class Service:
                 await backoff.sleep()
             else:
                 if uptime < self._config.stream.lease:
-                    self._reclaimer.after_outage(self._config.stream.lease - uptime)
+                    self._reclaimer.be_quiet(self._config.stream.lease - uptime)
                 return
 
     async def _unless_stopped(self, work: Coroutine[Any, Any, T] | asyncio.Future[T]) -> T | None:

@@ -129,7 +129,7 @@ class Front:
         """What the heartbeat found."""
         self.running.clock_offset = report.clock_offset
         if report.outage:
-            self._queue.reclaimer.after_outage()
+            self._queue.reclaimer.outage()
         for lease in report.lost:
             self.running.lost(lease)
         for job_id in report.cancelled:
@@ -160,7 +160,7 @@ class Front:
                 backoff.reset()
             except (redis.RedisError, OSError) as e:
                 log.warning("cannot read the queue; trying again", error=str(e))
-                self._queue.reclaimer.after_outage()
+                self._queue.reclaimer.outage()
                 await backoff.sleep()
 
     def _capacity(self) -> int:

@@ -34,10 +34,15 @@ class Reclaimer:
         self._next = 0.0
         self._quiet_until = 0.0
         self._handover = True
+        self._away = False
 
-    def after_outage(self, remaining: float | None = None) -> None:
-        """Redis was away: leaves other workers' leases alone for `remaining` seconds (one lease)."""
-        self._quiet_until = time.monotonic() + (self._lease if remaining is None else remaining)
+    def outage(self) -> None:
+        """Redis is away: from its next answer on, other workers' leases are left alone for one lease."""
+        self._away = True
+
+    def be_quiet(self, seconds: float) -> None:
+        """Leaves other workers' leases alone for so long."""
+        self._quiet_until = max(self._quiet_until, time.monotonic() + seconds)
 
     def hand_over_seen(self) -> None:
         """A worker says that it has handed jobs over: look at once."""
@@ -45,10 +50,14 @@ class Reclaimer:
 
     @property
     def due(self) -> bool:
-        return self._handover or time.monotonic() >= self._next
+        return self._away or self._handover or time.monotonic() >= self._next
 
     async def claim(self, count: int) -> int:
         """Takes over and leases at most `count` jobs; returns how many. Raises redis.RedisError and OSError."""
+        if self._away:
+            await self._client.ping()
+            self._away = False
+            self.be_quiet(self._lease)
         now = time.monotonic()
         taken = 0
         if self._handover:
