@@ -7,10 +7,35 @@ import triton.language as tl
 
 
 @triton.jit
-def page_offsets(table_ptr, token, live, kv_block, BLOCK_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr):
-    """Where each token's row begins within a head of the layer's view, in elements (int64)."""
+def load_tile(
+    kv_ptr,
+    table_ptr,
+    token,
+    live,
+    kv_block,
+    KV_HEADS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    DIM_PAD: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    """(keys, values), each [tokens, DIM_PAD], of one head: kv_ptr is at its keys in block 0.
+
+    With MASKED, tokens that are not live are zeros. Values must be: a weight of zero does not silence NaN.
+    """
+    dim = tl.arange(0, DIM_PAD)
     page = tl.load(table_ptr + token // BLOCK_SIZE, mask=live, other=0).to(tl.int64)
-    return page * kv_block + token % BLOCK_SIZE * HEAD_DIM
+    place = (page * kv_block + token % BLOCK_SIZE * HEAD_DIM)[:, None] + dim[None, :]
+    v_ptr = kv_ptr + KV_HEADS * BLOCK_SIZE * HEAD_DIM
+    if MASKED:
+        wanted = live[:, None] & (dim < HEAD_DIM)[None, :]
+        k, v = tl.load(kv_ptr + place, mask=wanted, other=0.0), tl.load(v_ptr + place, mask=wanted, other=0.0)
+    elif HEAD_DIM != DIM_PAD:
+        wanted = (dim < HEAD_DIM)[None, :]
+        k, v = tl.load(kv_ptr + place, mask=wanted, other=0.0), tl.load(v_ptr + place, mask=wanted, other=0.0)
+    else:
+        k, v = tl.load(kv_ptr + place), tl.load(v_ptr + place)
+    return k, v
 
 
 @triton.jit

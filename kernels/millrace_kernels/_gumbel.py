@@ -9,17 +9,18 @@ import triton.language as tl
 _MASK = 0xFFFFFFFF
 
 
-def philox_reference(seeds: torch.Tensor, positions: torch.Tensor, vocab: int) -> torch.Tensor:
-    """First word of Philox4x32-10 as int64 [S, V] under key seed and counter (id, position low, position high, 0)."""
-    ids = torch.arange(vocab, device=seeds.device)[None, :]
-    c0, c1, c2, c3 = ids, positions[:, None] & _MASK, (positions[:, None] >> 32) & _MASK, torch.zeros_like(ids)
-    k0, k1 = seeds[:, None] & _MASK, (seeds[:, None] >> 32) & _MASK
+def philox_reference(seeds: torch.Tensor, positions: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """First word of Philox4x32-10, as int64, under key seed and counter (id, position low, position high, 0)."""
+    c0, position, k0, k1 = torch.broadcast_tensors(ids, positions, seeds & _MASK, seeds >> 32)
+    c1, c2, c3 = position & _MASK, (position >> 32) & _MASK, torch.zeros_like(position)
     for _ in range(10):
-        # Products wrap in int64; their 64 bits are right, and the mask takes off what the signed shift drags in.
+        # Products wrap in int64; their 64 bits are right. Only what is multiplied next must be cut to 32 of them.
         low, high = c0 * 0xD2511F53, c2 * 0xCD9E8D57
-        c0, c1, c2, c3 = ((high >> 32) & _MASK) ^ c1 ^ k0, high & _MASK, ((low >> 32) & _MASK) ^ c3 ^ k1, low & _MASK
-        k0, k1 = (k0 + 0x9E3779B9) & _MASK, (k1 + 0xBB67AE85) & _MASK
-    return c0.expand(seeds.shape[0], vocab)
+        c0 = (high >> 32).bitwise_xor_(c1).bitwise_xor_(k0).bitwise_and_(_MASK)
+        c2 = (low >> 32).bitwise_xor_(c3).bitwise_xor_(k1).bitwise_and_(_MASK)
+        c1, c3 = high, low
+        k0, k1 = k0 + 0x9E3779B9, k1 + 0xBB67AE85
+    return c0
 
 
 def gumbel_reference(words: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ._attention import attend, page_offsets
+from ._attention import attend, load_tile
 from ._launch import check_dtype, check_queries, check_same_device, check_shape, multiprocessors, use_triton
 
 _LOG2_E = 1.4426950408889634
@@ -84,20 +84,15 @@ def _paged_decode_kernel(
 
     q_live = (row < GROUP)[:, None] & (dim < HEAD_DIM)[None, :]
     q = tl.load(q_ptr + seq * q_seq + head[:, None] * q_head + dim[None, :], mask=q_live, other=0.0)
-    k_ptr = kv_ptr + kv_head.to(tl.int64) * (BLOCK_SIZE * HEAD_DIM)
-    v_ptr = k_ptr + KV_HEADS * BLOCK_SIZE * HEAD_DIM
+    head_ptr = kv_ptr + kv_head.to(tl.int64) * (BLOCK_SIZE * HEAD_DIM)
+    table_ptr = tables_ptr + seq * table_row
     acc = tl.zeros([GROUP_PAD, DIM_PAD], tl.float32)
     top = tl.full([GROUP_PAD], float("-inf"), tl.float32)
     total = tl.zeros([GROUP_PAD], tl.float32)
     for start in tl.range(begin, end, TILE):
         token = start + tl.arange(0, TILE)
         live = token < end
-        offset = page_offsets(tables_ptr + seq * table_row, token, live, kv_block, BLOCK_SIZE, HEAD_DIM)
-        place = offset[:, None] + dim[None, :]
-        # Values past the context are loaded as zero: a weight of zero does not silence NaN.
-        kv_live = live[:, None] & (dim < HEAD_DIM)[None, :]
-        k = tl.load(k_ptr + place, mask=kv_live, other=0.0)
-        v = tl.load(v_ptr + place, mask=kv_live, other=0.0)
+        k, v = load_tile(head_ptr, table_ptr, token, live, kv_block, KV_HEADS, BLOCK_SIZE, HEAD_DIM, DIM_PAD, True)
         acc, top, total = attend(q, k, v, live[None, :], acc, top, total, scale_log2, MASKED=True)
 
     # An empty context has a total of zero and gives zeros.
@@ -182,7 +177,7 @@ def _launch_decode(
     seqs, heads, head_dim = q.shape
     _, _, kv_heads, block_size, _ = kv.shape
     group, dim_pad = heads // kv_heads, triton.next_power_of_2(head_dim)
-    wide = dim_pad * kv.element_size() > 256
+    group_pad, row_bytes = max(16, triton.next_power_of_2(group)), dim_pad * kv.element_size()
     result, lse = out, None
     if num_splits > 1:
         result = q.new_empty(seqs, heads, num_splits, head_dim, dtype=torch.float32)
@@ -202,14 +197,14 @@ def _launch_decode(
         block_tables.stride(0),
         KV_HEADS=kv_heads,
         GROUP=group,
-        GROUP_PAD=max(16, triton.next_power_of_2(group)),
+        GROUP_PAD=group_pad,
         HEAD_DIM=head_dim,
         DIM_PAD=dim_pad,
         BLOCK_SIZE=block_size,
-        TILE=32 if wide else 64,
+        TILE=max(16, min(64, 16384 // row_bytes)),
         MIN_CHUNK=_MIN_CHUNK,
         SPLIT=num_splits > 1,
-        num_warps=4 if wide else 2,
+        num_warps=4 if row_bytes > 256 or group_pad > 16 or kv.element_size() == 4 else 2,
         num_stages=2 if kv.element_size() == 4 else 3,
     )
     if num_splits > 1:

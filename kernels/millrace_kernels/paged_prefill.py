@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ._attention import attend, page_offsets
+from ._attention import attend, load_tile
 from ._launch import check_dtype, check_queries, check_same_device, check_shape, use_triton
 
 _LOG2_E = 1.4426950408889634
@@ -48,6 +48,19 @@ def _first_tile(cu_ptr, seq, GROUP: tl.constexpr, TILE_M: tl.constexpr):
 
 
 @triton.jit
+def _find_sequence(cu_ptr, num_seqs, tile, GROUP: tl.constexpr, TILE_M: tl.constexpr):
+    """Last sequence whose first tile is not past the given one."""
+    low, high = tl.full([], 0, tl.int32), num_seqs
+    while high - low > 1:
+        middle = (low + high) // 2
+        if _first_tile(cu_ptr, middle, GROUP, TILE_M) <= tile:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+@triton.jit
 def _paged_prefill_kernel(
     q_ptr,
     kv_ptr,
@@ -73,20 +86,13 @@ def _paged_prefill_kernel(
     kv_head = tl.program_id(0)
     # The last tiles of a sequence see the most tokens; they start first.
     tile = tl.num_programs(1) - 1 - tl.program_id(1)
-    low, high = tl.full([], 0, tl.int32), num_seqs
-    while high - low > 1:
-        middle = (low + high) // 2
-        if _first_tile(cu_ptr, middle, GROUP, TILE_M) <= tile:
-            low = middle
-        else:
-            high = middle
-    first_token = tl.load(cu_ptr + low)
-    queries = tl.load(cu_ptr + low + 1) - first_token
-    first_row = (tile - _first_tile(cu_ptr, low, GROUP, TILE_M)) * TILE_M
+    seq = _find_sequence(cu_ptr, num_seqs, tile, GROUP, TILE_M)
+    first_token = tl.load(cu_ptr + seq)
+    queries = tl.load(cu_ptr + seq + 1) - first_token
+    first_row = (tile - _first_tile(cu_ptr, seq, GROUP, TILE_M)) * TILE_M
     if first_row >= queries * GROUP:
         return
 
-    seq = low.to(tl.int64)
     row, dim = first_row + tl.arange(0, TILE_M), tl.arange(0, DIM_PAD)
     query, head = row // GROUP, kv_head * GROUP + row % GROUP
     past = tl.load(context_ptr + seq) - queries
@@ -94,9 +100,8 @@ def _paged_prefill_kernel(
     token_row = (first_token + query).to(tl.int64)
     q_place = token_row * q_token + head * q_head
     q = tl.load(q_ptr + q_place[:, None] + dim[None, :], mask=q_live, other=0.0)
-    k_ptr = kv_ptr + kv_head.to(tl.int64) * (BLOCK_SIZE * HEAD_DIM)
-    v_ptr = k_ptr + KV_HEADS * BLOCK_SIZE * HEAD_DIM
-    table_ptr = tables_ptr + seq * table_row
+    head_ptr = kv_ptr + kv_head.to(tl.int64) * (BLOCK_SIZE * HEAD_DIM)
+    table_ptr = tables_ptr + seq.to(tl.int64) * table_row
     acc = tl.zeros([TILE_M, DIM_PAD], tl.float32)
     top = tl.full([TILE_M], float("-inf"), tl.float32)
     total = tl.zeros([TILE_M], tl.float32)
@@ -104,26 +109,15 @@ def _paged_prefill_kernel(
     # Tiles that every row sees in full, then those that need a mask; later ones no row sees.
     full = (past + first_row // GROUP + 1) // TILE_N * TILE_N
     end = past + tl.minimum((first_row + TILE_M - 1) // GROUP + 1, queries)
-    dim_live = (dim < HEAD_DIM)[None, :]
     for start in tl.range(0, full, TILE_N):
         token = start + tl.arange(0, TILE_N)
-        offset = page_offsets(table_ptr, token, token < full, kv_block, BLOCK_SIZE, HEAD_DIM)
-        place = offset[:, None] + dim[None, :]
-        if HEAD_DIM == DIM_PAD:
-            k = tl.load(k_ptr + place)
-            v = tl.load(v_ptr + place)
-        else:
-            k = tl.load(k_ptr + place, mask=dim_live, other=0.0)
-            v = tl.load(v_ptr + place, mask=dim_live, other=0.0)
-        acc, top, total = attend(q, k, v, q_live, acc, top, total, scale_log2, MASKED=False)
+        live = token < full
+        k, v = load_tile(head_ptr, table_ptr, token, live, kv_block, KV_HEADS, BLOCK_SIZE, HEAD_DIM, DIM_PAD, False)
+        acc, top, total = attend(q, k, v, live, acc, top, total, scale_log2, MASKED=False)
     for start in tl.range(full, end, TILE_N):
         token = start + tl.arange(0, TILE_N)
         live = token < end
-        offset = page_offsets(table_ptr, token, live, kv_block, BLOCK_SIZE, HEAD_DIM)
-        place = offset[:, None] + dim[None, :]
-        # Values past the context are loaded as zero: a weight of zero does not silence NaN.
-        k = tl.load(k_ptr + place, mask=live[:, None] & dim_live, other=0.0)
-        v = tl.load(v_ptr + place, mask=live[:, None] & dim_live, other=0.0)
+        k, v = load_tile(head_ptr, table_ptr, token, live, kv_block, KV_HEADS, BLOCK_SIZE, HEAD_DIM, DIM_PAD, True)
         visible = (token[None, :] <= past + query[:, None]) & live[None, :]
         acc, top, total = attend(q, k, v, visible, acc, top, total, scale_log2, MASKED=True)
 
@@ -170,11 +164,11 @@ def paged_prefill(
 def _tiles(rows: int, dim_pad: int, itemsize: int) -> tuple[int, int, int, int]:
     """(TILE_M, TILE_N, num_warps, num_stages) for sequences of up to `rows` query rows."""
     if itemsize == 4:
-        return (16, 32, 4, 1) if dim_pad > 128 else (32, 32, 4, 2)
+        return (16, 16, 4, 2) if dim_pad > 64 else (16, 32, 4, 2)
     if rows <= 16:
         return 16, 64, 4, 2
     if dim_pad > 128:
-        return 64, 64, 4, 2
+        return 64, 64, 8, 2
     return (64, 64, 4, 3) if rows <= 64 else (128, 64, 8, 3)
 
 

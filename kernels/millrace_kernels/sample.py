@@ -16,6 +16,8 @@ from ._launch import check_dtype, check_float, check_rows, check_same_device, ch
 _FINITE = torch.finfo(torch.float32).max
 #: Temperatures between 0 and this act as this, so that dividing by one stays finite.
 _COLDEST = 1e-30
+#: The noise lies between -3.2 and 22.9, so that a token this far below the best, in units of temperature, never wins.
+_OUT_OF_REACH = 27.0
 
 
 def sample_reference(
@@ -38,10 +40,15 @@ def sample_reference(
     if rows.numel() == 0:
         return ids
     gap, heat = gap[rows], temperature[rows, None].clamp(min=_COLDEST)
+    depth = gap / heat
+    candidate = depth <= _OUT_OF_REACH
     if any_filter:
-        gap.masked_fill_(gap > _widest_gap(gap, heat, top_k[rows], top_p[rows], min_p[rows]), torch.inf)
-    words = philox_reference(seeds[rows], positions[rows], logits.shape[1])
-    ids[rows] = (gumbel_reference(words) - gap / heat).argmax(-1)
+        candidate &= gap <= _widest_gap(gap, heat, top_k[rows], top_p[rows], min_p[rows])
+    row, token = candidate.nonzero(as_tuple=True)
+    noise = gumbel_reference(philox_reference(seeds[rows][row], positions[rows][row], token))
+    score = torch.full_like(depth, -torch.inf, dtype=torch.float64)
+    score[row, token] = noise - depth[row, token]
+    ids[rows] = score.argmax(-1)
     return ids
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
+import msgspec
+
 from millrace_schemas import (
     InvalidRequest,
     JobRecord,
@@ -175,7 +177,8 @@ class AsyncClient:
         """Submits the request of a dead entry as a new job and deletes the entry; repeating it makes one job."""
         queue = await self._queue(model)
         request = await queue.dead_request(entry_id)
-        submission = Submission.of(request, f"requeue-{request.model}-{entry_id}"[:256])
+        # A deadline would have passed by now.
+        submission = Submission.of(msgspec.structs.replace(request, deadline=None), f"requeue-{entry_id}")
         (job_id,) = await self._enqueue([submission])
         await queue.purge_dead([entry_id])
         return AsyncJob(self, job_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
 from redis.exceptions import RedisError
@@ -28,17 +29,20 @@ _MARGIN = 5.0
 _COUNT = 64
 _RECONNECT_PAUSE = 0.1
 START = "0-0"
+_EVENT_ID = re.compile(r"\d{1,20}-\d{1,20}", re.ASCII)
 
 
 class EventStream:
     """Async iterator over Started, Tokens and, last, Finished.
 
     `last_id` names the newest event that was handed out: `job.events(after=stream.last_id)` goes on behind it, also in
-    another process. Each stream holds a connection of its own while it waits. Raises InvalidRequest for a job that was
-    submitted without stream=True, JobNotFound, QueueUnavailable.
+    another process; behind the last event, Finished comes again. Each stream holds a connection of its own while it
+    waits. Raises InvalidRequest for a job that was submitted without stream=True, JobNotFound, QueueUnavailable.
     """
 
     def __init__(self, connection: Connection, job_id: str, after: str = START):
+        if not _EVENT_ID.fullmatch(after):
+            raise InvalidRequest(f"after is an event's id, as last_id gives it, not {after!r:.80}", param="after")
         self.last_id = after
         self._connection = connection
         self._id = job_id

@@ -4,17 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from fake_engine import expected_tokens
+from millrace_schemas import FinishReason, JobState, Lane
 from queue_probe import QueueProbe
 from worker_process import WorkerProcess
-
-from millrace_schemas import FinishReason, JobState, Lane, Sampling
-
-
-@pytest.fixture
-def probe(redis_url: str) -> QueueProbe:
-    return QueueProbe(redis_url)
 
 
 def test_runs_a_job(redis_url: str, probe: QueueProbe, tmp_path: Path) -> None:

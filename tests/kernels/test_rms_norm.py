@@ -8,7 +8,7 @@ from millrace_kernels import rms_norm, rms_norm_residual
 
 SHAPES = by_mode(
     gpu=[(1, 4096), (513, 4096), (100, 1000), (3, 8191), (2000, 8, 128), (5, 3, 80), (7, 64)],
-    interpreter=[(3, 1000), (5, 3, 80), (2, 2, 2, 64), (1030, 128)],
+    interpreter=[(3, 1000), (5, 3, 80), (2, 2, 2, 64), (520, 64)],
     reference=[(3, 1000), (5, 3, 80), (2, 2, 2, 64)],
 )
 
@@ -46,7 +46,7 @@ def test_eps_carries_rows_of_zeros() -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [s for s in SHAPES if len(s) == 2], ids=str)
 def test_adds_the_residual_first(shape: tuple[int, int], dtype: torch.dtype) -> None:
-    """The sum is rounded to the dtype before it is normalised, as two ops would do; the inputs stay."""
+    """The sum is that of torch bit for bit, and the inputs stay as they were."""
     x, residual = (torch.randn(*shape, device=DEVICE).to(dtype) for _ in range(2))
     weight = torch.randn(shape[-1], device=DEVICE).to(dtype)
     before = x.clone(), residual.clone()

@@ -74,6 +74,7 @@ def test_a_client_works_inside_a_coroutine_of_the_caller(redis_url: str) -> None
     asyncio.run(run())
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_child_is_told(redis_url: str) -> None:
     register(redis_url)
     with Client(redis_url) as client:

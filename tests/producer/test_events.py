@@ -76,6 +76,13 @@ def test_a_job_without_events(client: Client) -> None:
     assert caught.value.param == "stream"
 
 
+def test_no_event_id(client: Client) -> None:
+    for after in ("", "5", "$", "0-0\n", "x-1"):
+        with pytest.raises(InvalidRequest, match="as last_id gives it") as caught:
+            client.submit("a", stream=True).events(after=after)
+        assert caught.value.param == "after"
+
+
 def test_a_connection_that_breaks_in_between(redis_url: str, raw: redis.Redis, keys: QueueKeys) -> None:
     register(redis_url)
 

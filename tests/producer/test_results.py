@@ -84,6 +84,15 @@ def test_waiting_again_after_a_wait_that_was_over(client: Client, raw: redis.Red
     assert time.monotonic() - began < waiter_module.RECHECK - 1
 
 
+def test_asking_again_is_answered_at_once(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiter_module, "RECHECK", 1000.0)
+    with FakeWorker(redis_url), Client(redis_url) as client:
+        job = client.submit("hi")
+        for _ in range(3):
+            # The channel of the first wait is still subscribed, so no confirmation will make the second one look.
+            assert job.result(timeout=20).text == "HI"
+
+
 def test_a_lost_message_is_made_good(
     redis_url: str, raw: redis.Redis, keys: QueueKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,7 +1,7 @@
 """An engine process without a model: speaks frames on --fd and generates tokens that anybody can predict.
 
-The next token is (last * 31 + position) % 1000. Certain ids in a prompt do harm: POISON ends the process, HANG stops it,
-BAD sends a refusal. `--log` notes every token made, as "first-prompt-id position" lines.
+The next token is (last * 31 + position) % 1000. Certain ids in a prompt do harm: POISON ends the process, HANG stops
+it, BAD sends a refusal. `--log` notes every token made, as "first-prompt-id position" lines.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from millrace_schemas import (
     Timings,
     Tokens,
     Usage,
+    WorkerInfo,
     decode,
     encode,
     queue_of,
@@ -82,6 +83,9 @@ class FakeWorker:
         self._thread.join()
         self._redis.close()
 
+    def hold(self) -> None:
+        self._held.clear()
+
     def release(self) -> None:
         self._held.set()
 
@@ -98,6 +102,16 @@ class FakeWorker:
                 self._held.wait()
                 for (entry, _), job_id in zip(entries, ids, strict=True):
                     self._finish(lane, entry, job_id)
+                self._beat()
+
+    def _beat(self) -> None:
+        now = time.time()
+        beat = WorkerInfo(
+            name="fake", model=self.info.name, host="here", pid=1, device="cpu", started_at=now, beat_at=now,
+            finished=len(self.finished), kv_allocated_slots=200, kv_used_slots=190,
+        )  # fmt: skip
+        self._redis.set(self.keys.worker("fake"), encode(beat), ex=60)
+        self._redis.zadd(self.keys.workers, {"fake": now})
 
     def _take(self, job_id: str) -> None:
         self.taken.append(job_id)

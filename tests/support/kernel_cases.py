@@ -72,7 +72,8 @@ def paged(
     total = sum(needed) + spare_pages
     # The second of three layers, so that the view has gaps between its blocks.
     cache = torch.full((total, 3, 2, kv_heads, block_size, head_dim), float("nan"), dtype=dtype, device=DEVICE)
-    kv, order = cache[:, 1], torch.randperm(total)
+    # A kernel that reads past a context most likely reads page 0, which therefore belongs to nobody.
+    kv, order = cache[:, 1], torch.randperm(total - 1) + 1
     tables = torch.full((len(contexts), max([*needed, 1]) + 2), -(2**31), dtype=torch.int32)
     keys, values, used = [], [], 0
     for seq, n in enumerate(contexts):

@@ -1,4 +1,4 @@
-"""A worker process with the fake engine and tokenizer: arguments are "name=value" settings, then "--" and the engine's."""
+"""A worker process with the fake engine and tokenizer: "name=value" settings, "--", the engine's arguments."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 from fake_text import LetterTokenizer, PlainStopChecker
-
 from millrace_worker.cli import run_worker
 from millrace_worker.config import load
 from millrace_worker.front.text import TextTools

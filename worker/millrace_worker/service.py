@@ -41,7 +41,7 @@ from .stream import control
 from .stream.connection import Backoff, Refused, check_server, connect, connect_blocking, unavailable
 from .stream.consumer import JobConsumer, block_for
 from .stream.heartbeat import Heartbeat, Report, Watchdog
-from .stream.lease import Lease, LeaseTable
+from .stream.lease import Lease, LeasedJob, LeaseTable
 from .stream.objects import ObjectStore
 from .stream.publisher import Publisher
 from .stream.reclaim import Reclaimer
@@ -84,7 +84,9 @@ class Service:
         self._publisher = Publisher(
             self._client, keys, self.name, leases, ObjectStore(stream.s3_endpoint_url), stream, self._on_lost
         )
-        self._consumer = JobConsumer(self._client, self._blocking, keys, self.name, leases, stream.max_attempts, block)
+        self._consumer = JobConsumer(
+            self._client, self._blocking, keys, self.name, leases, stream.max_attempts, block, self._take
+        )
         self._reclaimer = Reclaimer(self._client, keys, self._consumer, leases, stream.lease)
         self._upkeep = Upkeep(self._client, keys, self._publisher, self.name, self.model)
         signature = Signature(self.model, self.name)
@@ -109,7 +111,6 @@ class Service:
             raise self._front.failure
 
     async def _serve(self, ready: Ready) -> None:
-        await self._consumer.ensure_group()
         heartbeat = self._heartbeat(ready)
         heartbeat.start()
         writer = asyncio.create_task(self._publisher.run())
@@ -118,10 +119,14 @@ class Service:
         self._background = [asyncio.create_task(listener), asyncio.create_task(self._upkeep_loop())]
         log.info("serving", model=self.model, worker=self.name, device=ready.device, blocks=ready.num_blocks)
         try:
-            await self._unless_stopped(asyncio.shield(serving))
+            stopped = asyncio.create_task(self._stop.wait())
+            # None of them ends by itself, unless the engine is lost or something is wrong with this program.
+            await asyncio.wait((stopped, serving, writer, *self._background), return_when=asyncio.FIRST_COMPLETED)
+            stopped.cancel()
             await self._drain(serving, writer)
-            if serving.done() and not serving.cancelled():
-                serving.result()
+            for task in (serving, writer, *self._background):
+                if task.done() and not task.cancelled():
+                    task.result()
         finally:
             for task in (*self._background, serving, writer):
                 task.cancel()
@@ -201,6 +206,9 @@ class Service:
             silence_timeout=self._config.stream.engine_timeout,
         )
 
+    def _take(self, leased: LeasedJob) -> None:
+        self._front.take(leased)
+
     def _on_lost(self, lease: Lease) -> None:
         self._running.lost(lease)
 
@@ -234,7 +242,7 @@ class Service:
                 await backoff.sleep()
             else:
                 if uptime < self._config.stream.lease:
-                    self._reclaimer.after_outage(self._config.stream.lease - uptime)
+                    self._reclaimer.be_quiet(self._config.stream.lease - uptime)
                 return
 
     async def _unless_stopped(self, work: Coroutine[Any, Any, T] | asyncio.Future[T]) -> T | None:

@@ -75,7 +75,9 @@ class Admission:
         waiting = [job for job in self._jobs.values() if job.seq_id is None]
         chosen = [job for job in waiting if not self._alone(job)]
         if not chosen and not self._in_engine:
-            chosen = waiting[:1]
+            # The newest first: an engine mostly dies on first contact, and once the guilty one is found the others run
+            # together again.
+            chosen = waiting[-1:]
         admitted = []
         for job in chosen:
             seq_id, self._next_seq_id = self._next_seq_id, self._next_seq_id + 1

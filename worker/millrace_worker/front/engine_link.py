@@ -141,8 +141,9 @@ class EngineLink:
                 await self.kill()
                 return error
             if error is not None and not isinstance(error, (OSError, asyncio.IncompleteReadError)):
+                log.error("a frame of the engine could not be handled", exc_info=error)
                 await self.kill()
-                return EngineDied(f"the engine sent what nobody can read: {error}")
+                return EngineDied(f"a frame of the engine could not be handled: {error!r}")
         return await self._died("while it served")
 
     async def stop(self) -> None:

@@ -53,7 +53,10 @@ class QueueSide:
 
 
 class Front:
-    """Joins queue and engine. `start_engine`, then `serve`; to end: `stop_reading`, `wait_settled`, `hand_over`."""
+    """Joins queue and engine. `take` gets every leased job.
+
+    `start_engine`, then `serve`; to end, `stop_reading`, `wait_settled`, what `running.hand_over` does, `stop_engine`.
+    """
 
     def __init__(
         self,
@@ -126,7 +129,7 @@ class Front:
         """What the heartbeat found."""
         self.running.clock_offset = report.clock_offset
         if report.outage:
-            self._queue.reclaimer.after_outage()
+            self._queue.reclaimer.outage()
         for lease in report.lost:
             self.running.lost(lease)
         for job_id in report.cancelled:
@@ -151,17 +154,14 @@ class Front:
                 await self._wait_for_room()
                 continue
             try:
-                jobs = await self._queue.reclaimer.claim(room) if self._queue.reclaimer.due else []
-                if not jobs:
-                    jobs = await self._queue.consumer.next(room, wait=True)
+                taken = await self._queue.reclaimer.claim(room) if self._queue.reclaimer.due else 0
+                if not taken:
+                    await self._queue.consumer.next(room, wait=True)
                 backoff.reset()
             except (redis.RedisError, OSError) as e:
                 log.warning("cannot read the queue; trying again", error=str(e))
-                self._queue.reclaimer.after_outage()
+                self._queue.reclaimer.outage()
                 await backoff.sleep()
-                continue
-            for leased in jobs:
-                self._take(leased)
 
     def _capacity(self) -> int:
         if not (self._reading and self._serving) or self._ready is None:
@@ -174,7 +174,8 @@ class Front:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.running.room.wait(), 0.5)
 
-    def _take(self, leased: LeasedJob) -> None:
+    def take(self, leased: LeasedJob) -> None:
+        """A job that was just leased."""
         previous = self.running.jobs.get(leased.lease.job_id)
         if previous is not None:
             # Leased anew under a newer attempt: the one that runs here has lost its lease.

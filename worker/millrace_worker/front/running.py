@@ -152,6 +152,12 @@ class Running:
             if await self._publisher.finish(ending):
                 self.totals.finished += 1
                 log.debug("job ended", job=ending.lease.job_id, state=str(ending.result.state))
+        except Exception:
+            # Not renewed any more, so another attempt comes; kept, nobody could ever end it.
+            log.exception("an ending could not be written", job=ending.lease.job_id)
+            self._leases.remove(ending.lease)
+            if ending.progress is not None:
+                self._publisher.forget(ending.progress)
         finally:
             self._ending -= 1
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +43,10 @@ class Entries:
 
 
 class JobConsumer:
-    """One consumer of the queue's group. `name`, unique for each start of a process, is the fence of every lease."""
+    """One consumer of the queue's group. `name`, unique for each start of a process, is the fence of every lease.
+
+    Each leased job goes to `take` at once: a lease that is held and run by nobody would never end.
+    """
 
     def __init__(
         self,
@@ -54,6 +57,7 @@ class JobConsumer:
         leases: LeaseTable,
         max_attempts: int,
         block: float,
+        take: Callable[[LeasedJob], None],
     ):
         self._client = client
         self._blocking = blocking
@@ -62,6 +66,7 @@ class JobConsumer:
         self._leases = leases
         self._max_attempts = max_attempts
         self._block = block
+        self._take = take
         self._reads = 0
         self._connection_id: int | None = None
         self._group_backoff = Backoff(0.05, 2.0)
@@ -75,8 +80,8 @@ class JobConsumer:
                 if not str(e).startswith("BUSYGROUP"):
                     raise
 
-    async def next(self, count: int, *, wait: bool) -> list[LeasedJob]:
-        """At most `count` new jobs, leased; with `wait` it blocks for `block` seconds when there are none.
+    async def next(self, count: int, *, wait: bool) -> int:
+        """Leases at most `count` new jobs and returns how many; with `wait` it blocks for `block` seconds for one.
 
         Raises redis.RedisError and OSError. A group that is gone (FLUSHALL, a failover) is created again, with a pause.
         """
@@ -88,30 +93,28 @@ class JobConsumer:
             log.warning("consumer group is gone; creating it again", queue=self._keys.queue)
             await self._group_backoff.sleep()
             await self.ensure_group()
-            return []
+            return 0
         self._group_backoff.reset()
-        jobs: list[LeasedJob] = []
-        for entries in found:
-            jobs += await self.lease(entries)
-        return jobs
+        return sum([await self.lease(entries) for entries in found])
 
-    async def lease(self, entries: Entries) -> list[LeasedJob]:
+    async def lease(self, entries: Entries) -> int:
         """Leases delivered entries; those whose job is gone or ended are removed, malformed ones quarantined."""
         if not entries.ids:
-            return []
+            return 0
         keys = self._keys
         args = (GROUP, self.name, keys.prefix, entries.lane, self._max_attempts, LIVE_TTL, *entries.ids)
         lane = keys.lanes[entries.lane]
         now, *rows = await run(self._client, Call(LEASE, (lane, keys.deadlines, keys.dead), args))
-        jobs = []
+        leased = 0
         for row in rows:
             if row[1] == b"malformed":
                 log.error("malformed entry moved to the dead stream", entry=_text(row[0]), lane=str(entries.lane))
                 continue
             job = _leased(row, entries.lane, float(now))
             self._leases.add(job.lease)
-            jobs.append(job)
-        return jobs
+            self._take(job)
+            leased += 1
+        return leased
 
     async def wake(self) -> None:
         """Ends a blocking read early."""
@@ -122,8 +125,12 @@ class JobConsumer:
         """Takes this consumer out of the group; entries delivered to it and never leased go to the other workers."""
         for lane in _LANES:
             args = (GROUP, self.name, HANDED_OVER, HANDOVER_IDLE)
-            while not await run(self._client, Call(LEAVE, (self._keys.lanes[lane],), args)):
-                await asyncio.sleep(0)
+            try:
+                while not await run(self._client, Call(LEAVE, (self._keys.lanes[lane],), args)):
+                    await asyncio.sleep(0)
+            except redis.ResponseError as e:
+                if "NOGROUP" not in str(e):
+                    raise
 
     async def _read(self, count: int, wait: bool) -> list[Entries]:
         self._reads += 1

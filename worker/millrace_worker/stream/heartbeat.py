@@ -133,6 +133,10 @@ class Heartbeat:
                 # The next beat that gets through renews everything at once.
                 self._renew_at = self._info_at = 0.0
                 pause = backoff.next()
+            except Exception:
+                # This thread must outlive anything: without it every job here would be run again elsewhere.
+                log.exception("a beat failed")
+                pause = backoff.next()
             self._stop.wait(pause)
         self._farewell()
 

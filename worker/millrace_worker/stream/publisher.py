@@ -132,9 +132,7 @@ class Publisher:
         writes, closing = self._due()
         if not writes and not closing:
             return
-        ttl = max(1, int(self._config.result_ttl))
-        calls: list[Call] = [p.call(self._keys, self._consumer) for p in writes]
-        calls += [c.call(self._keys, self._consumer, ttl) for c in closing]
+        calls, writes, closing = self._calls(writes, closing)
         replies = await run_many(self._client, calls)
         failed: list[Exception] = []
         for progress, reply in zip(writes, replies[: len(writes)], strict=True):
@@ -143,8 +141,7 @@ class Publisher:
                 continue
             progress.confirm(int(reply))
             if progress.lost:
-                self.forget(progress)
-                self._on_lost(progress.lease)
+                self._lose(progress)
         for item, reply in zip(closing, replies[len(writes) :], strict=True):
             if isinstance(reply, Exception):
                 failed.append(reply)
@@ -155,6 +152,35 @@ class Publisher:
             self._wake.set()
         if failed:
             raise failed[0]
+
+    def _calls(
+        self, writes: list[Progress], closing: list[Ending | GiveBack]
+    ) -> tuple[list[Call], list[Progress], list[Ending | GiveBack]]:
+        """The calls, and what they are for. What cannot be written down loses its lease; its neighbours do not care."""
+        ttl = max(1, int(self._config.result_ttl))
+        calls: list[Call] = []
+        sound: list[Progress] = []
+        sound_closing: list[Ending | GiveBack] = []
+        for progress in writes:
+            try:
+                calls.append(progress.call(self._keys, self._consumer))
+                sound.append(progress)
+            except Exception:
+                log.exception("a checkpoint cannot be written", job=progress.lease.job_id)
+                self._lose(progress)
+        for item in closing:
+            try:
+                calls.append(item.call(self._keys, self._consumer, ttl))
+                sound_closing.append(item)
+            except Exception:
+                log.exception("an ending cannot be written", job=item.lease.job_id)
+                self._closed(item, written=False)
+        return calls, sound, sound_closing
+
+    def _lose(self, progress: Progress) -> None:
+        progress.lost = True
+        self.forget(progress)
+        self._on_lost(progress.lease)
 
     def _due(self) -> tuple[list[Progress], list[Ending | GiveBack]]:
         now = time.monotonic()
@@ -186,6 +212,10 @@ class Publisher:
 
     def _closed(self, item: Ending | GiveBack, written: bool) -> None:
         self._closing.remove(item)
+        if not written:
+            log.warning(
+                "lost the lease of a job; nothing is written", job=item.lease.job_id, attempt=item.lease.attempt
+            )
         if item.progress is not None:
             self.forget(item.progress)
         self._leases.remove(item.lease)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 import time
 
+import redis
 import redis.asyncio
 
 from millrace_schemas import GROUP, Lane, QueueKeys
 
 from .consumer import Entries, JobConsumer
-from .lease import HANDOVER_LEAST_IDLE, LeasedJob, LeaseTable
+from .lease import HANDOVER_LEAST_IDLE, LeaseTable
 from .scripts import CLAIM, Call, run
 
 
@@ -33,10 +34,15 @@ class Reclaimer:
         self._next = 0.0
         self._quiet_until = 0.0
         self._handover = True
+        self._away = False
 
-    def after_outage(self, remaining: float | None = None) -> None:
-        """Redis was away: leaves other workers' leases alone for `remaining` seconds (one lease)."""
-        self._quiet_until = time.monotonic() + (self._lease if remaining is None else remaining)
+    def outage(self) -> None:
+        """Redis is away: from its next answer on, other workers' leases are left alone for one lease."""
+        self._away = True
+
+    def be_quiet(self, seconds: float) -> None:
+        """Leaves other workers' leases alone for so long."""
+        self._quiet_until = max(self._quiet_until, time.monotonic() + seconds)
 
     def hand_over_seen(self) -> None:
         """A worker says that it has handed jobs over: look at once."""
@@ -44,46 +50,56 @@ class Reclaimer:
 
     @property
     def due(self) -> bool:
-        return self._handover or time.monotonic() >= self._next
+        return self._away or self._handover or time.monotonic() >= self._next
 
-    async def claim(self, count: int) -> list[LeasedJob]:
-        """At most `count` jobs taken over, leased. Raises redis.RedisError and OSError."""
+    async def claim(self, count: int) -> int:
+        """Takes over and leases at most `count` jobs; returns how many. Raises redis.RedisError and OSError."""
+        if self._away:
+            await self._client.ping()
+            self._away = False
+            self.be_quiet(self._lease)
         now = time.monotonic()
-        jobs: list[LeasedJob] = []
+        taken = 0
         if self._handover:
-            jobs += await self._sweep(count, HANDOVER_LEAST_IDLE)
-            self._handover = len(jobs) == count
+            taken += await self._sweep(count, HANDOVER_LEAST_IDLE)
+            self._handover = taken >= count
         if now >= self._next and now >= self._quiet_until:
-            jobs += await self._step(count - len(jobs))
+            taken += await self._step(count - taken)
         if now >= self._next:
             self._next = now + self._lease / 4 * random.uniform(0.75, 1.25)
-        return jobs
+        return taken
 
-    async def _sweep(self, count: int, idle_ms: int) -> list[LeasedJob]:
+    async def _sweep(self, count: int, idle_ms: int) -> int:
         """Walks the whole of both lanes' pending entries."""
-        jobs: list[LeasedJob] = []
+        taken = 0
         for lane in Lane:
             cursor = "0-0"
-            while len(jobs) < count:
-                cursor, found = await self._claim(lane, cursor, idle_ms, count - len(jobs))
-                jobs += found
+            while taken < count:
+                cursor, found = await self._claim(lane, cursor, idle_ms, count - taken)
+                taken += found
                 if cursor == "0-0":
                     break
-        return jobs
+        return taken
 
-    async def _step(self, count: int) -> list[LeasedJob]:
+    async def _step(self, count: int) -> int:
         """One piece of each lane, from where the last one ended."""
-        jobs: list[LeasedJob] = []
+        taken = 0
         for lane in Lane:
-            if len(jobs) < count:
+            if taken < count:
                 idle = int(self._lease * 1000)
-                self._cursors[lane], found = await self._claim(lane, self._cursors[lane], idle, count - len(jobs))
-                jobs += found
-        return jobs
+                self._cursors[lane], found = await self._claim(lane, self._cursors[lane], idle, count - taken)
+                taken += found
+        return taken
 
-    async def _claim(self, lane: Lane, cursor: str, idle_ms: int, count: int) -> tuple[str, list[LeasedJob]]:
+    async def _claim(self, lane: Lane, cursor: str, idle_ms: int, count: int) -> tuple[str, int]:
         args = (GROUP, self._consumer.name, idle_ms, cursor, count)
-        after, ids = await run(self._client, Call(CLAIM, (self._keys.lanes[lane],), args))
+        try:
+            after, ids = await run(self._client, Call(CLAIM, (self._keys.lanes[lane],), args))
+        except redis.ResponseError as e:
+            if "NOGROUP" not in str(e):
+                raise
+            # The next read creates the group again; until then nothing is pending.
+            return "0-0", 0
         mine = self._leases.entries()
         # Ours, while our heartbeat was late: the claim renewed it, and it runs already.
         others = tuple(i for i in (entry.decode() for entry in ids) if (lane, i) not in mine)

@@ -7,7 +7,8 @@ for i = 4, #ARGV, 4 do
   local id = ARGV[i + 2]
   local h = redis.call('HMGET', ARGV[3] .. 'job:' .. id, 'state', 'owner', 'attempts', 'cancel_requested')
   if h[1] == 'in_progress' and h[2] == ARGV[2] and h[3] == ARGV[i + 3] then
-    redis.call('XCLAIM', KEYS[tonumber(ARGV[i])], ARGV[1], ARGV[2], 0, ARGV[i + 1], 'JUSTID')
+    -- pcall: a group that is gone is created again by the next read, and the lease is the hash's owner anyway.
+    redis.pcall('XCLAIM', KEYS[tonumber(ARGV[i])], ARGV[1], ARGV[2], 0, ARGV[i + 1], 'JUSTID')
     if h[4] == '1' then cancelled[#cancelled + 1] = id end
   else
     lost[#lost + 1] = id

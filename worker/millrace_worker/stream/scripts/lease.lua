@@ -16,6 +16,13 @@ local function drop(entry)
   redis.call('XDEL', KEYS[1], entry)
 end
 
+local function quarantine(entry, id, reason, data)
+  redis.call('XADD', KEYS[3], '*', 'job', id, 'entry', entry, 'lane', ARGV[4], 'code', 'undecodable',
+    'reason', reason, 'attempts', 0, 'data', data)
+  drop(entry)
+  out[#out + 1] = {entry, 'malformed', '', '0', '0', '0', '', '', '', ''}
+end
+
 local function job_of(entry)
   local found = redis.call('XRANGE', KEYS[1], entry, entry)[1]
   if not found then
@@ -24,12 +31,9 @@ local function job_of(entry)
   end
   local fields = found[2]
   for i = 1, #fields, 2 do
-    if fields[i] == 'job' and fields[i + 1] ~= '' then return fields[i + 1] end
+    if fields[i] == 'job' and string.find(fields[i + 1], '^[%w._-]+$') then return fields[i + 1] end
   end
-  redis.call('XADD', KEYS[3], '*', 'job', '', 'entry', entry, 'lane', ARGV[4], 'code', 'undecodable',
-    'reason', 'the entry has no field named job', 'attempts', 0, 'data', cmsgpack.pack(fields))
-  drop(entry)
-  out[#out + 1] = {entry, 'malformed', '', '0', '0', '0', '', '', '', ''}
+  quarantine(entry, '', 'the entry has no field named job that holds a job id', cmsgpack.pack(fields))
   return nil
 end
 
@@ -38,9 +42,12 @@ for i = 7, #ARGV do
   local id = job_of(entry)
   if id then
     local key = prefix .. 'job:' .. id
-    local h = redis.call('HMGET', key, 'state', 'attempts', 'owner', 'deadline', 'created_at', 'cancel_requested',
+    -- pcall: one key of the wrong type must not keep all the other entries from being leased.
+    local h = redis.pcall('HMGET', key, 'state', 'attempts', 'owner', 'deadline', 'created_at', 'cancel_requested',
       'stream', 'request')
-    if h[1] ~= 'queued' and h[1] ~= 'in_progress' then
+    if h.err then
+      quarantine(entry, id, 'the record of the job is no hash', '')
+    elseif h[1] ~= 'queued' and h[1] ~= 'in_progress' then
       drop(entry)
     else
       local attempts = tonumber(h[2] or '0') or 0
@@ -59,8 +66,10 @@ for i = 7, #ARGV do
       redis.call('HSETNX', key, 'started_at', stamp)
       redis.call('EXPIRE', key, ARGV[6])
       redis.call('ZREM', KEYS[2], id)
+      local tokens = redis.pcall('GET', prefix .. 'tokens:' .. id)
+      if type(tokens) ~= 'string' then tokens = '' end
       out[#out + 1] = {entry, verdict, id, tostring(attempts), h[5] or stamp, redis.call('HGET', key, 'started_at'),
-        h[6] or '', h[7] or '', h[8] or '', redis.call('GET', prefix .. 'tokens:' .. id) or ''}
+        h[6] or '', h[7] or '', h[8] or '', tokens}
     end
   end
 end

@@ -17,6 +17,6 @@ if ARGV[6] == 'retry' then
   return 1
 end
 redis.call('HINCRBY', KEYS[1], 'attempts', -1)
-local moved = redis.call('XCLAIM', KEYS[2], ARGV[3], ARGV[9], 0, ARGV[4], 'IDLE', ARGV[10], 'JUSTID')
-if #moved == 0 then redis.call('XADD', KEYS[2], '*', 'job', ARGV[5]) end
+local moved = redis.pcall('XCLAIM', KEYS[2], ARGV[3], ARGV[9], 0, ARGV[4], 'IDLE', ARGV[10], 'JUSTID')
+if moved.err or #moved == 0 then redis.call('XADD', KEYS[2], '*', 'job', ARGV[5]) end
 return 1
