@@ -15,11 +15,12 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
-from millrace.demo_tasks import PROMPT_OF_TASK, REFUSALS, SYSTEM_PROMPTS, TASKS, make_example
-from millrace.demo_tasks.words import PLAIN_WORDS, invented_word
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from vocabulary import ASSISTANT, END, PAD, SYSTEM, USER
+
+from millrace.demo_tasks import PROMPT_OF_TASK, REFUSALS, SYSTEM_PROMPTS, TASKS, make_example
+from millrace.demo_tasks.words import PLAIN_WORDS, invented_word
 
 #: Answer where no known system prompt says what to answer to a text that is no task.
 HELP = "I do orders, numbers, sums and rewording."

@@ -12,8 +12,9 @@ import time
 from pathlib import Path
 
 import torch
-from millrace.demo_tasks import TASKS, Example, make_examples, system_prompt
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from millrace.demo_tasks import TASKS, Example, make_examples, system_prompt
 
 #: Longer than any right answer.
 MAX_ANSWER_TOKENS = 112

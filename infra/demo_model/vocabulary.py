@@ -10,10 +10,11 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from millrace.demo_tasks import REFUSALS, SYSTEM_PROMPTS, make_examples
 from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
+
+from millrace.demo_tasks import REFUSALS, SYSTEM_PROMPTS, make_examples
 
 END, SYSTEM, USER, ASSISTANT, PAD = "<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|pad|>"
 SPECIAL_TOKENS = [PAD, END, SYSTEM, USER, ASSISTANT]

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import redis
-from servers import S3Server
 
 from millrace import Client, Request, Sampling
 from millrace.demo_tasks import PROMPT_OF_TASK, make_example, system_prompt
 from millrace_schemas import JobState, Message, QueueKeys, Role
+from servers import S3Server
 
 Start = Callable[..., subprocess.Popen[bytes]]
 GREEDY = Sampling(temperature=0.0, max_tokens=48)
@@ -119,9 +119,9 @@ def test_a_stop_string_ends_the_answer_before_it(client: Client, start_worker: S
     messages = requests[0].messages
     whole = client.submit(messages=messages, sampling=GREEDY).result(timeout=60).text
     stop = whole[4:7]
-    cut = client.submit(
-        messages=messages, sampling=Sampling(temperature=0.0, max_tokens=48, stop=(stop,))
-    ).result(timeout=60)
+    cut = client.submit(messages=messages, sampling=Sampling(temperature=0.0, max_tokens=48, stop=(stop,))).result(
+        timeout=60
+    )
     assert cut.text == whole[: whole.index(stop)]
 
 
