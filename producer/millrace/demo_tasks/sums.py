@@ -22,10 +22,9 @@ def _operand(rng: Random) -> int:
 
 
 def make_sum(rng: Random) -> Example:
-    """A sum or a difference of two numbers below 1,000; a difference may be negative."""
+    """A sum or a difference of two numbers below 1,000; no difference is negative."""
     a, b = _operand(rng), _operand(rng)
     if rng.random() < 0.5:
         return Example("sums", rng.choice(_PLUS).format(a=a, b=b), str(a + b), f"{a}+{b}")
-    if a < b and rng.random() < 0.75:
-        a, b = b, a
+    a, b = max(a, b), min(a, b)
     return Example("sums", rng.choice(_MINUS).format(a=a, b=b), str(a - b), f"{a}-{b}")
