@@ -105,6 +105,9 @@ class EngineLink:
             raise EngineDied(f"the engine was not ready after {self._start_timeout:.0f} s") from None
         except (OSError, asyncio.IncompleteReadError, msgspec.DecodeError):
             raise await self._died("before it was ready") from None
+        except EngineDied:
+            await self.kill()
+            raise
         if isinstance(frame, StartFailed):
             await self.kill()
             raise EngineStartFailed(frame.message)

@@ -121,7 +121,7 @@ class Running:
         for seq_id, reason in frame.finished:
             if (job := self.jobs.by_sequence(seq_id)) is not None:
                 self.jobs.left_engine(job)
-                self._guarded(job, self._complete, FinishReason(reason))
+                self._guarded(job, self._finished, reason)
         for refusal in frame.refused:
             if (job := self.jobs.by_sequence(refusal.seq_id)) is not None:
                 self.jobs.left_engine(job)
@@ -188,6 +188,9 @@ class Running:
             if reason is not None:
                 self.jobs.left_engine(job)
             self._complete(job, FinishReason.STOP)
+
+    def _finished(self, job: Job, reason: str) -> None:
+        self._complete(job, FinishReason(reason))
 
     def _complete(self, job: Job, reason: FinishReason) -> None:
         self._close(job, self._signature.completed(job, reason, self.now()))

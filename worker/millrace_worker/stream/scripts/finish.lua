@@ -7,7 +7,7 @@
 local h = redis.call('HMGET', KEYS[1], 'state', 'owner', 'attempts', 'stream')
 local owned = h[2] == ARGV[1] and h[3] == ARGV[2]
 if ARGV[1] == '' then
-  if h[1] ~= 'queued' then return 0 end
+  if h[1] ~= 'queued' or ARGV[6] == 'completed' then return 0 end
 elseif h[1] ~= 'in_progress' or not owned then
   if owned and h[1] == ARGV[6] then return 2 end
   return 0
