@@ -73,10 +73,7 @@ async def run_prompts(url: str, worker: Worker, prompts: Sequence[DemoPrompt], c
         await _until_registered(client, worker)
         console.print(f"submitting {len(prompts)} prompts under {len({p.system for p in prompts})} system prompts")
         began = time.monotonic()
-        # One prompt under each system prompt goes ahead: the others then find its blocks in the prefix cache.
-        first, rest = _first_of_each_system(prompts)
-        answers = await _answers(client, worker, first, console)
-        answers += await _answers(client, worker, rest, console)
+        answers = await _answers(client, worker, prompts, console)
         seconds = time.monotonic() - began
         workers = await _last_beats(client, len(prompts))
     return DemoReport(answers, seconds, workers)
@@ -91,12 +88,6 @@ async def _until_registered(client: AsyncClient, worker: Worker) -> None:
                 f"the worker is not ready after {_START_TIMEOUT:.0f} s; its last lines:", worker.last_lines()
             )
         await asyncio.sleep(_POLL)
-
-
-def _first_of_each_system(prompts: Sequence[DemoPrompt]) -> tuple[list[DemoPrompt], list[DemoPrompt]]:
-    first = {prompt.system: prompt for prompt in reversed(prompts)}
-    ahead = [prompt for prompt in prompts if first[prompt.system] is prompt]
-    return ahead, [prompt for prompt in prompts if first[prompt.system] is not prompt]
 
 
 async def _answers(
