@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 import redis
-from servers import ACCESS_KEY, SECRET_KEY, S3Server
 
 from millrace.embedded import EmbeddedRedis
+from servers import ACCESS_KEY, SECRET_KEY, S3Server
 
 
 @pytest.fixture(scope="session")

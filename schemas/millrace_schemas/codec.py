@@ -47,5 +47,5 @@ def decode(data: bytes, type_: type[T]) -> T:
         decoder = _decoders[type_] = msgspec.msgpack.Decoder(type_)
     try:
         return decoder.decode(memoryview(data)[1:])  # type: ignore[no-any-return]
-    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         raise DecodeError(f"{name}: {e}", data) from e

@@ -89,7 +89,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         if not ids:
             raise InvalidRequest("prompt_token_ids is empty", param="prompt_token_ids")
         if not all(0 <= t < 2**31 for t in ids):
-            raise InvalidRequest("prompt_token_ids must not hold negative ids", param="prompt_token_ids")
+            raise InvalidRequest("prompt_token_ids takes ids in [0, 2**31)", param="prompt_token_ids")
 
     def _check_messages(self, messages: tuple[Message, ...]) -> None:
         if not messages:
@@ -97,7 +97,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         if len(messages) > MAX_MESSAGES:
             raise InvalidRequest(f"messages takes at most {MAX_MESSAGES}, not {len(messages)}", param="messages")
         if not any(m.content for m in messages):
-            raise InvalidRequest("every message is empty", param="messages")
+            raise InvalidRequest("messages are all empty", param="messages")
 
     def _check_result_to(self) -> None:
         if self.result_to == "redis":

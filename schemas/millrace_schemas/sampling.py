@@ -82,7 +82,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "stop_token_ids",
             f"takes at most {MAX_STOP_TOKEN_IDS} ids, not {len(self.stop_token_ids)}",
         )
-        _require(all(0 <= t < 2**31 for t in self.stop_token_ids), "stop_token_ids", "must not hold negative ids")
+        _require(all(0 <= t < 2**31 for t in self.stop_token_ids), "stop_token_ids", "takes ids in [0, 2**31)")
 
 
 def _require(ok: bool, field: str, what: str) -> None:

@@ -6,6 +6,7 @@ capitals. Flags win. A bad value stops the process with the variable's name.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -127,9 +128,21 @@ def _check(config: WorkerConfig, sources: Mapping[str, str]) -> None:
         ("block_size", engine.block_size > 0 and engine.block_size.bit_count() == 1, "must be a power of two"),
         ("gpu_memory_utilization", 0 < engine.gpu_memory_utilization <= 1, "must lie in (0, 1]"),
         ("max_model_len", engine.max_model_len is None or engine.max_model_len >= 2, "must be at least 2"),
-        ("lease", stream.lease >= 1, "must be at least 1 second"),
+        (
+            "kv_cache_memory_bytes",
+            engine.kv_cache_memory_bytes is None or engine.kv_cache_memory_bytes > 0,
+            "must be positive",
+        ),
+        ("lease", 1 <= stream.lease < math.inf, "must be at least 1 second"),
         ("max_attempts", stream.max_attempts >= 1, "must be at least 1"),
-        ("grace", stream.grace >= 0, "must not be negative"),
+        ("retry_delay", 0 <= stream.retry_delay < math.inf, "must not be negative"),
+        ("grace", 0 <= stream.grace < math.inf, "must not be negative"),
+        ("checkpoint_tokens", stream.checkpoint_tokens >= 1, "must be at least 1"),
+        ("checkpoint_interval", 0 < stream.checkpoint_interval < math.inf, "must be positive"),
+        ("result_ttl", 1 <= stream.result_ttl < math.inf, "must be at least 1 second"),
+        ("model_ttl", 1 <= stream.model_ttl < math.inf, "must be at least 1 second"),
+        ("max_result_bytes", stream.max_result_bytes >= 1, "must be at least 1"),
+        ("engine_timeout", 0 < stream.engine_timeout < math.inf, "must be positive"),
         ("result_s3", stream.result_s3 is None or stream.result_s3.startswith("s3://"), "must be s3://bucket/prefix"),
     )
     for name, ok, what in rules:

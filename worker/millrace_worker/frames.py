@@ -1,7 +1,8 @@
 """What front and engine say to each other over their socketpair: at most one frame each way a step.
 
 A frame is four little-endian bytes of length, then msgpack. Both processes are the same release on one machine, so
-frames carry no schema version. Sequence ids are small integers that the front hands out; the engine never sees a job id.
+frames carry no schema version. Sequence ids are small integers that the front hands out; the engine never sees a
+job id.
 """
 
 from __future__ import annotations

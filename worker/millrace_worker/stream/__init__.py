@@ -1,1 +1,1 @@
-"""The worker's side of the queue: leases, results, upkeep. No torch."""
+"""The queue's half of a worker: leases jobs from Redis and writes back what became of them. No torch."""

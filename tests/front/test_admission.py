@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from front_parts import READY, job_of
+from millrace_worker.frames import Load, Ready
+from millrace_worker.front.admission import Admission
+
+FREE = Load(free_blocks=50, total_blocks=50)
+
+
+def names(admitted: list) -> list[str]:
+    return [job.id for job, _ in admitted]
+
+
+def test_capacity_is_rows_and_a_look_ahead() -> None:
+    jobs = Admission(3)
+    assert jobs.capacity(READY, FREE) == 16 + 8
+    wide = Ready("fake", 100, 256, 16, 10_000, 1000)
+    assert jobs.capacity(wide, Load(free_blocks=10_000)) == 256 + 32
+    for n in range(10):
+        jobs.add(job_of(f"j{n}"))
+    jobs.preparing = 2
+    assert jobs.capacity(READY, FREE) == 24 - 12
+    jobs.preparing = 20
+    assert jobs.capacity(READY, FREE) == 0
+
+
+def test_capacity_ends_where_waiting_prompts_fill_the_free_blocks() -> None:
+    jobs = Admission(3)
+    running = job_of("running")
+    jobs.add(running)
+    jobs.admit()
+    running.scheduled = True
+    tight = Load(free_blocks=4)
+    assert jobs.capacity(READY, tight) > 0
+    jobs.add(job_of("waiting", prompt=(1,) * 70))
+    # 71 tokens need five blocks of sixteen.
+    assert jobs.capacity(READY, tight) == 0
+    assert jobs.capacity(READY, Load(free_blocks=6)) > 0
+
+
+def test_an_idle_engine_has_all_its_blocks() -> None:
+    jobs = Admission(3)
+    jobs.add(job_of("waiting"))
+    assert jobs.capacity(READY, Load(free_blocks=0)) > 0
+
+
+def test_admits_each_job_once() -> None:
+    jobs = Admission(3)
+    for n in range(3):
+        jobs.add(job_of(f"j{n}"))
+    admitted = jobs.admit()
+    assert names(admitted) == ["j0", "j1", "j2"]
+    assert len({seq_id for _, seq_id in admitted}) == 3
+    assert jobs.admit() == []
+    jobs.engine_gone()
+    again = jobs.admit()
+    assert names(again) == ["j0", "j1", "j2"]
+    assert {s for _, s in again}.isdisjoint({s for _, s in admitted}), "a new engine gets new ids"
+
+
+def test_a_job_on_its_last_delivery_runs_alone() -> None:
+    jobs = Admission(3)
+    jobs.add(job_of("a"))
+    jobs.admit()
+    jobs.add(job_of("last", attempt=3))
+    assert jobs.capacity(READY, FREE) == 0
+    assert jobs.admit() == []
+    a = jobs.get("a")
+    assert a is not None
+    jobs.remove(a)
+    assert names(jobs.admit()) == ["last"]
+    jobs.add(job_of("b"))
+    assert jobs.admit() == []
+    last = jobs.get("last")
+    assert last is not None
+    jobs.remove(last)
+    assert names(jobs.admit()) == ["b"]
+
+
+def test_the_only_delivery_there_is_does_not_run_alone() -> None:
+    jobs = Admission(1)
+    for n in range(3):
+        jobs.add(job_of(f"j{n}"))
+    assert len(jobs.admit()) == 3
+
+
+def test_what_the_engine_has_done_with_is_not_aborted() -> None:
+    jobs = Admission(3)
+    jobs.add(job_of("a"))
+    jobs.add(job_of("b"))
+    (a, _), (b, seq_b) = jobs.admit()
+    jobs.left_engine(a)
+    assert jobs.remove(a) is None
+    assert jobs.remove(b) == seq_b
+    assert not jobs.engine_busy
+    assert len(jobs) == 0

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import msgspec
+from typer.testing import CliRunner
+
+from millrace_worker.cli import app
+from millrace_worker.config import EngineConfig, StreamConfig, WorkerConfig
+
+
+def test_there_is_a_flag_for_each_setting() -> None:
+    help_text = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200", "TERM": "dumb"}).output
+    for struct in (EngineConfig, StreamConfig, WorkerConfig):
+        for field in msgspec.structs.fields(struct):
+            if field.name not in ("engine", "stream"):
+                assert f"--{field.name.replace('_', '-')} " in help_text
+
+
+def test_a_bad_setting_is_one_line_and_code_2() -> None:
+    run = subprocess.run([sys.executable, "-m", "millrace_worker", "--lease", "0"], capture_output=True, text=True)
+    assert run.returncode == 2
+    assert run.stderr == "millrace worker: --lease=0.0 must be at least 1 second\n"
+
+
+def test_the_front_imports_no_torch() -> None:
+    code = "import sys, millrace_worker.cli; sys.exit('torch' in sys.modules or 'boto3' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,63 @@
+"""The key map: what the docstring lists is what is built, and a queue's keys share a cluster slot."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from redis.crc import key_slot
+
+from millrace_schemas import MODELS, Lane, QueueKeys, new_job_id, queue_of, queue_of_job
+from millrace_schemas import keys as keys_module
+
+ID = "demo-01jd3vq6x0m5t9n8q2w4e7r1yz"
+
+
+def every_key(queue: str) -> set[str]:
+    keys = QueueKeys(queue)
+    fixed = {keys.dead, keys.delayed, keys.deadlines, keys.control, keys.model, keys.workers, *keys.lanes.values()}
+    by_id = {keys.job(ID), keys.tokens(ID), keys.events(ID), keys.result(ID), keys.done(ID)}
+    return fixed | by_id | {keys.idempotency("order-17"), keys.worker("host-1")}
+
+
+def test_the_docstring_lists_exactly_the_keys_that_are_built() -> None:
+    listed = set(re.findall(r"^ +(millrace:\S+)", keys_module.__doc__ or "", re.MULTILINE))
+    names = {"{q}": "{demo}", "<id>": ID, "<key>": "order-17", "<name>": "host-1"}
+    for placeholder, name in names.items():
+        listed = {key.replace(placeholder, name) for key in listed}
+    assert listed == every_key("demo") | {MODELS}
+
+
+@pytest.mark.parametrize("model", ["demo", "org/model-7b", "a.b_c--d", "x" * 200])
+def test_all_keys_of_a_queue_share_a_slot(model: str) -> None:
+    queue = queue_of(model)
+    assert {key_slot(key.encode()) for key in every_key(queue)} == {key_slot(queue.encode())}
+
+
+def test_a_hostile_idempotency_key_or_worker_name_stays_in_the_slot() -> None:
+    """Only the first braces of a key count as its hash tag."""
+    keys = QueueKeys("demo")
+    slot = key_slot(keys.dead.encode())
+    for name in ("{other}", "}{", "a:b", "{}", "ключ"):
+        assert key_slot(keys.idempotency(name).encode()) == slot
+        assert key_slot(keys.worker(name).encode()) == slot
+
+
+def test_queues_do_not_share_keys() -> None:
+    assert not every_key("demo") & every_key("demo2")
+
+
+def test_scripts_can_build_a_job_key_from_the_prefix() -> None:
+    keys = QueueKeys("demo")
+    assert keys.prefix + "job:" + ID == keys.job(ID)
+
+
+def test_each_lane_is_its_own_stream() -> None:
+    lanes = QueueKeys("demo").lanes
+    assert set(lanes) == set(Lane)
+    assert len(set(lanes.values())) == len(Lane)
+
+
+def test_a_job_id_leads_to_its_keys() -> None:
+    job_id = new_job_id(queue_of("org/model-7b"))
+    assert QueueKeys(queue_of_job(job_id)).job(job_id) == f"millrace:{{org--model-7b}}:job:{job_id}"

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import asyncio
+import time
+
+from millrace_schemas import GROUP, Lane, Request, encode
+from millrace_worker.stream.consumer import BATCH_FIRST_EVERY
+from millrace_worker.stream.lease import Verdict
+from queue_probe import QueueProbe
+from stream_parts import Parts, with_parts
+
+
+def pending(probe: QueueProbe) -> int:
+    return sum(probe.redis.xpending(lane, GROUP)["pending"] for lane in probe.keys.lanes.values())
+
+
+def test_leases_what_it_was_asked_for(redis_url: str, probe: QueueProbe) -> None:
+    async def body(parts: Parts) -> None:
+        for lane in (Lane.BATCH, Lane.INTERACTIVE):
+            for _ in range(5):
+                probe.submit([1], lane=lane)
+        assert await parts.consumer.next(7, wait=True) == 7
+        assert pending(probe) == len(parts.leases) == 7
+        assert [job.lease.lane for job in parts.taken] == [Lane.INTERACTIVE] * 5 + [Lane.BATCH] * 2
+        assert await parts.consumer.next(7, wait=True) == 3
+
+    with_parts(redis_url, body)
+
+
+def test_batch_is_not_starved(redis_url: str, probe: QueueProbe) -> None:
+    async def body(parts: Parts) -> None:
+        for _ in range(3):
+            probe.submit([1], lane=Lane.BATCH)
+        for _ in range(40):
+            probe.submit([1])
+        for _ in range(3 * BATCH_FIRST_EVERY):
+            await parts.consumer.next(1, wait=False)
+        lanes = [job.lease.lane for job in parts.taken]
+        assert lanes.count(Lane.BATCH) == 3
+        assert lanes[:BATCH_FIRST_EVERY] == [Lane.INTERACTIVE] * (BATCH_FIRST_EVERY - 1) + [Lane.BATCH]
+
+    with_parts(redis_url, body)
+
+
+def test_an_idle_read_takes_no_more_than_one_with_room_for_one(redis_url: str, probe: QueueProbe) -> None:
+    async def body(parts: Parts) -> None:
+        for _ in range(20):
+            read = asyncio.create_task(parts.consumer.next(1, wait=True))
+            await asyncio.sleep(0.005)
+            probe.submit([1], lane=Lane.BATCH)
+            probe.submit([1])
+            assert await read <= 1
+            while await parts.consumer.next(5, wait=False):
+                pass
+        assert len(parts.taken) == 40
+
+    with_parts(redis_url, body)
+
+
+def test_wake_ends_a_blocking_read(redis_url: str, probe: QueueProbe) -> None:
+    async def body(parts: Parts) -> None:
+        parts.consumer._block = 4.0
+        began = time.monotonic()
+        read = asyncio.create_task(parts.consumer.next(5, wait=True))
+        await asyncio.sleep(0.2)
+        await parts.consumer.wake()
+        assert await read == 0
+        assert time.monotonic() - began < 3
+
+    with_parts(redis_url, body)
+
+
+def test_verdicts(redis_url: str, probe: QueueProbe) -> None:
+    async def body(parts: Parts) -> None:
+        late = probe.submit([1], deadline=probe.now() - 1)
+        worn = probe.submit([1])
+        probe.redis.hset(probe.keys.job(worn), "attempts", 3)
+        fresh = probe.submit([1])
+        await parts.consumer.next(5, wait=False)
+        found = {job.lease.job_id: (job.verdict, job.lease.attempt) for job in parts.taken}
+        assert found == {late: (Verdict.EXPIRED, 0), worn: (Verdict.EXHAUSTED, 3), fresh: (Verdict.RUN, 1)}
+        # All of them are leased: the end that follows is fenced like any other.
+        assert {probe.job(job)["owner"] for job in found} == {parts.name}
+
+    with_parts(redis_url, body)
+
+
+def test_odd_keys_do_not_keep_others_from_running(redis_url: str, probe: QueueProbe) -> None:
+    async def body(parts: Parts) -> None:
+        lane = probe.keys.lanes[Lane.INTERACTIVE]
+        data = encode(Request(model="letters", prompt="x"))
+        wrong = probe.submit_bytes(data)
+        probe.redis.delete(probe.keys.job(wrong))
+        probe.redis.set(probe.keys.job(wrong), "a string")
+        bad_tokens, bad_numbers = probe.submit_bytes(data), probe.submit_bytes(data)
+        probe.redis.rpush(probe.keys.tokens(bad_tokens), "a list")
+        probe.redis.hset(probe.keys.job(bad_numbers), mapping={"attempts": "x", "created_at": "y", "deadline": "z"})
+        probe.redis.xadd(lane, {"job": b"\xff\xfe not an id"})
+        probe.redis.xadd(lane, {"job": ""})
+        good = probe.submit_bytes(data)
+        assert await parts.consumer.next(20, wait=False) == 3
+        assert [job.lease.job_id for job in parts.taken] == [bad_tokens, bad_numbers, good]
+        assert all(job.verdict is Verdict.RUN and job.checkpoint == () for job in parts.taken)
+        assert pending(probe) == probe.redis.xlen(lane) == 3
+        assert len(probe.dead()) == 3
+
+    with_parts(redis_url, body)
+
+
+def test_a_lost_group_is_made_again_from_the_first_entry(redis_url: str, probe: QueueProbe) -> None:
+    async def body(parts: Parts) -> None:
+        job = probe.submit([1])
+        probe.redis.xgroup_destroy(probe.keys.lanes[Lane.INTERACTIVE], GROUP)
+        assert await parts.reclaimer.claim(5) == 0
+        assert await parts.consumer.next(5, wait=True) == 0
+        assert await parts.consumer.next(5, wait=True) == 1
+        assert parts.taken[0].lease.job_id == job
+
+    with_parts(redis_url, body)
+
+
+def test_leaving_gives_away_what_was_delivered_and_not_leased(redis_url: str, probe: QueueProbe) -> None:
+    async def body(parts: Parts) -> None:
+        job = probe.submit([1])
+        probe.redis.xreadgroup(GROUP, parts.name, {probe.keys.lanes[Lane.INTERACTIVE]: ">"})
+        await parts.consumer.leave()
+        new = parts.other()
+        assert await new.reclaimer.claim(5) == 1
+        assert new.taken[0].lease.job_id == job
+        assert new.taken[0].lease.attempt == 1
+
+    with_parts(redis_url, body)

@@ -1,0 +1,88 @@
+"""The Lua scripts make the moves of schemas.states.TRANSITIONS, all of them and no others."""
+
+from __future__ import annotations
+
+import pytest
+
+from millrace_schemas import TRANSITIONS, JobEvent, JobState, Lane
+from millrace_worker.stream.closing import Ending, GiveBack
+from millrace_worker.stream.consumer import Entries
+from millrace_worker.stream.scripts import run
+from queue_probe import QueueProbe
+from stream_parts import Parts, ending_of, with_parts
+
+ENDS = {
+    JobEvent.COMPLETE: JobState.COMPLETED,
+    JobEvent.FAIL: JobState.FAILED,
+    JobEvent.CANCEL: JobState.CANCELLED,
+    JobEvent.EXPIRE: JobState.EXPIRED,
+}
+
+
+async def make_move(parts: Parts, state: JobState, event: JobEvent, mode: str) -> tuple[str, dict[str, str]]:
+    """A job in `state` after the script of `event` was run on it, and its record before that."""
+    probe = parts.probe
+    job = probe.submit([1, 2])
+    leased = await parts.lease_one()
+    if state is JobState.QUEUED:
+        assert await run(parts.client, GiveBack(leased.lease, "retry").call(probe.keys, parts.name, 60))
+    elif state in ENDS.values():
+        assert await run(parts.client, ending_of(leased, state).call(probe.keys, parts.name, 60))
+    before = probe.job(job)
+    if event is JobEvent.LEASE:
+        entry = probe.redis.xadd(probe.keys.lanes[Lane.INTERACTIVE], {"job": job}).decode()
+        await parts.consumer.lease(Entries(Lane.INTERACTIVE, (entry,)))
+    elif event is JobEvent.REQUEUE:
+        back = GiveBack(leased.lease, mode)  # type: ignore[arg-type]
+        await run(parts.client, back.call(probe.keys, parts.name, 60))
+    else:
+        ending = ending_of(leased, ENDS[event])
+        ending.owned = state is not JobState.QUEUED
+        await run(parts.client, ending.call(probe.keys, parts.name, 60))
+    return job, before
+
+
+@pytest.mark.parametrize("event", JobEvent)
+@pytest.mark.parametrize("state", JobState)
+def test_every_move(redis_url: str, probe: QueueProbe, state: JobState, event: JobEvent) -> None:
+    async def body(parts: Parts) -> None:
+        for mode in ("retry", "handover") if event is JobEvent.REQUEUE else ("",):
+            job, before = await make_move(parts, state, event, mode)
+            expected = TRANSITIONS[state].get(event)
+            after = probe.job(job)
+            if expected is None:
+                assert after == before
+            else:
+                assert after["state"] == expected
+
+    with_parts(redis_url, body)
+
+
+def test_promotion_leaves_the_state(redis_url: str, probe: QueueProbe) -> None:
+    async def body(parts: Parts) -> None:
+        from millrace_worker.stream.scripts import PROMOTE, Call
+
+        job = probe.submit([1, 2])
+        leased = await parts.lease_one()
+        assert await run(parts.client, GiveBack(leased.lease, "retry", delay=0.0).call(probe.keys, parts.name, 60))
+        assert probe.redis.xlen(probe.keys.lanes[Lane.INTERACTIVE]) == 0
+        keys = probe.keys
+        reply = await run(parts.client, Call(PROMOTE, (keys.delayed, keys.deadlines), (keys.prefix, 10)))
+        assert reply[1] == b"1"
+        assert probe.state(job) == "queued"
+        again = await parts.lease_one()
+        assert again.lease.job_id == job
+        assert again.lease.attempt == 2
+
+    with_parts(redis_url, body)
+
+
+def test_an_unowned_end_needs_a_queued_job(redis_url: str, probe: QueueProbe) -> None:
+    async def body(parts: Parts) -> None:
+        probe.submit([1, 2])
+        leased = await parts.lease_one()
+        ending = Ending(leased.lease, ending_of(leased, JobState.EXPIRED).result, owned=False)
+        assert await run(parts.client, ending.call(probe.keys, "", 60)) == 0
+        assert probe.state(leased.lease.job_id) == "in_progress"
+
+    with_parts(redis_url, body)

@@ -1,0 +1,133 @@
+"""An engine process without a model: speaks frames on --fd and generates tokens that anybody can predict.
+
+The next token is (last * 31 + position) % 1000. Certain ids in a prompt do harm: POISON ends the process, HANG stops
+it, BAD sends a refusal. `--log` notes every token made, as "first-prompt-id position" lines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import struct
+import sys
+import time
+
+import msgspec
+
+from millrace_worker.config import EngineConfig
+from millrace_worker.frames import (
+    AddSequence,
+    Load,
+    Ready,
+    Refusal,
+    StartFailed,
+    StepOutput,
+    pack,
+    unpack_to_engine,
+)
+
+POISON, HANG, BAD = 666, 667, 668
+VOCABULARY = 1024
+BLOCK = 16
+
+
+def next_token(last: int, position: int) -> int:
+    return (last * 31 + position) % 1000
+
+
+def expected_tokens(prompt: list[int], count: int) -> list[int]:
+    ids = list(prompt)
+    for _ in range(count):
+        ids.append(next_token(ids[-1], len(ids)))
+    return ids[len(prompt) :]
+
+
+class Engine:
+    def __init__(self, sock: socket.socket, args: argparse.Namespace):
+        self._socket = sock
+        self._args = args
+        self._sequences: dict[int, tuple[AddSequence, list[int]]] = {}
+        self._waiting: list[AddSequence] = []
+        self._step = 0
+        self._log = os.open(args.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT) if args.log else None
+
+    def read(self, *, wait: bool) -> bool:
+        """Takes what the front sent; False at the end."""
+        self._socket.setblocking(wait)
+        try:
+            head = self._socket.recv(4, socket.MSG_WAITALL)
+        except BlockingIOError:
+            return True
+        self._socket.setblocking(True)
+        if len(head) < 4:
+            return False
+        frame = unpack_to_engine(self._socket.recv(struct.unpack("<I", head)[0], socket.MSG_WAITALL))
+        self._waiting += frame.add
+        for seq_id in frame.abort:
+            self._sequences.pop(seq_id, None)
+            self._waiting = [s for s in self._waiting if s.seq_id != seq_id]
+        return not frame.shutdown
+
+    def step(self) -> None:
+        self._step += 1
+        started, refused = [], []
+        while self._waiting and len(self._sequences) < self._args.rows:
+            sequence = self._waiting.pop(0)
+            if POISON in sequence.prompt:
+                os._exit(9)
+            if HANG in sequence.prompt:
+                time.sleep(3600)
+            if BAD in sequence.prompt:
+                refused.append(Refusal(sequence.seq_id, "kv_capacity_exceeded", "never fits"))
+                continue
+            self._sequences[sequence.seq_id] = (sequence, list(sequence.generated))
+            started.append((sequence.seq_id, 0))
+        time.sleep(self._args.step)
+        tokens, finished = [], []
+        for seq_id, (sequence, generated) in list(self._sequences.items()):
+            ids = sequence.prompt + generated
+            token = next_token(ids[-1], len(ids))
+            self._note(sequence.prompt[0], len(generated))
+            generated.append(token)
+            tokens.append((seq_id, [token]))
+            if token in sequence.params.stop_token_ids and len(generated) > sequence.params.min_tokens:
+                finished.append((seq_id, "stop"))
+            elif len(generated) >= sequence.params.max_tokens:
+                finished.append((seq_id, "length"))
+        for seq_id, _ in finished:
+            del self._sequences[seq_id]
+        running = len(self._sequences)
+        load = Load(running, len(self._waiting), 1000 - running, 1000, running * BLOCK, running)
+        self._socket.sendall(pack(StepOutput(self._step, tokens, finished, refused, started, load)))
+
+    def serve(self) -> None:
+        while self.read(wait=not self._sequences and not self._waiting):
+            if self._sequences or self._waiting:
+                self.step()
+
+    def _note(self, first: int, position: int) -> None:
+        if self._log is not None:
+            os.write(self._log, f"{first} {position}\n".encode())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--step", type=float, default=0.002)
+    parser.add_argument("--rows", type=int, default=32)
+    parser.add_argument("--log", default="")
+    parser.add_argument("--fail", default="")
+    args = parser.parse_args()
+    sock = socket.socket(fileno=args.fd)
+    (length,) = struct.unpack("<I", sock.recv(4, socket.MSG_WAITALL))
+    msgspec.msgpack.decode(sock.recv(length, socket.MSG_WAITALL), type=EngineConfig)
+    if args.fail:
+        sock.sendall(pack(StartFailed(args.fail)))
+        sys.exit(1)
+    sock.sendall(pack(Ready("fake", 4096, args.rows, BLOCK, 1000, VOCABULARY)))
+    Engine(sock, args).serve()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""`millrace worker`: serves one model from its queue until it is told to stop. One flag for each setting of config.py.
+
+Exit codes: 0 drained after a signal; 1 unexpected; 2 a flag, a variable or the model cannot be used; 3 Redis cannot be
+used; 4 the engine cannot start or be kept running.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from millrace_schemas import InvalidRequest, QueueUnavailable
+
+from . import logs
+from .config import EngineConfig, StreamConfig, WorkerConfig, load
+from .errors import ConfigError, EngineDied, ModelError
+from .front.engine_link import ENGINE_COMMAND
+from .front.text import TextTools
+from .service import Service, served_name
+
+USAGE, NO_REDIS, NO_ENGINE = 2, 3, 4
+
+app = typer.Typer(add_completion=False)
+
+
+def run_worker(
+    config: WorkerConfig, *, tools: TextTools | None = None, engine_command: Sequence[str] = ENGINE_COMMAND
+) -> int:
+    """Runs a worker until a signal; the exit code. Every expected failure is one line on stderr."""
+    logs.configure(config)
+    try:
+        if tools is None:
+            config, tools = _load_model(config)
+        asyncio.run(_serve(config, tools, engine_command))
+    except (ConfigError, ModelError, InvalidRequest) as e:
+        return _say(e, USAGE)
+    except QueueUnavailable as e:
+        return _say(e, NO_REDIS)
+    except EngineDied as e:
+        return _say(e, NO_ENGINE)
+    return 0
+
+
+async def _serve(config: WorkerConfig, tools: TextTools, engine_command: Sequence[str]) -> None:
+    await Service(config, tools, engine_command).run()
+
+
+def _load_model(config: WorkerConfig) -> tuple[WorkerConfig, TextTools]:
+    """Finds the model's directory once, for both processes, and loads its tokenizer here."""
+    # The front has no use for torch, and transformers would import it: seconds and gigabytes.
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+    from .model_path import resolve_model
+    from .stop import StopChecker
+    from .tokenizer import Tokenizer
+
+    name = served_name(config)
+    path: Path = resolve_model(config.engine.model)
+    config = msgspec.structs.replace(
+        config,
+        engine=msgspec.structs.replace(config.engine, model=str(path)),
+        stream=msgspec.structs.replace(config.stream, served_model_name=name),
+    )
+    return config, TextTools(Tokenizer.load(path), StopChecker)
+
+
+def _say(error: Exception, code: int) -> int:
+    print(f"millrace worker: {error}", file=sys.stderr)
+    return code
+
+
+def _flags() -> list[inspect.Parameter]:
+    """One option for each field of the configuration; None means that it was not given."""
+    parameters = []
+    for struct in (EngineConfig, StreamConfig, WorkerConfig):
+        for field in msgspec.structs.fields(struct):
+            if field.name in ("engine", "stream"):
+                continue
+            default = "none" if field.default is None else str(field.default).lower()
+            option = typer.Option(f"--{field.name.replace('_', '-')}", help=f"[default: {default}]", show_default=False)
+            parameters.append(
+                inspect.Parameter(
+                    field.name,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=None,
+                    annotation=Annotated[str | None, option],
+                )
+            )
+    return parameters
+
+
+def _worker(**flags: Any) -> None:
+    """Serve one model from its queue until told to stop (Ctrl-C or SIGTERM drain it).
+
+    Each flag may also be given as an environment variable: MILLRACE_ and its name in capitals. Flags win.
+    """
+    try:
+        config = load(flags)
+    except ConfigError as e:
+        raise typer.Exit(_say(e, USAGE)) from e
+    raise typer.Exit(run_worker(config))
+
+
+_worker.__signature__ = inspect.Signature(_flags())  # type: ignore[attr-defined]
+_worker.__annotations__ = {p.name: p.annotation for p in _flags()}
+app.command()(_worker)

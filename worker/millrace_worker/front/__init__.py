@@ -1,0 +1,1 @@
+"""The front: an asyncio process between the queue and the engine process. No torch."""

@@ -1,0 +1,107 @@
+"""Which jobs this front holds, how many more it should lease, and which of them the engine gets now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from millrace_worker.frames import Load, Ready
+
+from .job import Job
+
+#: The look-ahead is this share of the engine's rows, and at least _LEAST_AHEAD jobs.
+_AHEAD_SHARE = 8
+_LEAST_AHEAD = 8
+
+
+class Admission:
+    """The jobs of this front, by id and by the engine's sequence id.
+
+    A job on its last delivery runs alone: nothing else enters the engine while it is there, and it enters an empty one.
+    """
+
+    def __init__(self, max_attempts: int):
+        self._max_attempts = max_attempts
+        self._jobs: dict[str, Job] = {}
+        self._in_engine: dict[int, Job] = {}
+        self._next_seq_id = 1
+        #: Jobs leased whose prompts are being tokenized.
+        self.preparing = 0
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def __iter__(self) -> Iterator[Job]:
+        return iter(list(self._jobs.values()))
+
+    def get(self, job_id: str) -> Job | None:
+        return self._jobs.get(job_id)
+
+    def by_sequence(self, seq_id: int) -> Job | None:
+        return self._in_engine.get(seq_id)
+
+    @property
+    def in_engine(self) -> list[Job]:
+        return list(self._in_engine.values())
+
+    @property
+    def engine_busy(self) -> bool:
+        return bool(self._in_engine)
+
+    def add(self, job: Job) -> None:
+        self._jobs[job.id] = job
+
+    def remove(self, job: Job) -> int | None:
+        """Forgets the job; its sequence id when the engine has it."""
+        if self._jobs.get(job.id) is job:
+            del self._jobs[job.id]
+        seq_id, job.seq_id = job.seq_id, None
+        return seq_id if seq_id is not None and self._in_engine.pop(seq_id, None) is job else None
+
+    def left_engine(self, job: Job) -> None:
+        """The engine says that it is done with this job."""
+        if job.seq_id is not None:
+            self._in_engine.pop(job.seq_id, None)
+
+    def engine_gone(self) -> None:
+        """The engine died: every job waits for the next one."""
+        for job in self._in_engine.values():
+            job.seq_id = None
+        self._in_engine.clear()
+
+    def admit(self) -> list[tuple[Job, int]]:
+        """Jobs that the engine gets now, with the sequence ids that they have there from now on."""
+        if any(self._alone(job) for job in self._in_engine.values()):
+            return []
+        waiting = [job for job in self._jobs.values() if job.seq_id is None]
+        chosen = [job for job in waiting if not self._alone(job)]
+        if not chosen and not self._in_engine:
+            # The newest first: an engine mostly dies on first contact, and once the guilty one is found the others run
+            # together again.
+            chosen = waiting[-1:]
+        admitted = []
+        for job in chosen:
+            seq_id, self._next_seq_id = self._next_seq_id, self._next_seq_id + 1
+            # Set here, so that a job admitted and removed before its frame is packed is aborted, not lost.
+            job.seq_id = seq_id
+            self._in_engine[seq_id] = job
+            admitted.append((job, seq_id))
+        return admitted
+
+    def capacity(self, ready: Ready, load: Load) -> int:
+        """Jobs to lease now: free rows and a small look-ahead, as long as the waiting prompts find free blocks."""
+        held = len(self._jobs) + self.preparing
+        if any(self._alone(job) for job in self._jobs.values()):
+            return 0
+        ahead = max(_LEAST_AHEAD, ready.max_num_seqs // _AHEAD_SHARE)
+        rows = max(0, ready.max_num_seqs + ahead - held)
+        needed = sum(_blocks(job, ready.block_size) for job in self._jobs.values() if not job.scheduled)
+        # An idle engine may have sent no frame since its last sequence was aborted.
+        free = load.free_blocks if self._in_engine else ready.num_blocks
+        return rows if needed == 0 or needed < free else 0
+
+    def _alone(self, job: Job) -> bool:
+        return job.must_run_alone(self._max_attempts)
+
+
+def _blocks(job: Job, block_size: int) -> int:
+    return -(-(len(job.prompt) + len(job.generated) + 1) // block_size)

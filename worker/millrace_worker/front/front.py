@@ -1,0 +1,269 @@
+"""The front's loop: leases jobs as the engine has room, prepares them, and keeps an engine running."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import redis
+import redis.asyncio
+import structlog
+
+from millrace_schemas import ErrorCode, ErrorInfo, InvalidRequest, Request
+from millrace_worker.errors import EngineDied
+from millrace_worker.frames import Ready, StepOutput
+from millrace_worker.stream.closing import DeadLetter, Ending, GiveBack
+from millrace_worker.stream.connection import Backoff
+from millrace_worker.stream.consumer import JobConsumer
+from millrace_worker.stream.heartbeat import Report, Watchdog
+from millrace_worker.stream.lease import LeasedJob, LeaseTable, Verdict
+from millrace_worker.stream.publisher import Publisher
+from millrace_worker.stream.reclaim import Reclaimer
+
+from .engine_link import EngineLink
+from .intake import prepare, read_request
+from .job import Job
+from .outcome import Signature
+from .running import Running
+from .text import TextTools
+
+log = structlog.get_logger(__name__)
+
+#: Restarts in a row that fail before the worker gives up, hands its jobs over and exits.
+_START_TRIES = 5
+_ALIVE_EVERY = 0.2
+#: An engine that lived this long, in seconds, did not die of how it was started.
+_HEALTHY = 60.0
+
+#: Makes the link to a new engine, given its frames' receiver and whether it has work.
+NewLink = Callable[[Callable[[StepOutput], None], Callable[[], bool]], EngineLink]
+
+
+@dataclass(frozen=True, slots=True)
+class QueueSide:
+    """The parts of the stream half that a front works with."""
+
+    consumer: JobConsumer
+    reclaimer: Reclaimer
+    publisher: Publisher
+    leases: LeaseTable
+
+
+class Front:
+    """Joins queue and engine. `take` gets every leased job.
+
+    `start_engine`, then `serve`; to end, `stop_reading`, `wait_settled`, what `running.hand_over` does, `stop_engine`.
+    """
+
+    def __init__(
+        self,
+        queue: QueueSide,
+        running: Running,
+        tools: TextTools,
+        signature: Signature,
+        watchdog: Watchdog,
+        new_link: NewLink,
+    ):
+        self._queue = queue
+        self.running = running
+        self._tools = tools
+        self._signature = signature
+        self._watchdog = watchdog
+        self._new_link = new_link
+        self._link: EngineLink | None = None
+        self._ready: Ready | None = None
+        self._serving = False
+        self._reading = True
+        self._stopping = False
+        #: Why the worker has to give up, once it has.
+        self.failure: EngineDied | None = None
+
+    @property
+    def engine_pid(self) -> int | None:
+        return self._link.pid if self._link else None
+
+    async def start_engine(self) -> Ready:
+        """Raises EngineStartFailed and EngineDied."""
+        self._link = self._new_link(self.running.on_step, lambda: self.running.jobs.engine_busy)
+        self._ready = await self._link.start()
+        self._serving = True
+        self.running.engine_serves(self._link, self._ready)
+        return self._ready
+
+    async def serve(self) -> None:
+        """Runs until cancelled, or until no engine can be kept: then `failure` says why."""
+        tasks = [asyncio.create_task(work()) for work in (self._read_loop, self._alive_loop, self._engine_loop)]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def stop_reading(self) -> None:
+        """No job is begun from now on."""
+        self._reading = False
+        await self.wake_reader()
+
+    async def wait_settled(self, timeout: float) -> bool:
+        """True once no job is held, False after `timeout` seconds."""
+        limit = time.monotonic() + timeout
+        while self.running.held:
+            if time.monotonic() >= limit:
+                return False
+            await asyncio.sleep(0.02)
+        return True
+
+    async def stop_engine(self) -> None:
+        self._stopping = True
+        self._serving = False
+        if self._link is not None:
+            await self._link.stop()
+
+    def on_report(self, report: Report) -> None:
+        """What the heartbeat found."""
+        self.running.clock_offset = report.clock_offset
+        if report.outage:
+            self._queue.reclaimer.outage()
+        for lease in report.lost:
+            self.running.lost(lease)
+        for job_id in report.cancelled:
+            self.running.cancel(job_id)
+
+    def on_hand_over(self) -> None:
+        """Another worker has handed jobs over."""
+        self._queue.reclaimer.hand_over_seen()
+        self.running.spawn(self.wake_reader())
+
+    async def wake_reader(self) -> None:
+        try:
+            await self._queue.consumer.wake()
+        except (redis.RedisError, OSError) as e:
+            log.debug("could not end a blocking read; it ends by itself", error=str(e))
+
+    async def _read_loop(self) -> None:
+        backoff = Backoff(0.05, 2.0)
+        while True:
+            room = self._capacity()
+            if room <= 0:
+                await self._wait_for_room()
+                continue
+            try:
+                taken = await self._queue.reclaimer.claim(room) if self._queue.reclaimer.due else 0
+                if not taken:
+                    await self._queue.consumer.next(room, wait=True)
+                backoff.reset()
+            except (redis.RedisError, OSError) as e:
+                log.warning("cannot read the queue; trying again", error=str(e))
+                self._queue.reclaimer.outage()
+                await backoff.sleep()
+
+    def _capacity(self) -> int:
+        if not (self._reading and self._serving) or self._ready is None:
+            return 0
+        return self.running.jobs.capacity(self._ready, self.running.load)
+
+    async def _wait_for_room(self) -> None:
+        self.running.room.clear()
+        # Should nobody tell us, look again all the same.
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.running.room.wait(), 0.5)
+
+    def take(self, leased: LeasedJob) -> None:
+        """A job that was just leased."""
+        previous = self.running.jobs.get(leased.lease.job_id)
+        if previous is not None:
+            # Leased anew under a newer attempt: the one that runs here has lost its lease.
+            self.running.lost(previous.lease)
+        self.running.jobs.preparing += 1
+        self.running.spawn(self._prepare(leased))
+
+    async def _prepare(self, leased: LeasedJob) -> None:
+        """Makes a leased job run, gives it back while the worker drains, or ends it."""
+        try:
+            ready = await self._job_or_ending(leased)
+            if isinstance(ready, Ending):
+                await self.running.finish(ready)
+            elif not self._reading:
+                await self._queue.publisher.give_back(GiveBack(leased.lease, "handover", ready.progress))
+            elif leased.lease in self._queue.leases:
+                self.running.begin(ready)
+        finally:
+            self.running.jobs.preparing -= 1
+
+    async def _job_or_ending(self, leased: LeasedJob) -> Job | Ending:
+        """Whatever is wrong with one job's content stays with that job."""
+        request: Request | None = None
+        now = self.running.now()
+        try:
+            if leased.verdict is not Verdict.RUN:
+                return self._verdict(leased)
+            request = read_request(leased)
+            if leased.cancel_requested:
+                raise InvalidRequest("cancelled before it ran", code=ErrorCode.CANCELLED)
+            assert self._ready is not None
+            job = await prepare(leased, request, self._tools, self._ready)
+            complete = job.resume()
+            return job if complete is None else self._signature.completed(job, complete, self.running.now())
+        except InvalidRequest as e:
+            dead = DeadLetter(e.code, str(e), leased.request) if e.code is ErrorCode.UNDECODABLE else None
+            return self._signature.refused(leased, request, e.info, now, dead)
+        except Exception as e:
+            log.exception("a job could not be prepared", job=leased.lease.job_id)
+            error = ErrorInfo(ErrorCode.INTERNAL, f"the worker could not prepare the job: {type(e).__name__}: {e}")
+            return self._signature.refused(leased, request, error, now)
+
+    def _verdict(self, leased: LeasedJob) -> Ending:
+        now = self.running.now()
+        try:
+            request = read_request(leased)
+        except InvalidRequest:
+            # Only its metadata would be copied: the job ends all the same.
+            request = None
+        if leased.verdict is Verdict.EXPIRED:
+            error = ErrorInfo(ErrorCode.DEADLINE_EXCEEDED, "the deadline passed before the job was done")
+            return self._signature.refused(leased, request, error, now)
+        reason = f"{leased.lease.attempt} deliveries, and its worker died or lost the lease in each of them"
+        error = ErrorInfo(ErrorCode.TOO_MANY_ATTEMPTS, reason)
+        dead = DeadLetter(error.code, reason, leased.request)
+        return self._signature.refused(leased, request, error, now, dead)
+
+    async def _engine_loop(self) -> None:
+        """Keeps an engine running; returns when none can be kept."""
+        backoff = Backoff(0.2, 30.0)
+        while True:
+            assert self._link is not None
+            began = time.monotonic()
+            died = await self._link.run()
+            self._serving = False
+            if self._stopping:
+                return
+            log.error("the engine died; starting another", reason=str(died), jobs=len(self.running.jobs))
+            self.running.engine_died(died)
+            if time.monotonic() - began > _HEALTHY:
+                backoff.reset()
+            if not await self._restart(backoff):
+                return
+
+    async def _restart(self, backoff: Backoff) -> bool:
+        for _ in range(_START_TRIES):
+            await backoff.sleep()
+            try:
+                await self.start_engine()
+            except EngineDied as e:
+                self.failure = e
+                log.error("the engine does not start", reason=str(e))
+            else:
+                self.failure = None
+                return True
+        return False
+
+    async def _alive_loop(self) -> None:
+        while True:
+            self._watchdog.loop_ran()
+            await asyncio.sleep(_ALIVE_EVERY)

@@ -1,0 +1,83 @@
+"""The results that end jobs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from millrace_schemas import Choice, ErrorCode, ErrorInfo, FinishReason, JobState, Request, Result, Timings, Usage
+from millrace_worker.stream.closing import DeadLetter, Ending
+from millrace_worker.stream.lease import LeasedJob
+
+from .job import Job
+
+_STATES = {ErrorCode.CANCELLED: JobState.CANCELLED, ErrorCode.DEADLINE_EXCEEDED: JobState.EXPIRED}
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """Who writes results: the model's public name and the worker's."""
+
+    model: str
+    worker: str
+
+    def completed(self, job: Job, reason: FinishReason, now: float) -> Ending:
+        """`now` is Redis time."""
+        ended_by_token = reason is FinishReason.STOP and not job.stopped_by_text
+        text = job.close_text(ended_by_token=ended_by_token)
+        result = Result(
+            id=job.id,
+            model=self.model,
+            state=JobState.COMPLETED,
+            choices=(Choice(0, text, tuple(job.generated), reason),),
+            usage=_usage(job),
+            timings=_timings(job.leased, now, job.ttft),
+            attempts=job.lease.attempt,
+            worker=self.worker,
+            metadata=job.request.metadata,
+        )
+        return Ending(job.lease, result, job.progress, job.request.result_to)
+
+    def failed(self, job: Job, error: ErrorInfo, now: float, dead: DeadLetter | None = None) -> Ending:
+        """Ends a job that ran; what text there was stays readable."""
+        choices: tuple[Choice, ...] = ()
+        if job.generated:
+            text = job.close_text(ended_by_token=False)
+            choices = (Choice(0, text, tuple(job.generated), FinishReason.LENGTH),)
+        result = Result(
+            id=job.id,
+            model=self.model,
+            state=_STATES.get(error.code, JobState.FAILED),
+            choices=choices,
+            error=error,
+            usage=_usage(job),
+            timings=_timings(job.leased, now, job.ttft),
+            attempts=job.lease.attempt,
+            worker=self.worker,
+            metadata=job.request.metadata,
+        )
+        return Ending(job.lease, result, job.progress, job.request.result_to, dead)
+
+    def refused(
+        self, leased: LeasedJob, request: Request | None, error: ErrorInfo, now: float, dead: DeadLetter | None = None
+    ) -> Ending:
+        """Ends a job that never ran here."""
+        result = Result(
+            id=leased.lease.job_id,
+            model=self.model,
+            state=_STATES.get(error.code, JobState.FAILED),
+            error=error,
+            timings=_timings(leased, now, None),
+            attempts=leased.lease.attempt,
+            worker=self.worker,
+            metadata=request.metadata if request else {},
+        )
+        return Ending(leased.lease, result, dead=dead)
+
+
+def _usage(job: Job) -> Usage:
+    return Usage(len(job.prompt), len(job.generated), job.cached_tokens)
+
+
+def _timings(leased: LeasedJob, now: float, ttft: float | None) -> Timings:
+    queued = max(0.0, leased.started_at - leased.created_at)
+    return Timings(queued, ttft, max(0.0, now - leased.created_at))

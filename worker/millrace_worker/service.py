@@ -1,0 +1,281 @@
+"""A whole worker: joins the queue's half and the engine's half; starts, drains and stops them in a written order.
+
+Start: Redis answers, the text tools load, the engine is ready, the group exists, the heartbeat beats, jobs are read.
+Stop (SIGTERM, SIGINT):
+    1. no job is read any more;
+    2. jobs end by themselves for up to `grace` seconds;
+    3. the rest is checkpointed and handed over, and the other workers are told;
+    4. what is still being written is written;
+    5. this consumer leaves the group;
+    6. the heartbeat stops, which removes the worker's notice;
+    7. the engine stops.
+A second signal ends the process at once: its leases run out, and nothing is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
+
+import redis
+import structlog
+
+from millrace_schemas import ModelInfo, QueueKeys, QueueUnavailable, WorkerInfo, queue_of
+
+from .config import WorkerConfig
+from .errors import EngineDied
+from .frames import Ready, StepOutput
+from .front.engine_link import ENGINE_COMMAND, EngineLink, EngineStartFailed
+from .front.front import Front, QueueSide
+from .front.outcome import Signature
+from .front.running import Running
+from .front.text import TextTools
+from .stream import control
+from .stream.connection import Backoff, Refused, check_server, connect, connect_blocking, unavailable
+from .stream.consumer import JobConsumer, block_for
+from .stream.heartbeat import Heartbeat, Report, Watchdog
+from .stream.lease import Lease, LeasedJob, LeaseTable
+from .stream.objects import ObjectStore
+from .stream.publisher import Publisher
+from .stream.reclaim import Reclaimer
+from .stream.upkeep import Upkeep
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+#: Seconds of tries before a worker that never reached Redis gives up. Once it has run, it tries for ever.
+_REDIS_TRIES = 10.0
+#: Seconds for the writes of a drain, beyond `grace`.
+_LAST_WRITES = 10.0
+
+
+class Service:
+    """One worker. `run` returns when a signal has drained it; it raises QueueUnavailable and EngineDied otherwise."""
+
+    def __init__(self, config: WorkerConfig, tools: TextTools, engine_command: Sequence[str] = ENGINE_COMMAND):
+        self._config = config
+        self._tools = tools
+        self._engine_command = engine_command
+        self.model = served_name(config)
+        self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._keys = QueueKeys(queue_of(self.model))
+        self._started_at = time.time()
+        self._ready: Ready | None = None
+        self._stop = asyncio.Event()
+        self._background: list[asyncio.Task[None]] = []
+        self._build()
+
+    def _build(self) -> None:
+        stream, keys = self._config.stream, self._keys
+        url, block = stream.redis_url, block_for(stream.lease)
+        self._client = connect(url)
+        self._blocking = connect_blocking(url, block)
+        self._listening = connect_blocking(url, control.WAIT)
+        leases = self._leases = LeaseTable()
+        self._watchdog = Watchdog(stream.lease, stream.engine_timeout + stream.lease)
+        self._publisher = Publisher(
+            self._client, keys, self.name, leases, ObjectStore(stream.s3_endpoint_url), stream, self._on_lost
+        )
+        self._consumer = JobConsumer(
+            self._client, self._blocking, keys, self.name, leases, stream.max_attempts, block, self._take
+        )
+        self._reclaimer = Reclaimer(self._client, keys, self._consumer, leases, stream.lease)
+        self._upkeep = Upkeep(self._client, keys, self._publisher, self.name, self.model)
+        signature = Signature(self.model, self.name)
+        self._running = Running(self._publisher, leases, signature, stream.max_attempts)
+        queue = QueueSide(self._consumer, self._reclaimer, self._publisher, leases)
+        self._front = Front(queue, self._running, self._tools, signature, self._watchdog, self._new_link)
+
+    async def run(self) -> None:
+        """Starts, serves until a signal, drains. Raises QueueUnavailable, EngineStartFailed and EngineDied."""
+        self._catch_signals()
+        try:
+            await self._reach_redis()
+            self._ready = await self._unless_stopped(self._front.start_engine())
+            if self._ready is not None:
+                await self._serve(self._ready)
+        finally:
+            # On every way out: nothing that we started stays behind.
+            await self._front.stop_engine()
+            for client in (self._client, self._blocking, self._listening):
+                await client.aclose()
+        if self._front.failure is not None:
+            raise self._front.failure
+
+    async def _serve(self, ready: Ready) -> None:
+        heartbeat = self._heartbeat(ready)
+        heartbeat.start()
+        writer = asyncio.create_task(self._publisher.run())
+        serving = asyncio.create_task(self._front.serve())
+        listener = control.listen(self._listening, self._keys, self._running.cancel, self._front.on_hand_over)
+        self._background = [asyncio.create_task(listener), asyncio.create_task(self._upkeep_loop())]
+        log.info("serving", model=self.model, worker=self.name, device=ready.device, blocks=ready.num_blocks)
+        try:
+            stopped = asyncio.create_task(self._stop.wait())
+            # None of them ends by itself, unless the engine is lost or something is wrong with this program.
+            await asyncio.wait((stopped, serving, writer, *self._background), return_when=asyncio.FIRST_COMPLETED)
+            stopped.cancel()
+            await self._drain(serving, writer)
+            for task in (serving, writer, *self._background):
+                if task.done() and not task.cancelled():
+                    task.result()
+        finally:
+            for task in (*self._background, serving, writer):
+                task.cancel()
+            await asyncio.gather(*self._background, serving, writer, return_exceptions=True)
+            await asyncio.to_thread(heartbeat.stop)
+
+    async def _drain(self, serving: asyncio.Task[None], writer: asyncio.Task[None]) -> None:
+        """Steps 1 to 5 of the stop."""
+        log.info("draining", held=self._running.held)
+        await self._front.stop_reading()
+        if not serving.done():
+            await self._front.wait_settled(self._config.stream.grace)
+        try:
+            async with asyncio.timeout(_LAST_WRITES):
+                given = await self._running.hand_over()
+                await self._front.wait_settled(_LAST_WRITES)
+                self._publisher.stop()
+                await writer
+                serving.cancel()
+                await asyncio.gather(serving, return_exceptions=True)
+                await self._consumer.leave()
+                await self._client.publish(self._keys.control, control.RECLAIM)
+            log.info("drained", handed_over=given)
+        except (redis.RedisError, OSError, TimeoutError) as e:
+            log.warning("could not hand everything over; the leases run out by themselves", error=repr(e))
+
+    def _heartbeat(self, ready: Ready) -> Heartbeat:
+        tokenizer = self._tools.tokenizer
+        model = ModelInfo(
+            name=self.model,
+            max_model_len=ready.max_model_len,
+            vocab_size=ready.vocab_size,
+            has_chat_template=tokenizer is not None and tokenizer.has_chat_template,
+        )
+        return Heartbeat(
+            self._config.stream.redis_url,
+            self._keys,
+            self.name,
+            self._leases,
+            self._watchdog,
+            lease=self._config.stream.lease,
+            model_ttl=self._config.stream.model_ttl,
+            model=model,
+            info=self._info,
+            report=self._on_report,
+        )
+
+    def _info(self) -> WorkerInfo:
+        running, ready = self._running, self._ready
+        load, totals = running.load, running.totals
+        now = time.time() + running.clock_offset
+        return WorkerInfo(
+            name=self.name,
+            model=self.model,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            device=ready.device if ready else "",
+            started_at=self._started_at + running.clock_offset,
+            beat_at=now,
+            leased=len(self._leases),
+            running=load.running,
+            waiting=load.waiting,
+            kv_usage=1 - load.free_blocks / load.total_blocks if load.total_blocks else 0.0,
+            finished=totals.finished,
+            output_tokens=totals.output_tokens,
+            kv_allocated_slots=totals.allocated_slots,
+            kv_used_slots=totals.used_slots,
+        )
+
+    def _new_link(self, on_step: Callable[[StepOutput], None], busy: Callable[[], bool]) -> EngineLink:
+        return EngineLink(
+            self._config.engine,
+            on_step,
+            busy,
+            self._watchdog,
+            command=self._engine_command,
+            silence_timeout=self._config.stream.engine_timeout,
+        )
+
+    def _take(self, leased: LeasedJob) -> None:
+        self._front.take(leased)
+
+    def _on_lost(self, lease: Lease) -> None:
+        self._running.lost(lease)
+
+    def _on_report(self, report: Report) -> None:
+        self._front.on_report(report)
+
+    async def _upkeep_loop(self) -> None:
+        pause = min(1.0, self._config.stream.lease / 4)
+        while True:
+            try:
+                await self._upkeep.step()
+            except (redis.RedisError, OSError) as e:
+                # The reader says it louder, and this is tried again at once anyway.
+                log.debug("upkeep failed", error=str(e))
+            await asyncio.sleep(pause)
+
+    async def _reach_redis(self) -> None:
+        url = self._config.stream.redis_url
+        limit, backoff = time.monotonic() + _REDIS_TRIES, Backoff(0.1, 1.0)
+        while not self._stop.is_set():
+            try:
+                uptime = await check_server(self._client, url)
+                await self._consumer.ensure_group()
+            except QueueUnavailable as e:
+                if isinstance(e, Refused) or e.__cause__ is None or time.monotonic() > limit:
+                    raise
+                await backoff.sleep()
+            except (redis.RedisError, OSError) as e:
+                if time.monotonic() > limit:
+                    raise unavailable(e, url) from e
+                await backoff.sleep()
+            else:
+                if uptime < self._config.stream.lease:
+                    self._reclaimer.be_quiet(self._config.stream.lease - uptime)
+                return
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, T] | asyncio.Future[T]) -> T | None:
+        """The result of `work`, or None once the worker is told to stop; `work` is then cancelled."""
+        task = asyncio.ensure_future(work)
+        stopped = asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait((task, stopped), return_when=asyncio.FIRST_COMPLETED)
+            return task.result() if task.done() else None
+        finally:
+            for one in (task, stopped):
+                one.cancel()
+            with contextlib.suppress(asyncio.CancelledError, EngineDied):
+                await task
+
+    def _catch_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number)
+
+    def _on_signal(self, number: int) -> None:
+        if self._stop.is_set():
+            log.warning("second signal; leaving at once")
+            if self._front.engine_pid is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self._front.engine_pid, signal.SIGKILL)
+            os._exit(128 + number)
+        self._stop.set()
+
+
+def served_name(config: WorkerConfig) -> str:
+    """The model's public name: as configured, else the last component of the model's path or hub name."""
+    return config.stream.served_model_name or config.engine.model.rstrip("/").rsplit("/", 1)[-1]
+
+
+__all__ = ["EngineStartFailed", "Service", "served_name"]

@@ -1,0 +1,83 @@
+"""How a lease ends: with the job's result, or by giving the job back."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Literal
+
+from millrace_schemas import GROUP, ErrorCode, Finished, QueueKeys, Result, encode
+
+from .lease import HANDED_OVER, HANDOVER_IDLE, LIVE_TTL, Lease
+from .progress import Progress
+from .scripts import FINISH, REQUEUE, Call
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """Why a job goes to the dead stream besides ending as failed."""
+
+    code: ErrorCode
+    reason: str
+    #: The bytes at fault, for whoever looks.
+    data: bytes = b""
+
+
+@dataclass(slots=True, eq=False)
+class Ending:
+    """The result that ends a job. Without a consumer it ends a queued job, on behalf of the queue."""
+
+    lease: Lease
+    result: Result
+    progress: Progress | None = None
+    #: "redis", or "s3://bucket/prefix".
+    result_to: str = "redis"
+    dead: DeadLetter | None = None
+    owned: bool = True
+    done: asyncio.Future[bool] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    tries: int = 0
+    _last_event: bytes | None = None
+
+    def call(self, keys: QueueKeys, consumer: str, ttl: int) -> Call:
+        lease, job = self.lease, self.lease.job_id
+        if self._last_event is None:
+            self._last_event = self.progress.last_event() if self.progress else b""
+        last = encode(Finished(self.result))
+        dead: tuple[str | bytes | int, ...] = ()
+        if self.dead is not None:
+            dead = ("job", job, "entry", lease.entry, "lane", lease.lane, "code", self.dead.code)
+            dead += ("reason", self.dead.reason, "attempts", lease.attempt, "data", self.dead.data)
+        return Call(
+            FINISH,
+            (
+                *(keys.job(job), keys.result(job), keys.tokens(job), keys.events(job), keys.lanes[lease.lane]),
+                *(keys.deadlines, keys.delayed, keys.dead, keys.done(job)),
+            ),
+            (
+                *(consumer if self.owned else "", lease.attempt, GROUP, lease.entry, job, self.result.state),
+                *(encode(self.result), self._last_event, last, ttl, *dead),
+            ),
+        )
+
+
+@dataclass(slots=True, eq=False)
+class GiveBack:
+    """A job for another attempt: "retry" after `delay` seconds, or "handover" to another worker at once."""
+
+    lease: Lease
+    mode: Literal["retry", "handover"]
+    progress: Progress | None = None
+    delay: float = 0.0
+    done: asyncio.Future[bool] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    tries: int = 0
+
+    def call(self, keys: QueueKeys, consumer: str, ttl: int) -> Call:
+        lease, job = self.lease, self.lease.job_id
+        return Call(
+            REQUEUE,
+            (keys.job(job), keys.lanes[lease.lane], keys.delayed, keys.deadlines),
+            (
+                *(consumer, lease.attempt, GROUP, lease.entry, job, self.mode, self.delay),
+                *(LIVE_TTL, HANDED_OVER, HANDOVER_IDLE),
+            ),
+        )

@@ -1,0 +1,192 @@
+"""Reads the queue's lanes and leases what it read."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+import redis.asyncio
+import structlog
+
+from millrace_schemas import GROUP, Lane, QueueKeys
+
+from .connection import Backoff
+from .lease import HANDED_OVER, HANDOVER_IDLE, LIVE_TTL, Lease, LeasedJob, LeaseTable, Verdict
+from .progress import tokens_from
+from .scripts import LEASE, LEAVE, Call, run
+
+log = structlog.get_logger(__name__)
+
+#: Every this many reads the batch lane is asked first, so that interactive jobs never starve it.
+BATCH_FIRST_EVERY = 8
+#: Most seconds that an idle read blocks.
+_LONGEST_BLOCK = 2.0
+
+
+def block_for(lease: float) -> float:
+    """Seconds that an idle read blocks: a quarter of a lease, so that reclaiming is never late."""
+    return min(_LONGEST_BLOCK, lease / 4)
+
+
+_LANES = (Lane.INTERACTIVE, Lane.BATCH)
+
+
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """Entries of one lane that were delivered to us and are not leased yet."""
+
+    lane: Lane
+    ids: tuple[str, ...]
+
+
+class JobConsumer:
+    """One consumer of the queue's group. `name`, unique for each start of a process, is the fence of every lease.
+
+    Each leased job goes to `take` at once: a lease that is held and run by nobody would never end.
+    """
+
+    def __init__(
+        self,
+        client: redis.asyncio.Redis,
+        blocking: redis.asyncio.Redis,
+        keys: QueueKeys,
+        name: str,
+        leases: LeaseTable,
+        max_attempts: int,
+        block: float,
+        take: Callable[[LeasedJob], None],
+    ):
+        self._client = client
+        self._blocking = blocking
+        self._keys = keys
+        self.name = name
+        self._leases = leases
+        self._max_attempts = max_attempts
+        self._block = block
+        self._take = take
+        self._reads = 0
+        self._connection_id: int | None = None
+        self._group_backoff = Backoff(0.05, 2.0)
+
+    async def ensure_group(self) -> None:
+        """Creates the lanes' groups from their very first entry on; those that exist stay as they are."""
+        for lane in _LANES:
+            try:
+                await self._client.xgroup_create(self._keys.lanes[lane], GROUP, id="0", mkstream=True)
+            except redis.ResponseError as e:
+                if not str(e).startswith("BUSYGROUP"):
+                    raise
+
+    async def next(self, count: int, *, wait: bool) -> int:
+        """Leases at most `count` new jobs and returns how many; with `wait` it blocks for `block` seconds for one.
+
+        Raises redis.RedisError and OSError. A group that is gone (FLUSHALL, a failover) is created again, with a pause.
+        """
+        try:
+            found = await self._read(count, wait)
+        except redis.ResponseError as e:
+            if not str(e).startswith("NOGROUP"):
+                raise
+            log.warning("consumer group is gone; creating it again", queue=self._keys.queue)
+            await self._group_backoff.sleep()
+            await self.ensure_group()
+            return 0
+        self._group_backoff.reset()
+        return sum([await self.lease(entries) for entries in found])
+
+    async def lease(self, entries: Entries) -> int:
+        """Leases delivered entries; those whose job is gone or ended are removed, malformed ones quarantined."""
+        if not entries.ids:
+            return 0
+        keys = self._keys
+        args = (GROUP, self.name, keys.prefix, entries.lane, self._max_attempts, LIVE_TTL, *entries.ids)
+        lane = keys.lanes[entries.lane]
+        now, *rows = await run(self._client, Call(LEASE, (lane, keys.deadlines, keys.dead), args))
+        leased = 0
+        for row in rows:
+            if row[1] == b"malformed":
+                log.error("malformed entry moved to the dead stream", entry=_text(row[0]), lane=str(entries.lane))
+                continue
+            job = _leased(row, entries.lane, float(now))
+            self._leases.add(job.lease)
+            self._take(job)
+            leased += 1
+        return leased
+
+    async def wake(self) -> None:
+        """Ends a blocking read early."""
+        if self._connection_id is not None:
+            await self._client.client_unblock(self._connection_id)
+
+    async def leave(self) -> None:
+        """Takes this consumer out of the group; entries delivered to it and never leased go to the other workers."""
+        for lane in _LANES:
+            args = (GROUP, self.name, HANDED_OVER, HANDOVER_IDLE)
+            try:
+                while not await run(self._client, Call(LEAVE, (self._keys.lanes[lane],), args)):
+                    await asyncio.sleep(0)
+            except redis.ResponseError as e:
+                if "NOGROUP" not in str(e):
+                    raise
+
+    async def _read(self, count: int, wait: bool) -> list[Entries]:
+        self._reads += 1
+        order = _LANES if self._reads % BATCH_FIRST_EVERY else _LANES[::-1]
+        found: list[Entries] = []
+        left = count
+        for lane in order:
+            if left > 0:
+                found += await self._group_read(self._client, (lane,), left, None)
+                left = count - sum(len(e.ids) for e in found)
+        if found or not wait:
+            return found
+        # COUNT is for each stream: with room for one job only one lane can be waited on, in turn.
+        lanes = _LANES if count > 1 else (order[0],)
+        if self._connection_id is None:
+            # A client of one connection, so this id is the one that blocks.
+            self._connection_id = int(await self._blocking.client_id())
+        try:
+            return await self._group_read(self._blocking, lanes, 1, self._block)
+        except (redis.ConnectionError, redis.TimeoutError, OSError):
+            self._connection_id = None
+            raise
+
+    async def _group_read(
+        self, client: redis.asyncio.Redis, lanes: Sequence[Lane], count: int, block: float | None
+    ) -> list[Entries]:
+        names = [self._keys.lanes[lane] for lane in lanes]
+        waiting: tuple[Any, ...] = () if block is None else ("BLOCK", int(block * 1000))
+        reply = await client.execute_command(
+            "XREADGROUP", "GROUP", GROUP, self.name, "COUNT", count, *waiting, "STREAMS", *names, *(">" for _ in names)
+        )
+        by_name = dict(zip(names, lanes, strict=True))
+        return [Entries(by_name[_text(name)], tuple(_text(e[0]) for e in found)) for name, found in reply or ()]
+
+
+def _leased(row: Sequence[bytes], lane: Lane, now: float) -> LeasedJob:
+    entry, verdict, job_id, attempt, created, started, cancel, stream, request, tokens = row
+    return LeasedJob(
+        lease=Lease(_text(job_id), lane, _text(entry), int(attempt)),
+        verdict=Verdict(_text(verdict)),
+        request=bytes(request),
+        checkpoint=tokens_from(tokens),
+        stream=stream == b"1",
+        cancel_requested=cancel == b"1",
+        created_at=_seconds(created, now),
+        started_at=_seconds(started, now),
+        leased_at=now,
+    )
+
+
+def _seconds(value: bytes, otherwise: float) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        return otherwise
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value

@@ -1,0 +1,76 @@
+-- Leases the jobs of entries that were just delivered to, or claimed by, this consumer.
+-- KEYS 1 lane stream, 2 deadlines, 3 dead stream; and the job hashes and tokens of the entries (same hash tag)
+-- ARGV 1 group, 2 consumer, 3 key prefix, 4 lane, 5 max attempts, 6 time to live of a live job in s, 7.. entry ids
+-- returns {now, {entry, verdict, job, attempt, created_at, started_at, cancel_requested, stream, request, tokens}, ...}
+-- verdict: run | expired (its deadline has passed) | exhausted (no attempt left) | malformed (quarantined here)
+-- All but malformed are leased: the caller runs them, or ends them with finish.lua. Entries of jobs that are gone or
+-- terminal are acknowledged, deleted and not returned. A repeat by the owner (lost reply) costs no attempt.
+local group, consumer, prefix = ARGV[1], ARGV[2], ARGV[3]
+local t = redis.call('TIME')
+local now = tonumber(t[1]) + tonumber(t[2]) / 1e6
+local stamp = string.format('%.6f', now)
+local out = {stamp}
+
+local function drop(entry)
+  redis.call('XACK', KEYS[1], group, entry)
+  redis.call('XDEL', KEYS[1], entry)
+end
+
+local function quarantine(entry, id, reason, data)
+  redis.call('XADD', KEYS[3], '*', 'job', id, 'entry', entry, 'lane', ARGV[4], 'code', 'undecodable',
+    'reason', reason, 'attempts', 0, 'data', data)
+  drop(entry)
+  out[#out + 1] = {entry, 'malformed', '', '0', '0', '0', '', '', '', ''}
+end
+
+local function job_of(entry)
+  local found = redis.call('XRANGE', KEYS[1], entry, entry)[1]
+  if not found then
+    drop(entry)
+    return nil
+  end
+  local fields = found[2]
+  for i = 1, #fields, 2 do
+    if fields[i] == 'job' and string.find(fields[i + 1], '^[%w._-]+$') then return fields[i + 1] end
+  end
+  quarantine(entry, '', 'the entry has no field named job that holds a job id', cmsgpack.pack(fields))
+  return nil
+end
+
+for i = 7, #ARGV do
+  local entry = ARGV[i]
+  local id = job_of(entry)
+  if id then
+    local key = prefix .. 'job:' .. id
+    -- pcall: one key of the wrong type must not keep all the other entries from being leased.
+    local h = redis.pcall('HMGET', key, 'state', 'attempts', 'owner', 'deadline', 'created_at', 'cancel_requested',
+      'stream', 'request')
+    if h.err then
+      quarantine(entry, id, 'the record of the job is no hash', '')
+    elseif h[1] ~= 'queued' and h[1] ~= 'in_progress' then
+      drop(entry)
+    else
+      local attempts = tonumber(h[2] or '0') or 0
+      local verdict = 'run'
+      if h[4] and h[4] ~= '' and tonumber(h[4]) and tonumber(h[4]) <= now then
+        verdict = 'expired'
+      elseif h[1] == 'in_progress' and h[3] == consumer then
+        verdict = 'run'
+      elseif attempts >= tonumber(ARGV[5]) then
+        verdict = 'exhausted'
+      else
+        attempts = attempts + 1
+      end
+      redis.call('HSET', key, 'state', 'in_progress', 'owner', consumer, 'worker', consumer, 'entry', entry,
+        'attempts', attempts)
+      redis.call('HSETNX', key, 'started_at', stamp)
+      redis.call('EXPIRE', key, ARGV[6])
+      redis.call('ZREM', KEYS[2], id)
+      local tokens = redis.pcall('GET', prefix .. 'tokens:' .. id)
+      if type(tokens) ~= 'string' then tokens = '' end
+      out[#out + 1] = {entry, verdict, id, tostring(attempts), h[5] or stamp, redis.call('HGET', key, 'started_at'),
+        h[6] or '', h[7] or '', h[8] or '', tokens}
+    end
+  end
+end
+return out
