@@ -102,7 +102,9 @@ class DemoReport:
 
     def print(self, console: Console | None = None) -> None:
         console = console or Console()
-        table = Table("task", "prompt", "answer", "", title="Some of the answers", title_justify="left")
+        table = Table(title="Some of the answers", title_justify="left")
+        for name in ("task", "prompt", "answer", ""):
+            table.add_column(name, overflow="fold")
         for answer in self.shown():
             text = answer.result.text if answer.result.error is None else answer.result.error.message
             mark = "[green]✓[/green]" if answer.right else f"[red]✗[/red] {_plain(answer.prompt.expected)}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 
 import pytest
 import redis
@@ -24,6 +25,20 @@ def client(redis_url: str) -> Iterator[Client]:
     register(redis_url)
     with Client(redis_url) as client:
         yield client
+
+
+@pytest.fixture
+def later(raw: redis.Redis) -> Iterator[Callable[..., None]]:
+    """Calls a function after some seconds in a thread, which is over before `raw` is closed."""
+    timers: list[threading.Timer] = []
+
+    def start(seconds: float, function: Callable[..., object], *args: object, **named: object) -> None:
+        timers.append(threading.Timer(seconds, function, args, named))
+        timers[-1].start()
+
+    yield start
+    for timer in timers:
+        timer.join()
 
 
 @pytest.fixture

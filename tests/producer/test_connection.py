@@ -91,8 +91,10 @@ def test_a_redis_that_restarts_between_two_calls(tmp_path) -> None:
         register(server.url)
         first = client.submit("a")
         server.stop()
-        threading.Timer(0.3, server.start).start()
+        starting = threading.Timer(0.3, server.start)
+        starting.start()
         second = client.submit("b")
+        starting.join()
         assert (first.state(), second.state()) == (JobState.QUEUED, JobState.QUEUED)
 
 

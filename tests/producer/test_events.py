@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
+from collections.abc import Callable
 
 import pytest
 import redis
@@ -11,6 +11,8 @@ from fake_worker import FakeWorker, register
 from millrace import AsyncClient, Client, Finished, InvalidRequest, JobState, Result, Started, Tokens
 from millrace import event_stream as event_stream_module
 from millrace_schemas import QueueKeys, encode
+
+Later = Callable[..., None]
 
 
 def publish(raw: redis.Redis, keys: QueueKeys, job_id: str, *events) -> None:
@@ -42,21 +44,21 @@ def test_events_go_on_behind_any_of_them(redis_url: str) -> None:
             assert rest == (everything[seen:] or everything[-1:])
 
 
-def test_events_arrive_while_the_job_runs(client: Client, raw: redis.Redis, keys: QueueKeys) -> None:
+def test_events_arrive_while_the_job_runs(client: Client, raw: redis.Redis, keys: QueueKeys, later: Later) -> None:
     job = client.submit("a", stream=True)
     stream = job.events()
-    threading.Timer(0.1, publish, (raw, keys, job.id, Started(attempt=1))).start()
+    later(0.1, publish, raw, keys, job.id, Started(attempt=1))
     assert next(stream) == Started(attempt=1)
     publish(raw, keys, job.id, Tokens(0, (1,), "a"))
     assert next(stream) == Tokens(0, (1,), "a")
     result = Result(id=job.id, model="demo", state=JobState.COMPLETED)
-    threading.Timer(0.1, publish, (raw, keys, job.id, Finished(result))).start()
+    later(0.1, publish, raw, keys, job.id, Finished(result))
     assert list(stream) == [Finished(result)]
     assert list(stream) == []
 
 
 def test_an_end_without_an_event(
-    client: Client, raw: redis.Redis, keys: QueueKeys, monkeypatch: pytest.MonkeyPatch
+    client: Client, raw: redis.Redis, keys: QueueKeys, later: Later, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(event_stream_module, "_BLOCK", 0.1)
     job = client.submit("a", stream=True)
@@ -66,7 +68,7 @@ def test_an_end_without_an_event(
         raw.set(keys.result(job.id), encode(result))
         raw.hset(keys.job(job.id), "state", "expired")
 
-    threading.Timer(0.3, end).start()
+    later(0.3, end)
     assert list(job.events()) == [Finished(result)]
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
+from collections.abc import Callable
 
 import pytest
 import redis
@@ -73,11 +73,13 @@ def test_a_wait_that_is_over_leaves_the_job_alone(client: Client) -> None:
     assert job.state() == JobState.QUEUED
 
 
-def test_waiting_again_after_a_wait_that_was_over(client: Client, raw: redis.Redis, keys: QueueKeys) -> None:
+def test_waiting_again_after_a_wait_that_was_over(
+    client: Client, raw: redis.Redis, keys: QueueKeys, later: Callable[..., None]
+) -> None:
     job = client.submit("hi")
     with pytest.raises(ResultTimeout):
         job.result(timeout=0.2)
-    threading.Timer(0.2, finish, (raw, keys, job.id), {"tell": True}).start()
+    later(0.2, finish, raw, keys, job.id, tell=True)
     began = time.monotonic()
     assert job.result(timeout=20).id == job.id
     # Long before the safety net would find it.
