@@ -3,6 +3,8 @@ from __future__ import annotations
 import asyncio
 import time
 
+import pytest
+
 from millrace_schemas import GROUP, Lane, Request, encode
 from millrace_worker.stream.consumer import BATCH_FIRST_EVERY
 from millrace_worker.stream.lease import Verdict
@@ -42,17 +44,21 @@ def test_batch_is_not_starved(redis_url: str, probe: QueueProbe) -> None:
     with_parts(redis_url, body)
 
 
-def test_an_idle_read_takes_no_more_than_one_with_room_for_one(redis_url: str, probe: QueueProbe) -> None:
+def test_an_idle_read_with_room_for_one_takes_one(
+    redis_url: str, probe: QueueProbe, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def body(parts: Parts) -> None:
-        for _ in range(20):
-            read = asyncio.create_task(parts.consumer.next(1, wait=True))
-            await asyncio.sleep(0.005)
+        found = parts.blocking.client_id
+
+        async def jobs_arrive() -> int:
             probe.submit([1], lane=Lane.BATCH)
             probe.submit([1])
-            assert await read <= 1
-            while await parts.consumer.next(5, wait=False):
-                pass
-        assert len(parts.taken) == 40
+            return int(await found())
+
+        # After the lanes were found empty, and before the read that blocks.
+        monkeypatch.setattr(parts.blocking, "client_id", jobs_arrive)
+        assert await parts.consumer.next(1, wait=True) == 1
+        assert pending(probe) == 1
 
     with_parts(redis_url, body)
 

@@ -160,6 +160,9 @@ def test_a_handed_over_job_comes_back_with_its_tokens(redis_url: str, probe: Que
         new.reclaimer.outage()
         assert await new.reclaimer.claim(5) == 1
         assert new.taken[0].checkpoint == (5, 6)
-        assert new.taken[0].lease.attempt == 1
+        # The same attempt again, so only the owner's name tells the two apart.
+        assert new.taken[0].lease.attempt == leased.lease.attempt == 1
+        assert (await run(old.client, beat(old, leased.lease)))[1] == [job.encode()]
+        assert await run(old.client, ending_of(leased).call(probe.keys, old.name, 60)) == 0
 
     with_parts(redis_url, body)

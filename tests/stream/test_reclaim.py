@@ -4,6 +4,7 @@ import asyncio
 
 from millrace_schemas import GROUP, Lane
 from millrace_worker.stream.publisher import Publisher
+from millrace_worker.stream.scripts import LEAVE, Call, run
 from millrace_worker.stream.upkeep import Upkeep
 from queue_probe import QueueProbe
 from stream_parts import Parts, with_parts
@@ -125,6 +126,19 @@ def test_dead_consumers_go_unless_they_hold_something(redis_url: str, probe: Que
         assert await upkeep(parts, parts.publisher).remove_dead_consumers() == 1
         left = {consumer["name"] for consumer in probe.redis.xinfo_consumers(lane, GROUP)}
         assert left == {b"holds", b"alive", parts.name.encode()}
+
+    with_parts(redis_url, body)
+
+
+def test_a_consumer_that_holds_something_stays(redis_url: str, probe: QueueProbe) -> None:
+    """Should it get an entry between the look and the removal."""
+
+    async def body(parts: Parts) -> None:
+        lane = probe.keys.lanes[Lane.INTERACTIVE]
+        probe.submit([1])
+        await parts.lease_one()
+        assert await run(parts.client, Call(LEAVE, (lane,), (GROUP, parts.name, "", 0))) == 0
+        assert probe.redis.xpending(lane, GROUP)["pending"] == 1
 
     with_parts(redis_url, body)
 

@@ -7,7 +7,7 @@ import pytest
 from millrace_schemas import TRANSITIONS, JobEvent, JobState, Lane
 from millrace_worker.stream.closing import Ending, GiveBack
 from millrace_worker.stream.consumer import Entries
-from millrace_worker.stream.scripts import run
+from millrace_worker.stream.scripts import PROMOTE, Call, run
 from queue_probe import QueueProbe
 from stream_parts import Parts, ending_of, with_parts
 
@@ -60,8 +60,6 @@ def test_every_move(redis_url: str, probe: QueueProbe, state: JobState, event: J
 
 def test_promotion_leaves_the_state(redis_url: str, probe: QueueProbe) -> None:
     async def body(parts: Parts) -> None:
-        from millrace_worker.stream.scripts import PROMOTE, Call
-
         job = probe.submit([1, 2])
         leased = await parts.lease_one()
         assert await run(parts.client, GiveBack(leased.lease, "retry", delay=0.0).call(probe.keys, parts.name, 60))
@@ -73,6 +71,20 @@ def test_promotion_leaves_the_state(redis_url: str, probe: QueueProbe) -> None:
         again = await parts.lease_one()
         assert again.lease.job_id == job
         assert again.lease.attempt == 2
+
+    with_parts(redis_url, body)
+
+
+def test_promotion_forgets_what_is_not_queued(redis_url: str, probe: QueueProbe) -> None:
+    async def body(parts: Parts) -> None:
+        keys, lane = probe.keys, probe.keys.lanes[Lane.INTERACTIVE]
+        ended = probe.submit([1, 2])
+        leased = await parts.lease_one()
+        assert await run(parts.client, ending_of(leased).call(keys, parts.name, 60))
+        probe.redis.zadd(keys.delayed, {ended: 1.0, "letters-missing": 2.0})
+        reply = await run(parts.client, Call(PROMOTE, (keys.delayed, keys.deadlines), (keys.prefix, 10)))
+        assert reply[1] == b"0"
+        assert probe.redis.zcard(keys.delayed) == probe.redis.xlen(lane) == 0
 
     with_parts(redis_url, body)
 

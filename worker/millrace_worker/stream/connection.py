@@ -29,6 +29,8 @@ _MARGIN = 5.0
 #: What can be cured by waiting: the server is away, still loading, failing over, or out of memory for now.
 TRANSIENT = (redis.ConnectionError, redis.TimeoutError, redis.exceptions.ReadOnlyError, OSError)
 
+_PASSING = ("LOADING ", "OOM command", "READONLY ", "MASTERDOWN ", "CLUSTERDOWN ", "TRYAGAIN ", "MISCONF ")
+
 
 def connect(url: str) -> redis.asyncio.Redis:
     """A client for short commands in the event loop."""
@@ -97,9 +99,8 @@ def is_transient(error: BaseException) -> bool:
     """Whether the same call may succeed later without anybody's help."""
     if isinstance(error, redis.AuthenticationError):
         return False
-    return isinstance(error, TRANSIENT) or str(error).startswith(
-        ("LOADING", "OOM", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN")
-    )
+    # Redis 6.2 wraps what a script met into words of its own, so the code may stand anywhere.
+    return isinstance(error, TRANSIENT) or any(code in str(error) for code in _PASSING)
 
 
 def _numbers(version: str) -> tuple[int, ...]:
