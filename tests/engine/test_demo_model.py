@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from greedy import greedy_answers
 
+from greedy import greedy_answers
 from millrace.demo_tasks import make_examples, system_prompt
 from millrace_schemas import Message, Role
 from millrace_worker.config import EngineConfig
