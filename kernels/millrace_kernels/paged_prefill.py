@@ -60,7 +60,8 @@ def _find_sequence(cu_ptr, num_seqs, tile, GROUP: tl.constexpr, TILE_M: tl.const
     return low
 
 
-@triton.jit
+# What changes from step to step is not specialised on: each new mix would be compiled in the middle of the work.
+@triton.jit(do_not_specialize=["tables_ptr", "cu_ptr", "context_ptr", "num_seqs", "table_row"])
 def _paged_prefill_kernel(
     q_ptr,
     kv_ptr,
