@@ -39,6 +39,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     #: Bytes of KV cache; None: from gpu_memory_utilization, and 256 MiB on a CPU.
     kv_cache_memory_bytes: int | None = None
     enable_prefix_caching: bool = True
+    #: Launch every kernel of a decode step by itself instead of replaying CUDA graphs.
+    enforce_eager: bool = False
     #: Seed of dummy weights.
     seed: int = 0
 
