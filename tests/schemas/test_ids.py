@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 
 import pytest
@@ -25,10 +26,13 @@ def test_an_id_gives_back_its_queue(model: str, queue: str) -> None:
     assert queue_of_job(new_job_id(queue)) == queue
 
 
-def test_ids_sort_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("milliseconds", [0, 1, 31, 32, 1_700_000_000_000, 2**48 - 2])
+def test_ids_sort_by_time(monkeypatch: pytest.MonkeyPatch, milliseconds: int) -> None:
+    """Also when the earlier one drew the highest random bits and the later one the lowest."""
     ids = []
-    for milliseconds in (0, 1, 31, 32, 1_700_000_000_000, 1_700_000_000_001, 2**48 - 1):
-        monkeypatch.setattr(time, "time_ns", lambda ns=milliseconds * 1_000_000: ns)
+    for now, bits in ((milliseconds, 2**80 - 1), (milliseconds + 1, 0)):
+        monkeypatch.setattr(time, "time_ns", lambda ns=now * 1_000_000: ns)
+        monkeypatch.setattr(secrets, "randbits", lambda count, bits=bits: bits)
         ids.append(new_job_id("demo"))
     assert ids == sorted(ids)
 

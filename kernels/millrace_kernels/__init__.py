@@ -1,0 +1,22 @@
+"""Kernels of a decoder over a paged KV cache: one op a file, each a torch reference, a Triton kernel, a wrapper."""
+
+from __future__ import annotations
+
+from .paged_decode import paged_decode
+from .paged_prefill import paged_prefill
+from .rms_norm import rms_norm, rms_norm_residual
+from .rotary import rotary
+from .sample import sample
+from .silu_mul import silu_mul
+from .store_kv import store_kv
+
+__all__ = [
+    "paged_decode",
+    "paged_prefill",
+    "rms_norm",
+    "rms_norm_residual",
+    "rotary",
+    "sample",
+    "silu_mul",
+    "store_kv",
+]

@@ -1,0 +1,253 @@
+"""AsyncClient: jobs in, results out, on one event loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import msgspec
+
+from millrace_schemas import (
+    InvalidRequest,
+    JobRecord,
+    JobState,
+    Lane,
+    ModelInfo,
+    QueueKeys,
+    QueueUnavailable,
+    Request,
+    Result,
+    Sampling,
+    UnknownModel,
+    queue_of_job,
+)
+
+from . import s3
+from .async_job import RECORD_FIELDS, AsyncJob, make_record, raise_unless_completed
+from .cancellation import cancel_job
+from .config import DEFAULT_REDIS_URL
+from .connection import Connection
+from .errors import PartlySubmitted
+from .event_stream import START, EventStream
+from .queue_stats import DeadEntry, QueueReader, QueueStats
+from .registry import ModelRegistry
+from .submission import Deadline, MessageLike, Submission, build_request, check_against_model, recheck_request
+from .waiter import ResultWaiter
+
+#: Seconds that the record of a job without an end is kept.
+JOB_TTL = 7 * 86_400
+#: Seconds in which an idempotency key names its job.
+IDEMPOTENCY_TTL = 86_400
+#: Jobs, and bytes, of one round trip of submit_many.
+_CHUNK, _CHUNK_BYTES = 256, 4 * 1024 * 1024
+
+
+class AsyncClient:
+    """Submits jobs to the queues in one Redis and hands out their results.
+
+    `model` is the default of `submit`; without any, the one registered model is used. Commands are repeated for
+    `retry_for` seconds while Redis is away, then raise QueueUnavailable; every command is idempotent, so a repeat never
+    makes a second job. Belongs to the event loop that first uses it. Close it, or use it as a context manager.
+    """
+
+    def __init__(
+        self,
+        url: str = DEFAULT_REDIS_URL,
+        model: str | None = None,
+        *,
+        socket_timeout: float = 5.0,
+        retry_for: float = 10.0,
+    ):
+        self.model = model
+        self._connection = Connection(url, socket_timeout=socket_timeout, retry_for=retry_for)
+        self._registry = ModelRegistry(self._connection)
+        self._waiter = ResultWaiter(self._connection)
+
+    async def submit(
+        self,
+        prompt: str | None = None,
+        *,
+        system: str | None = None,
+        messages: Sequence[MessageLike] | None = None,
+        prompt_token_ids: Sequence[int] | None = None,
+        model: str | None = None,
+        sampling: Sampling | Mapping[str, Any] | None = None,
+        lane: Lane | str = Lane.INTERACTIVE,
+        result_to: str = "redis",
+        deadline: Deadline | None = None,
+        stream: bool = False,
+        metadata: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+    ) -> AsyncJob:
+        """Queues one job and returns its handle.
+
+        Give a prompt, a prompt with system, messages or prompt_token_ids. `result_to` is "redis" or
+        "s3://bucket/prefix". `deadline` is a datetime with a time zone, a timedelta from now, or Unix seconds; a job
+        that has not ended by then expires. With `stream`, tokens can be read from `events()`. Submitting again under an
+        `idempotency_key` within a day makes nothing and returns the first job, whatever the other arguments say.
+
+        Raises InvalidRequest naming the field, UnknownModel naming the registered ones, QueueUnavailable.
+        """
+        fields = {
+            "prompt": prompt, "system": system, "messages": messages, "prompt_token_ids": prompt_token_ids,
+            "model": model, "sampling": sampling, "lane": lane, "result_to": result_to, "deadline": deadline,
+            "stream": stream, "metadata": metadata, "idempotency_key": idempotency_key,
+        }  # fmt: skip
+        submission = await self._prepare(fields)
+        (job_id,) = await self._enqueue([submission])
+        return AsyncJob(self, job_id)
+
+    async def submit_many(self, requests: Iterable[Request | Mapping[str, Any]]) -> list[AsyncJob]:
+        """Queues many jobs, hundreds a round trip; each is a Request or a mapping of `submit`'s arguments.
+
+        All are checked before any is queued: InvalidRequest and UnknownModel ("requests[17]: ...") mean that none was.
+        PartlySubmitted, a QueueUnavailable, says which are queued when Redis went away in between.
+        """
+        submissions: list[Submission] = []
+        for i, request in enumerate(requests):
+            try:
+                submissions.append(await self._prepare(request))
+            except InvalidRequest as e:
+                raise InvalidRequest(f"requests[{i}]: {e}", param=e.param, code=e.code) from e
+            except UnknownModel as e:
+                raise UnknownModel(f"requests[{i}]: {e}") from e
+        ids: list[str] = []
+        for chunk in _chunks(submissions):
+            try:
+                ids += await self._enqueue(chunk)
+            except (QueueUnavailable, UnknownModel) as e:
+                unsure = [s.id for s in submissions[len(ids) :]]
+                raise PartlySubmitted(
+                    f"{len(ids)} of {len(submissions)} jobs are queued; the others, from requests[{len(ids)}] on, "
+                    f"may not be: {e}",
+                    submitted=ids,
+                    unsure=unsure,
+                ) from e
+        return [AsyncJob(self, job_id) for job_id in ids]
+
+    def get(self, job_id: str) -> AsyncJob:
+        """The handle of a job by its id; whether there is one, `state()` tells. Raises InvalidRequest on no id."""
+        queue_of_job(job_id)
+        return AsyncJob(self, job_id)
+
+    async def state(self, job_id: str) -> JobState:
+        """Raises JobNotFound."""
+        return JobState((await self.record(job_id)).state)
+
+    async def record(self, job_id: str) -> JobRecord:
+        """State, attempts, times and worker. Raises JobNotFound."""
+        key = QueueKeys(queue_of_job(job_id)).job(job_id)
+        values = await self._connection.call(lambda redis: redis.hmget(key, list(RECORD_FIELDS)))
+        return make_record(job_id, values)
+
+    async def result(self, job_id: str, timeout: float | None = None) -> Result:
+        """The answer; see AsyncJob.result."""
+        return await s3.load(raise_unless_completed(await self._waiter.wait(job_id, timeout)))
+
+    async def wait(self, job_id: str, timeout: float | None = None) -> Result:
+        """What the job ended with, errors included; see AsyncJob.wait."""
+        return await s3.load(await self._waiter.wait(job_id, timeout))
+
+    async def cancel(self, job_id: str) -> JobState:
+        """Asks for the job's end and returns its state.
+
+        `cancelled`: it will never run (again). `in_progress`: its worker was told and ends it at its next step. Another
+        terminal state: too late, nothing changed. Raises JobNotFound.
+        """
+        return await cancel_job(self._connection, job_id)
+
+    def events(self, job_id: str, after: str = START) -> EventStream:
+        """What happens to a job with stream=True; see AsyncJob.events."""
+        return EventStream(self._connection, job_id, after)
+
+    async def models(self) -> list[ModelInfo]:
+        """Registered models, by name."""
+        return await self._registry.all()
+
+    async def queue_stats(self, model: str | None = None) -> QueueStats:
+        """Backlog and workers of a model's queue."""
+        return await (await self._queue(model)).stats()
+
+    async def dead(self, model: str | None = None, count: int = 100) -> list[DeadEntry]:
+        """The newest `count` entries of what could not be run, newest first."""
+        return await (await self._queue(model)).dead(count)
+
+    async def requeue_dead(self, entry_id: str, model: str | None = None) -> AsyncJob:
+        """Submits the request of a dead entry as a new job and deletes the entry; repeating it makes one job."""
+        queue = await self._queue(model)
+        request = await queue.dead_request(entry_id)
+        # A deadline would have passed by now.
+        submission = Submission.of(msgspec.structs.replace(request, deadline=None), f"requeue-{entry_id}")
+        (job_id,) = await self._enqueue([submission])
+        await queue.purge_dead([entry_id])
+        return AsyncJob(self, job_id)
+
+    async def purge_dead(self, model: str | None = None, entry_ids: Sequence[str] | None = None) -> int:
+        """Deletes these dead entries, or all; returns how many."""
+        return await (await self._queue(model)).purge_dead(None if entry_ids is None else list(entry_ids))
+
+    async def aclose(self) -> None:
+        """Closes the connections; waits under way raise ClientClosed. The jobs go on."""
+        await self._waiter.close()
+        await self._connection.close()
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def _queue(self, model: str | None) -> QueueReader:
+        return QueueReader(self._connection, await self._registry.resolve(model or self.model))
+
+    async def _prepare(self, given: Request | Mapping[str, Any]) -> Submission:
+        if isinstance(given, Request):
+            request, key = recheck_request(given), None
+        elif isinstance(given, Mapping):
+            fields = dict(given)
+            key = fields.pop("idempotency_key", None)
+            model = fields.pop("model", None) or self.model
+            now = await self._connection.now()
+            request = build_request(fields, model=await self._registry.resolve(model), now=now)
+        else:
+            raise InvalidRequest(f"expected a Request or a mapping of submit's arguments, got {type(given).__name__}")
+        submission = Submission.of(request, key)
+        check_against_model(request, await self._registry.info(request.model))
+        return submission
+
+    async def _enqueue(self, submissions: Sequence[Submission]) -> list[str]:
+        """The ids of the jobs, in order: new ones, or those first made under the same idempotency keys."""
+        replies = await self._connection.script_many("enqueue", [_enqueue_call(s) for s in submissions])
+        for submission, reply in zip(submissions, replies, strict=True):
+            if reply[0] == b"unknown_model":
+                self._registry.forget(submission.request.model)
+                raise await self._registry.unknown(submission.request.model)
+        return [reply[1].decode() for reply in replies]
+
+
+def _enqueue_call(submission: Submission) -> tuple[list[str], list[Any]]:
+    request, keys = submission.request, QueueKeys(submission.queue)
+    job = keys.job(submission.id)
+    idem = job if submission.idempotency_key is None else keys.idempotency(submission.idempotency_key)
+    idem_ttl = 0 if submission.idempotency_key is None else IDEMPOTENCY_TTL
+    deadline = "" if request.deadline is None else repr(request.deadline)
+    return (
+        [job, keys.lanes[request.lane], idem, keys.model, keys.deadlines],
+        [submission.id, submission.data, request.lane, int(request.stream), deadline, JOB_TTL, idem_ttl, 1],
+    )
+
+
+def _chunks(submissions: Sequence[Submission]) -> Iterator[list[Submission]]:
+    chunk: list[Submission] = []
+    size = 0
+    for submission in submissions:
+        if chunk and (len(chunk) == _CHUNK or size + len(submission.data) > _CHUNK_BYTES):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(submission)
+        size += len(submission.data)
+    if chunk:
+        yield chunk

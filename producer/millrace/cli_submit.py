@@ -1,0 +1,116 @@
+"""`millrace submit`."""
+
+from __future__ import annotations
+
+import datetime
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from millrace_schemas import Finished, InvalidRequest, Lane, Result, Tokens
+
+from .async_job import raise_unless_completed
+from .cli_output import AsJson, RedisUrl, connect, print_json
+from .client import Job
+
+_SAMPLING = "Sampling"
+
+
+def submit(
+    prompt: Annotated[str, typer.Argument(help="The text, or - to read it from standard input.")],
+    model: Annotated[str | None, typer.Option(help="Default: the one registered model.")] = None,
+    system: Annotated[str | None, typer.Option(help="System prompt; makes PROMPT a chat's user message.")] = None,
+    system_file: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Read it from a file.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(rich_help_panel=_SAMPLING)] = None,
+    min_tokens: Annotated[int | None, typer.Option(rich_help_panel=_SAMPLING)] = None,
+    temperature: Annotated[float | None, typer.Option(rich_help_panel=_SAMPLING)] = None,
+    top_k: Annotated[int | None, typer.Option(rich_help_panel=_SAMPLING)] = None,
+    top_p: Annotated[float | None, typer.Option(rich_help_panel=_SAMPLING)] = None,
+    min_p: Annotated[float | None, typer.Option(rich_help_panel=_SAMPLING)] = None,
+    seed: Annotated[int | None, typer.Option(rich_help_panel=_SAMPLING)] = None,
+    stop: Annotated[list[str] | None, typer.Option(rich_help_panel=_SAMPLING, help="May be repeated.")] = None,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", rich_help_panel=_SAMPLING)] = False,
+    lane: Annotated[Lane, typer.Option()] = Lane.INTERACTIVE,
+    result_to: Annotated[str, typer.Option(help='"redis" or "s3://bucket/prefix".')] = "redis",
+    deadline: Annotated[float | None, typer.Option(metavar="SECONDS", help="From now; the job then expires.")] = None,
+    metadata: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="May be repeated.")] = None,
+    idempotency_key: Annotated[str | None, typer.Option(help="The same key makes one job.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the answer and print it.")] = False,
+    stream: Annotated[bool, typer.Option("--stream", help="Print the answer while it is made.")] = False,
+    timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="Longest wait; the job goes on.")] = None,
+    as_json: AsJson = False,
+    redis_url: RedisUrl = None,
+) -> None:
+    """Queue one prompt. Prints the job's id, or its answer with --wait or --stream."""
+    if system_file is not None:
+        if system is not None:
+            raise typer.BadParameter("give --system or --system-file, not both", param_hint="--system")
+        system = _decode(system_file.read_bytes(), str(system_file))
+    sampling: dict[str, Any] = {
+        "max_tokens": max_tokens, "min_tokens": min_tokens, "temperature": temperature, "top_k": top_k,
+        "top_p": top_p, "min_p": min_p, "seed": seed, "stop": stop, "ignore_eos": ignore_eos or None,
+    }  # fmt: skip
+    with connect(redis_url, model) as client:
+        job = client.submit(
+            _decode(sys.stdin.buffer.read(), "standard input") if prompt == "-" else prompt,
+            system=system,
+            sampling={name: value for name, value in sampling.items() if value is not None},
+            lane=lane,
+            result_to=result_to,
+            deadline=None if deadline is None else datetime.timedelta(seconds=deadline),
+            stream=stream,
+            metadata=_pairs(metadata or ()),
+            idempotency_key=idempotency_key,
+        )
+        if stream:
+            _print_stream(job, as_json)
+        elif wait:
+            _print_result(job.wait(timeout), as_json)
+        elif as_json:
+            print_json({"id": job.id})
+        else:
+            typer.echo(job.id)
+
+
+def _print_stream(job: Job, as_json: bool) -> None:
+    for event in job.events():
+        if as_json:
+            print_json(event)
+        elif isinstance(event, Tokens):
+            typer.echo(event.text, nl=False)
+        if isinstance(event, Finished):
+            if not as_json:
+                typer.echo()
+                raise_unless_completed(event.result)
+            elif event.result.error is not None:
+                raise typer.Exit(1)
+
+
+def _print_result(result: Result, as_json: bool) -> None:
+    if not as_json:
+        typer.echo(raise_unless_completed(result).text)
+        return
+    print_json(result)
+    if result.error is not None:
+        raise typer.Exit(1)
+
+
+def _decode(data: bytes, source: str) -> str:
+    """Text as typed: without the newline that ends a file."""
+    try:
+        return data.decode().removesuffix("\n")
+    except UnicodeDecodeError as e:
+        raise InvalidRequest(f"{source} is not UTF-8: {e.reason} at byte {e.start}", param="prompt") from e
+
+
+def _pairs(texts: Iterable[str]) -> dict[str, str]:
+    pairs = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise InvalidRequest(f"metadata is KEY=VALUE, not {text!r}", param="metadata")
+        pairs[key] = value
+    return pairs

@@ -1,0 +1,211 @@
+"""The edge to Redis: bounded retries of our own, the Lua scripts, Redis time, and errors that say what to do."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from importlib import resources
+from typing import Any
+from urllib.parse import urlsplit
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+)
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from millrace_schemas import QueueUnavailable
+
+#: Oldest server whose commands suffice.
+MIN_VERSION = (6, 2)
+#: Commands of one client under way at once; more wait their turn, without a limit of time.
+MAX_CONNECTIONS = 16
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
+_CLOCK_SYNC = 60.0
+#: Seconds of retries until Redis has answered once: a wrong address should be told soon.
+_FIRST_CONTACT = 2.0
+#: ReadOnlyError: an old master after a failover. The next connection may reach the new one.
+TRANSIENT = (RedisConnectionError, RedisTimeoutError, ReadOnlyError, OSError)
+_REFUSED = (AuthenticationError, AuthorizationError, NoPermissionError)
+
+
+class Connection:
+    """Two pools to one Redis: short commands with a timeout, and blocking reads that bring their own.
+
+    redis-py retries any command ten times unless told otherwise; here every retry is ours, and only idempotent
+    commands pass through `call`. The wire protocol is RESP2, whose reply shapes are the same in all redis-py releases.
+    """
+
+    def __init__(self, url: str, *, socket_timeout: float = 5.0, retry_for: float = 10.0):
+        self.address = _address(url)
+        self.retry_for = retry_for
+        common: dict[str, Any] = {
+            "protocol": 2,
+            "decode_responses": False,
+            "socket_connect_timeout": socket_timeout,
+            "socket_keepalive": True,
+            "health_check_interval": 0,
+            "retry": Retry(NoBackoff(), 0),
+        }
+        try:
+            self.commands: Redis = Redis.from_url(url, socket_timeout=socket_timeout, **common)
+            self.blocking: Redis = Redis.from_url(url, socket_timeout=None, **common)
+        except (ValueError, TypeError) as e:
+            raise QueueUnavailable(f"{self.address} is no Redis URL ({e}); one looks like redis://host:6379/0") from e
+        self._slots = asyncio.Semaphore(MAX_CONNECTIONS)
+        self._checking = asyncio.Lock()
+        self._checked = False
+        self._clock_offset = 0.0
+        self._clock_read_at = float("-inf")
+
+    async def call(self, do: Callable[[Redis], Awaitable[Any]]) -> Any:
+        """`do(redis)`, repeated with back-off for `retry_for` seconds while Redis cannot be reached.
+
+        `do` must be idempotent: a reply may have been lost after the command ran. Its replies are untyped: the types
+        of redis-py do not know that nothing is decoded here. Raises QueueUnavailable.
+        """
+        limit = time.monotonic() + (self.retry_for if self._checked else min(self.retry_for, _FIRST_CONTACT))
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                async with self._slots:
+                    if not self._checked:
+                        await self._check_server()
+                    return await do(self.commands)
+            except RedisError as e:
+                if not self._may_pass(e) or time.monotonic() + pause > limit:
+                    raise self.translate(e) from e
+                if isinstance(e, ReadOnlyError):
+                    await self.commands.connection_pool.disconnect(inuse_connections=False)
+            except OSError as e:
+                if time.monotonic() + pause > limit:
+                    raise self.translate(e) from e
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(pause * 2, _LONGEST_PAUSE)
+
+    async def script(self, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        """The reply of scripts/<name>.lua, which must be idempotent."""
+        return (await self.script_many(name, [(keys, args)]))[0]
+
+    async def script_many(self, name: str, calls: Sequence[tuple[Sequence[str], Sequence[Any]]]) -> list[Any]:
+        """The replies of scripts/<name>.lua to all `calls`, in one round trip."""
+        source, digest = load_script(name)
+
+        async def do(redis: Redis) -> list[Any]:
+            replies = await self._evaluate(redis, digest, calls)
+            if any(isinstance(reply, NoScriptError) for reply in replies):
+                await redis.script_load(source)
+                replies = await self._evaluate(redis, digest, calls)
+            for reply in replies:
+                if isinstance(reply, Exception):
+                    raise _unwrap(reply)
+            return replies
+
+        replies: list[Any] = await self.call(do)
+        return replies
+
+    async def now(self) -> float:
+        """Redis time, Unix seconds; asked once a minute and carried on by the monotonic clock."""
+        if time.monotonic() - self._clock_read_at > _CLOCK_SYNC:
+            await self.call(self._read_clock)
+        return time.monotonic() + self._clock_offset
+
+    async def close(self) -> None:
+        await self.commands.aclose()
+        await self.blocking.aclose()
+
+    def translate(self, error: Exception) -> QueueUnavailable:
+        """`error` of redis-py as one line for a human."""
+        text = str(error).strip() or type(error).__name__
+        if isinstance(error, AuthenticationError):
+            return QueueUnavailable(f"Redis at {self.address} refuses the user name or password: {text}")
+        if isinstance(error, _REFUSED):
+            return QueueUnavailable(f"Redis at {self.address} does not permit this user what Millrace needs: {text}")
+        if isinstance(error, OutOfMemoryError):
+            return QueueUnavailable(f"Redis at {self.address} is out of memory (maxmemory): {text}")
+        if isinstance(error, TRANSIENT):
+            return QueueUnavailable(f"no Redis at {self.address}: {text}")
+        return QueueUnavailable(f"Redis at {self.address} answered with an error: {text}")
+
+    @staticmethod
+    def _may_pass(error: RedisError) -> bool:
+        return isinstance(error, TRANSIENT) and not isinstance(error, _REFUSED)
+
+    async def _check_server(self) -> None:
+        async with self._checking:
+            if self._checked:
+                return
+            await self._read_clock(self.commands)
+            try:
+                info = await self.commands.info("server")
+            except NoPermissionError:
+                # INFO may be denied by an ACL; then a missing command will speak for itself.
+                info = {}
+            if "redis_version" in info:
+                check_version(str(info["redis_version"]), self.address)
+            self._checked = True
+
+    async def _read_clock(self, redis: Redis) -> None:
+        before = time.monotonic()
+        seconds, microseconds = await redis.time()
+        after = time.monotonic()
+        self._clock_offset = seconds + microseconds / 1e6 - (before + after) / 2
+        self._clock_read_at = after
+
+    @staticmethod
+    async def _evaluate(redis: Redis, digest: str, calls: Sequence[tuple[Sequence[str], Sequence[Any]]]) -> list[Any]:
+        async with redis.pipeline(transaction=False) as pipe:
+            for keys, args in calls:
+                pipe.execute_command("EVALSHA", digest, len(keys), *keys, *args)
+            return list(await pipe.execute(raise_on_error=False))
+
+
+_scripts: dict[str, tuple[str, str]] = {}
+
+
+def load_script(name: str) -> tuple[str, str]:
+    """Source and SHA-1 of scripts/<name>.lua in this package."""
+    if name not in _scripts:
+        source = (resources.files("millrace") / "scripts" / f"{name}.lua").read_text(encoding="utf-8")
+        _scripts[name] = source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
+    return _scripts[name]
+
+
+def _unwrap(error: Exception) -> Exception:
+    """What stopped a script: old servers wrap the error of the command in one of their own."""
+    for mark, kind in (("-READONLY", ReadOnlyError), ("-OOM", OutOfMemoryError)):
+        _, found, text = str(error).partition(mark)
+        if found:
+            return kind(text.strip())
+    return error
+
+
+def check_version(version: str, address: str) -> None:
+    """Raises QueueUnavailable when a server of this version is too old."""
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    if numbers < MIN_VERSION:
+        least = ".".join(map(str, MIN_VERSION))
+        raise QueueUnavailable(f"Redis at {address} is version {version}; Millrace needs {least} or newer, or Valkey")
+
+
+def _address(url: str) -> str:
+    """`url` for messages: without user name and password."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        place = f"{host}:{parts.port}" if parts.port else host
+    except ValueError:
+        return "the given address"
+    return f"{parts.scheme}://{place}{parts.path}" if parts.scheme else "the given address"

@@ -1,0 +1,44 @@
+"""Exceptions that only the client raises, besides those of millrace_schemas.
+
+MillraceError
+├── ResultUnavailable     the result is an object in S3 and cannot be fetched
+├── ClientClosed          the client was closed, or belongs to another process
+├── WorkerDied            the demo's worker ended before its work was done
+└── QueueUnavailable
+    └── PartlySubmitted   submit_many broke off; it says which jobs are queued
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from millrace_schemas import MillraceError, QueueUnavailable
+
+
+class ResultUnavailable(MillraceError):
+    """The message names the object and what is wrong; the job itself has ended."""
+
+
+class ClientClosed(MillraceError):
+    """The client's connections are closed."""
+
+
+class WorkerDied(MillraceError):
+    """`log` holds the worker's last lines."""
+
+    def __init__(self, message: str, log: str):
+        super().__init__(message)
+        self.log = log
+
+
+class PartlySubmitted(QueueUnavailable):
+    """`submitted` are the ids that are surely queued, in order; `unsure` those that may or may not be.
+
+    The lists cover all requests: `submitted` belong to the first ones, `unsure` to the rest. An id that did not make it
+    answers JobNotFound to `state()`.
+    """
+
+    def __init__(self, message: str, *, submitted: Sequence[str], unsure: Sequence[str]):
+        super().__init__(message)
+        self.submitted = tuple(submitted)
+        self.unsure = tuple(unsure)

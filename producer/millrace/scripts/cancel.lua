@@ -1,0 +1,36 @@
+-- Cancels a job: a queued one ends here, a running one is marked for its worker, an ended one stays as it is.
+-- The lane's entry of a queued job stays as a tombstone; the worker that reads it sees the state and drops it.
+-- KEYS 1 job        hash    the job
+--      2 result     string  Result bytes, written once
+--      3 tokens     string  checkpoint of earlier attempts
+--      4 events     stream  {e: event bytes} of a job with stream = 1
+--      5 delayed    zset    job id -> Unix time
+--      6 deadlines  zset    job id -> Unix time
+-- ARGV 1 id  2 attempts that the Result was built for  3 Result bytes  4 Finished event bytes  5 ttl, seconds
+--      6 done channel  7 control channel
+-- Returns the state that the job is in now; "requested" when its worker will end it; "changed" when the attempts are
+-- not ARGV 2 any more, so the Result must be built anew; "missing" when there is no such job.
+local state, attempts, stream = unpack(redis.call('HMGET', KEYS[1], 'state', 'attempts', 'stream'))
+if not state then return 'missing' end
+if state == 'in_progress' then
+  redis.call('HSET', KEYS[1], 'cancel_requested', 1)
+  redis.call('PUBLISH', ARGV[7], 'cancel ' .. ARGV[1])
+  return 'requested'
+end
+if state ~= 'queued' then return state end
+if attempts ~= ARGV[2] then return 'changed' end
+
+local clock = redis.call('TIME')
+local now = string.format('%d.%06d', clock[1], clock[2])
+redis.call('SET', KEYS[2], ARGV[3], 'NX', 'EX', ARGV[5])
+redis.call('HSET', KEYS[1], 'state', 'cancelled', 'finished_at', now, 'cancel_requested', 1)
+redis.call('EXPIRE', KEYS[1], ARGV[5])
+redis.call('DEL', KEYS[3])
+if stream == '1' then
+  redis.call('XADD', KEYS[4], '*', 'e', ARGV[4])
+  redis.call('EXPIRE', KEYS[4], ARGV[5])
+end
+redis.call('ZREM', KEYS[5], ARGV[1])
+redis.call('ZREM', KEYS[6], ARGV[1])
+redis.call('PUBLISH', ARGV[6], 'cancelled')
+return 'cancelled'

@@ -1,0 +1,69 @@
+"""No op reads a tensor on the host: all of a decode step's can be captured in a CUDA graph and replayed on new data."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kernel_cases import DEVICE, paged
+from millrace_kernels import (
+    paged_decode,
+    paged_prefill,
+    rms_norm,
+    rms_norm_residual,
+    rotary,
+    sample,
+    silu_mul,
+    store_kv,
+)
+
+pytestmark = pytest.mark.gpu
+
+SEQS, HEADS, KV_HEADS, DIM = 4, 8, 2, 64
+
+
+def test_a_captured_step_follows_its_inputs() -> None:
+    case = paged([100, 33, 600, 17], KV_HEADS, DIM, 16, torch.bfloat16)
+    fused = torch.randn(SEQS, HEADS + 2 * KV_HEADS, DIM, device=DEVICE).bfloat16()
+    slots = torch.full((SEQS,), -1, device=DEVICE)
+    lens, positions = case.context_lens.clone(), case.context_lens.long() - 1
+    weight = torch.randn(DIM, device=DEVICE).bfloat16()
+    cos_sin = torch.randn(1000, DIM, device=DEVICE)
+    cu = torch.arange(SEQS + 1, device=DEVICE, dtype=torch.int32)
+    temperature = torch.tensor([0.0, 1.0, 0.7, 1.0], device=DEVICE)
+    top_k = torch.tensor([0, 5, 0, 0], device=DEVICE, dtype=torch.int32)
+    top_p, min_p = torch.tensor([1.0, 1.0, 0.9, 1.0], device=DEVICE), torch.full((SEQS,), 0.05, device=DEVICE)
+
+    def step() -> tuple[torch.Tensor, ...]:
+        work = fused.clone()
+        q, k, v = work.split([HEADS, KV_HEADS, KV_HEADS], dim=1)
+        rotary(q, k, cos_sin, positions)
+        store_kv(k, v, case.kv, slots)
+        whole = paged_decode(rms_norm(q, weight, 1e-6), case.kv, case.block_tables, lens, 0.125, num_splits=1)
+        split = paged_decode(q, case.kv, case.block_tables, lens, 0.125, num_splits=3)
+        prompt = paged_prefill(q, case.kv, case.block_tables, cu, lens, 1, 0.125)
+        normed, _ = rms_norm_residual(whole.flatten(1), split.flatten(1), weight.repeat(HEADS), 1e-6)
+        gated = silu_mul(normed)
+        ids = sample(gated, temperature, top_k, top_p, min_p, positions, positions)
+        return whole, split, prompt, normed, gated, ids
+
+    step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+
+    fused.copy_(torch.randn_like(fused))
+    lens.copy_(torch.tensor([7, 0, 599, 1], device=DEVICE))
+    cu.copy_(torch.tensor([0, 1, 1, 2, 3], device=DEVICE))
+    positions.copy_(torch.tensor([6, 500, 598, 0], device=DEVICE))
+    for result in captured:
+        result.fill_(-1 if result.dtype == torch.int64 else float("nan"))
+    graph.replay()
+    expected = step()
+    for name, got, wanted in zip(
+        ("whole", "split", "prompt", "normed", "gated", "ids"), captured, expected, strict=True
+    ):
+        rows = 3 if name == "prompt" else SEQS  # the last row belongs to no sequence now
+        assert torch.equal(got[:rows], wanted[:rows]), name
+    assert torch.equal(captured[0][1], torch.zeros_like(captured[0][1]))

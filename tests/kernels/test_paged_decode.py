@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kernel_cases import DEVICE, DTYPES, INTERPRETED, Paged, assert_as_good, by_mode, dense_attention, paged
+from millrace_kernels import paged_decode
+from millrace_kernels.paged_decode import _splits
+
+HEADS = [(4, 4), (8, 2), (16, 2), (6, 2), (32, 1)]  # groups of 1, 4, 8, 3, 32
+CONTEXTS = by_mode(
+    gpu=[1, 15, 16, 17, 0, 63, 64, 65, 500, 4097],
+    interpreter=[1, 16, 0, 65, 97],
+    reference=[1, 15, 16, 17, 0, 65, 300],
+)
+
+
+def expect(case: Paged, q: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """(float64, plain in q's dtype)."""
+    rows = []
+    for dtype in (torch.float64, q.dtype):
+        parts = []
+        for seq, (k, v) in enumerate(zip(case.keys, case.values, strict=True)):
+            query = q[seq : seq + 1].to(dtype)
+            parts.append(dense_attention(query, k.to(dtype), v.to(dtype), scale) if len(k) else torch.zeros_like(query))
+        rows.append(torch.cat(parts))
+    return rows[0], rows[1]
+
+
+def check(case: Paged, heads: int, *, num_splits: int | None = None) -> None:
+    head_dim = case.kv.shape[-1]
+    q = torch.randn(len(case.keys), heads, head_dim, device=DEVICE).to(case.kv.dtype)
+    scale = head_dim**-0.5
+    out = torch.full_like(q, float("nan"))
+    result = paged_decode(q, case.kv, case.block_tables, case.context_lens, scale, num_splits=num_splits, out=out)
+    assert result is out
+    assert_as_good(out, *expect(case, q, scale))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("head_dim", [64, 80, 128, 256])
+def test_equals_dense_attention(head_dim: int, dtype: torch.dtype) -> None:
+    check(paged(CONTEXTS, 2, head_dim, 16, dtype), 8)
+
+
+@pytest.mark.parametrize("block_size", [16, 32, 64, 128])
+def test_equals_dense_attention_for_any_block_size(block_size: int) -> None:
+    check(paged(CONTEXTS, 2, 64, block_size, torch.float16), 8)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), HEADS)
+def test_packs_the_heads_of_a_group(heads: int, kv_heads: int) -> None:
+    check(paged([70, 3], kv_heads, 64, 16, torch.float16), heads)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("num_splits", by_mode(gpu=[1, 2, 3, 5, 16, 64], interpreter=[2, 5], reference=[3]))
+def test_splits_give_what_one_pass_gives(num_splits: int, dtype: torch.dtype) -> None:
+    """Contexts end before, in and at the edge of a split, so that some splits are empty."""
+    contexts = [*CONTEXTS, 255, 256, 257, 700] if not INTERPRETED else [0, 1, 257, 512, 700]
+    check(paged(contexts, 2, 64, 16, dtype), 8, num_splits=num_splits)
+
+
+@pytest.mark.parametrize("num_splits", [1, 4])
+def test_takes_queries_out_of_a_fused_projection(num_splits: int) -> None:
+    case = paged([33, 300], 2, 64, 16, torch.float32)
+    fused = torch.randn(2, 8 + 4, 64, device=DEVICE)
+    q = fused[:, :8]
+    result = paged_decode(q, case.kv, case.block_tables, case.context_lens, 0.125, num_splits=num_splits)
+    assert_as_good(result, *expect(case, q, 0.125))
+
+
+def test_large_scores_do_not_overflow() -> None:
+    case = paged([40, 90], 2, 64, 16, torch.float32)
+    q = torch.randn(2, 4, 64, device=DEVICE)
+    result = paged_decode(q, case.kv, case.block_tables, case.context_lens, 40.0)
+    assert_as_good(result, *expect(case, q, 40.0))
+
+
+@pytest.mark.parametrize("num_splits", [1, 4])
+def test_empty_contexts_alone_give_zeros(num_splits: int) -> None:
+    case = paged([0, 0], 2, 64, 16, torch.float32)
+    q = torch.randn(2, 4, 64, device=DEVICE)
+    result = paged_decode(q, case.kv, case.block_tables, case.context_lens, 0.125, num_splits=num_splits)
+    assert torch.equal(result, torch.zeros_like(q))
+
+
+def test_no_sequences_give_no_rows() -> None:
+    case = paged([5], 2, 64, 16, torch.float32)
+    q = torch.empty(0, 4, 64, device=DEVICE)
+    assert paged_decode(q, case.kv, case.block_tables[:0], case.context_lens[:0], 0.125).shape == (0, 4, 64)
+
+
+def test_splits_fill_the_device_but_stay_worth_it() -> None:
+    assert _splits(1024, 8192, 132) == 1
+    assert _splits(8, 8192, 132) == 32  # no part shorter than 256 tokens
+    assert _splits(8, 1 << 17, 132) == 64
+    assert _splits(8, 100, 132) == 1
+    assert _splits(512, 8192, 132) * 512 >= 8 * 132
+
+
+@pytest.mark.gpu
+def test_many_long_sequences() -> None:
+    contexts = torch.randint(1, 3000, (200,)).tolist()
+    check(paged(contexts, 8, 128, 16, torch.bfloat16), 32)
+    check(paged([20000], 8, 128, 16, torch.bfloat16), 32)
+
+
+def test_wrong_arguments_are_named() -> None:
+    case = paged([5, 6], 2, 64, 16, torch.float32)
+    q, tables, lens = torch.randn(2, 4, 64, device=DEVICE), case.block_tables, case.context_lens
+    with pytest.raises(TypeError, match=r"q is torch\.float16"):
+        paged_decode(q.half(), case.kv, tables, lens, 1.0)
+    with pytest.raises(ValueError, match="3 heads, which 2 KV heads do not divide"):
+        paged_decode(q[:, :3], case.kv, tables, lens, 1.0)
+    with pytest.raises(TypeError, match=r"context_lens is torch\.int64"):
+        paged_decode(q, case.kv, tables, lens.long(), 1.0)
+    with pytest.raises(ValueError, match="block_tables has shape"):
+        paged_decode(q, case.kv, tables[:1], lens, 1.0)
+    with pytest.raises(ValueError, match="num_splits is 0"):
+        paged_decode(q, case.kv, tables, lens, 1.0, num_splits=0)
+    with pytest.raises(ValueError, match="kv has strides"):
+        paged_decode(q, case.kv.transpose(2, 3), tables, lens, 1.0)

@@ -1,0 +1,45 @@
+"""Attention of one step: decode rows and prefill rows of a batch go to their own kernels and into one output."""
+
+from __future__ import annotations
+
+import torch
+
+from millrace_kernels import paged_decode, paged_prefill, store_kv
+
+from .batch import ForwardBatch
+
+
+class PagedAttention:
+    """The attention of one forward pass; its slices of the batch are made once, for all layers."""
+
+    __slots__ = ("_batch", "_decode_lens", "_decode_tables", "_prefill_lens", "_prefill_tables", "_scale")
+
+    def __init__(self, batch: ForwardBatch, head_dim: int):
+        decodes = batch.num_decodes
+        self._batch = batch
+        self._scale = head_dim**-0.5
+        self._decode_tables, self._prefill_tables = batch.block_tables[:decodes], batch.block_tables[decodes:]
+        self._decode_lens, self._prefill_lens = batch.context_lens[:decodes], batch.context_lens[decodes:]
+
+    def store(self, k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor) -> None:
+        """Put the keys and values [T, Hkv, D] of this step's tokens into one layer's cache view `kv`."""
+        store_kv(k, v, kv, self._batch.slot_mapping)
+
+    def attend(self, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
+        """Attention of the queries [T, Hq, D] over their contexts in `kv`, this step's tokens included."""
+        batch, decodes = self._batch, self._batch.num_decodes
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        if decodes:
+            paged_decode(q[:decodes], kv, self._decode_tables, self._decode_lens, self._scale, out=out[:decodes])
+        if decodes < q.shape[0]:
+            paged_prefill(
+                q[decodes:],
+                kv,
+                self._prefill_tables,
+                batch.cu_seqlens_q,
+                self._prefill_lens,
+                batch.max_query_len,
+                self._scale,
+                out=out[decodes:],
+            )
+        return out

@@ -1,0 +1,32 @@
+"""The one value that crosses from the engine to the model in a step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardBatch:
+    """T tokens of S sequences for one forward pass; every tensor lies on the model's device.
+
+    The first `num_decodes` tokens are the one-token decodes of the first `num_decodes` sequences; the tokens of the
+    other sequences follow, each sequence's in order, as the last tokens of its context. Padding of the decode part
+    (fixed shapes of CUDA graphs) has slot -1 and context length 0.
+    """
+
+    input_ids: torch.Tensor  # [T] int64
+    positions: torch.Tensor  # [T] int64
+    #: block * block_size + offset of the slot that takes a token's key and value; below 0: stored nowhere.
+    slot_mapping: torch.Tensor  # [T] int64
+    num_decodes: int
+    block_tables: torch.Tensor  # [S, M] int32, decodes first
+    #: Tokens in the cache after this step's are stored.
+    context_lens: torch.Tensor  # [S] int32
+    #: Where each prefill's tokens start, counted from the first token after the decodes.
+    cu_seqlens_q: torch.Tensor  # [S - num_decodes + 1] int32
+    #: Most tokens that one prefill has in this step; 0 without prefills.
+    max_query_len: int
+    #: Tokens whose logits are wanted.
+    logits_rows: torch.Tensor  # [R] int64

@@ -1,0 +1,107 @@
+"""The decoder of every family: embedding, layers of attention and gated MLP, norm, logits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch.nn.functional import embedding, linear
+
+from millrace_kernels import rms_norm, rms_norm_residual, rotary, silu_mul
+
+from .attention import PagedAttention
+from .batch import ForwardBatch
+from .config import ModelConfig
+from .rope import cos_sin_table
+
+
+class DecoderLayer:
+    """One layer. Inputs are normalised already; the residual sum travels beside them in the model's dtype."""
+
+    def __init__(self, config: ModelConfig, weights: Mapping[str, torch.Tensor]):
+        """`weights` are this layer's tensors by their names in families.LAYER_WEIGHTS; those absent are not run."""
+        self._heads, self._kv_heads, self._head_dim = config.num_heads, config.num_kv_heads, config.head_dim
+        self._eps = config.rms_norm_eps
+        self.input_norm = weights["input_norm"]
+        self.mlp_norm = weights["mlp_norm"]
+        self._q_norm, self._k_norm = weights.get("q_norm"), weights.get("k_norm")
+        self._qkv_weight, self._qkv_bias = weights["qkv_weight"], weights.get("qkv_bias")
+        self._o_weight, self._o_bias = weights["o_weight"], weights.get("o_bias")
+        self._gate_up_weight, self._gate_up_bias = weights["gate_up_weight"], weights.get("gate_up_bias")
+        self._down_weight, self._down_bias = weights["down_weight"], weights.get("down_bias")
+
+    def queries(
+        self,
+        x: torch.Tensor,
+        kv: torch.Tensor,
+        attention: PagedAttention,
+        cos_sin: torch.Tensor,
+        positions: torch.Tensor,
+    ) -> torch.Tensor:
+        """Rotated queries [T, Hq, D] of x [T, H], after x's keys and values are in the cache."""
+        qkv = linear(x, self._qkv_weight, self._qkv_bias).view(x.shape[0], -1, self._head_dim)
+        q, k, v = qkv.split((self._heads, self._kv_heads, self._kv_heads), dim=1)  # views, [T, heads, D]
+        if self._q_norm is not None and self._k_norm is not None:
+            q, k = rms_norm(q, self._q_norm, self._eps), rms_norm(k, self._k_norm, self._eps)
+        rotary(q, k, cos_sin, positions)
+        attention.store(k, v, kv)
+        return q
+
+    def project(self, attended: torch.Tensor) -> torch.Tensor:
+        """Attention output [T, Hq, D] -> [T, H]."""
+        return linear(attended.flatten(1), self._o_weight, self._o_bias)
+
+    def mlp(self, x: torch.Tensor) -> torch.Tensor:
+        return linear(silu_mul(linear(x, self._gate_up_weight, self._gate_up_bias)), self._down_weight, self._down_bias)
+
+
+class Decoder:
+    """A loaded model. Plain tensors, no gradients; `forward` may be captured into a CUDA graph for fixed shapes."""
+
+    def __init__(self, config: ModelConfig, weights: Mapping[str, torch.Tensor]):
+        """`weights` are all decoder tensors, as weights.shapes names and shapes them, on one device, of one dtype."""
+        self.config = config
+        self._embed, self._norm = weights["embed"], weights["norm"]
+        self._lm_head = weights["embed"] if config.tie_word_embeddings else weights["lm_head"]
+        self._layers = [DecoderLayer(config, _of_layer(weights, i)) for i in range(config.num_layers)]
+        #: What normalises each layer's result: the next layer's input norm, at last the final norm.
+        self._next_norms = [*(layer.input_norm for layer in self._layers[1:]), self._norm]
+        self._cos_sin = cos_sin_table(config.rope, config.head_dim, config.max_context, self.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights, activations, logits and the KV cache."""
+        return self._embed.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._embed.device
+
+    @torch.inference_mode()
+    def forward(self, batch: ForwardBatch, kv_cache: torch.Tensor) -> torch.Tensor:
+        """Logits [R, vocab_size] of `batch.logits_rows`, after storing the batch's keys and values in `kv_cache`.
+
+        `kv_cache` is [num_blocks, num_layers, 2, num_kv_heads, block_size, head_dim], of the model's dtype and device.
+        Positions must lie below config.max_context; nobody checks that here, because it would wait for the device.
+        """
+        attention = PagedAttention(batch, self.config.head_dim)
+        eps, last = self.config.rms_norm_eps, self.config.num_layers - 1
+        residual = embedding(batch.input_ids, self._embed)
+        x = rms_norm(residual, self._layers[0].input_norm, eps)
+        for i, (layer, next_norm) in enumerate(zip(self._layers, self._next_norms, strict=True)):
+            kv = kv_cache[:, i]
+            q = layer.queries(x, kv, attention, self._cos_sin, batch.positions)
+            if i == last and not batch.logits_rows.shape[0]:
+                return x.new_empty(0, self.config.vocab_size)
+            attended = attention.attend(q, kv)
+            if i == last:
+                # What follows works on each token alone, so only the wanted ones go on.
+                attended, residual = attended[batch.logits_rows], residual[batch.logits_rows]
+            x, residual = rms_norm_residual(layer.project(attended), residual, layer.mlp_norm, eps)
+            x, residual = rms_norm_residual(layer.mlp(x), residual, next_norm, eps)
+        return linear(x, self._lm_head)
+
+
+def _of_layer(weights: Mapping[str, torch.Tensor], layer: int) -> dict[str, torch.Tensor]:
+    prefix = f"layers.{layer}."
+    return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
