@@ -6,12 +6,13 @@ import dataclasses
 import msgspec
 import pytest
 
-from fake_text import END, PlainStopChecker
+from fake_text import END
 from front_parts import READY, TOOLS, leased_job, request_of
 from millrace_schemas import ErrorCode, InvalidRequest, Message, Request, Sampling
 from millrace_worker.front.intake import prepare, read_request
 from millrace_worker.front.job import Job
 from millrace_worker.front.text import TextTools
+from millrace_worker.stop import StopChecker
 from millrace_worker.stream.lease import LeasedJob
 
 
@@ -58,7 +59,7 @@ def test_refuses_what_cannot_run() -> None:
 
 
 def test_a_model_without_tokenizer_runs_ids_only() -> None:
-    bare = TextTools(None, PlainStopChecker)
+    bare = TextTools(None, StopChecker)
     assert prepared(request_of(), bare).close_text(ended_by_token=False) == ""
     assert code_of(Request(model="letters", prompt="a"), bare) is ErrorCode.TOKENIZATION_FAILED
     assert code_of(request_of(sampling=Sampling(stop=("a",))), bare) is ErrorCode.INVALID_REQUEST

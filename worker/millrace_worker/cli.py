@@ -54,8 +54,7 @@ async def _serve(config: WorkerConfig, tools: TextTools, engine_command: Sequenc
 
 def _load_model(config: WorkerConfig) -> tuple[WorkerConfig, TextTools]:
     """Finds the model's directory once, for both processes, and loads its tokenizer here."""
-    # The front has no use for torch, and transformers would import it: seconds and gigabytes.
-    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+    # Here and not on top: the tokenizer brings transformers, which a wrong flag should not have to wait for.
     from .model_path import resolve_model
     from .stop import StopChecker
     from .tokenizer import Tokenizer
