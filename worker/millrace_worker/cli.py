@@ -31,10 +31,12 @@ app = typer.Typer(add_completion=False)
 
 
 def run_worker(
-    config: WorkerConfig, *, tools: TextTools | None = None, engine_command: Sequence[str] = ENGINE_COMMAND
+    config: WorkerConfig, *, tools: TextTools | None = None, engine_command: Sequence[str] | None = None
 ) -> int:
     """Runs a worker until a signal; the exit code. Every expected failure is one line on stderr."""
     logs.configure(config)
+    if engine_command is None:
+        engine_command = (*ENGINE_COMMAND, "--log-level", config.log_level, "--log-format", config.log_format)
     try:
         if tools is None:
             config, tools = _load_model(config)
