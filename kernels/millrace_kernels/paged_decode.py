@@ -177,7 +177,7 @@ def _launch_decode(
 ) -> None:
     seqs, heads, head_dim = q.shape
     _, _, kv_heads, block_size, _ = kv.shape
-    group, dim_pad = heads // kv_heads, triton.next_power_of_2(head_dim)
+    group, dim_pad = heads // kv_heads, max(16, triton.next_power_of_2(head_dim))
     group_pad, row_bytes = max(16, triton.next_power_of_2(group)), dim_pad * kv.element_size()
     result, lse = out, None
     if num_splits > 1:

@@ -61,8 +61,10 @@ class Engine:
             enable_prefix_caching=config.enable_prefix_caching,
         )
         self.runner = ModelRunner(model, cache, max_num_seqs=config.max_num_seqs, max_model_len=max_model_len)
-        if self.device.type == "cuda" and not config.enforce_eager:
-            self.runner.capture()
+        if self.device.type == "cuda":
+            self.runner.warm_up(model_config.vocab_size)
+            if not config.enforce_eager:
+                self.runner.capture()
         self._steps = 0
         self._refused: list[Refusal] = []
         self._finished: list[tuple[int, str]] = []

@@ -51,6 +51,14 @@ class ModelRunner:
         graphs.capture()
         self.graphs = graphs
 
+    def warm_up(self, vocab_size: int) -> None:
+        """Compiles the sampler, which no trial step has run, before the first job waits for it."""
+        logits = torch.zeros((1, vocab_size), dtype=self.kv_cache.dtype, device=self.device)
+        floats = torch.ones(1, device=self.device)
+        ints = torch.zeros(1, dtype=torch.int64, device=self.device)
+        for any_filter in (False, True):
+            sample(logits, floats, ints.int(), floats, floats, ints, ints, any_filter=any_filter)
+
     @torch.inference_mode()
     def run(self, step: Step) -> list[int]:
         """One token id for each part that samples, in the order of `step.scheduled`."""
