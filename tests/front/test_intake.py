@@ -35,9 +35,9 @@ def test_settles_every_parameter() -> None:
     assert job.params.max_tokens == 97
     assert job.params.stop_token_ids == (7, END)
     assert job.params.seed == 5
-    open_ended = prepared(request_of(sampling=Sampling(max_tokens=500, ignore_eos=True)))
-    assert open_ended.params.max_tokens == 98
-    assert open_ended.params.stop_token_ids == ()
+    endless = prepared(request_of(sampling=Sampling(max_tokens=98, ignore_eos=True)))
+    assert endless.params.max_tokens == 98
+    assert endless.params.stop_token_ids == ()
 
 
 def test_a_seed_that_nobody_drew_is_the_same_for_all_attempts() -> None:
@@ -54,6 +54,8 @@ def test_text_and_chat_are_tokenized_long_ones_in_a_thread() -> None:
 
 def test_refuses_what_cannot_run() -> None:
     assert code_of(request_of((1,) * 100)) is ErrorCode.CONTEXT_LENGTH_EXCEEDED
+    assert code_of(request_of(sampling=Sampling(max_tokens=99))) is ErrorCode.CONTEXT_LENGTH_EXCEEDED
+    assert code_of(request_of(sampling=Sampling(min_tokens=99))) is ErrorCode.CONTEXT_LENGTH_EXCEEDED
     assert code_of(request_of((1000,))) is ErrorCode.INVALID_REQUEST
     assert code_of(Request(model="letters", prompt="untokenizable")) is ErrorCode.TOKENIZATION_FAILED
 

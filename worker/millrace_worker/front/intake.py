@@ -49,6 +49,14 @@ async def prepare(leased: LeasedJob, request: Request, tools: TextTools, ready: 
             param="prompt",
             code=ErrorCode.CONTEXT_LENGTH_EXCEEDED,
         )
+    wanted = max(request.sampling.max_tokens or 0, request.sampling.min_tokens)
+    if wanted > room:
+        raise InvalidRequest(
+            f"the prompt has {len(prompt)} tokens and the answer may have {wanted}, together more than the "
+            f"{ready.max_model_len} that this model serves; ask for at most {room}",
+            param="sampling.max_tokens",
+            code=ErrorCode.CONTEXT_LENGTH_EXCEEDED,
+        )
     if request.sampling.stop and tools.tokenizer is None:
         raise InvalidRequest("stop strings need a tokenizer, and this model has none", param="sampling.stop")
     return Job(leased, request, prompt, _params(leased, request, tools.tokenizer, room), tools)
@@ -85,8 +93,8 @@ def _params(leased: LeasedJob, request: Request, tokenizer: Tokenizer | None, ro
     s = request.sampling
     end = () if s.ignore_eos or tokenizer is None else tokenizer.eos_token_ids
     return SequenceParams(
-        max_tokens=room if s.max_tokens is None else min(s.max_tokens, room),
-        min_tokens=min(s.min_tokens, room),
+        max_tokens=room if s.max_tokens is None else s.max_tokens,
+        min_tokens=s.min_tokens,
         temperature=s.temperature,
         top_k=s.top_k,
         top_p=s.top_p,
