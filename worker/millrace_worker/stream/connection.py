@@ -49,7 +49,7 @@ def connect_sync(url: str) -> redis.Redis:
 
 
 def _made(kind: Any, url: str, **options: Any) -> Any:
-    """Raises ConfigError on a URL that redis-py does not take. Its own words are left out: they may quote a password."""
+    """Raises ConfigError on a URL that redis-py does not take, without its own words: they may quote a password."""
     try:
         client = kind.from_url(url, **options)
         # Connects to nothing; parameters in the URL are looked at only here.
