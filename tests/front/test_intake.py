@@ -60,6 +60,13 @@ def test_refuses_what_cannot_run() -> None:
     assert code_of(Request(model="letters", prompt="untokenizable")) is ErrorCode.TOKENIZATION_FAILED
 
 
+def test_a_checkpoint_of_another_vocabulary_ends_the_job() -> None:
+    request = request_of()
+    with pytest.raises(InvalidRequest, match="id 1000, outside") as caught:
+        asyncio.run(prepare(leased_job(request, checkpoint=(3, 1000)), request, TOOLS, READY))
+    assert caught.value.code is ErrorCode.INTERNAL
+
+
 def test_a_model_without_tokenizer_runs_ids_only() -> None:
     bare = TextTools(None, StopChecker)
     assert prepared(request_of(), bare).close_text(ended_by_token=False) == ""

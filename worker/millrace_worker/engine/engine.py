@@ -144,6 +144,11 @@ def _device(name: str) -> torch.device:
         raise ModelError(f"device={name!r}: Millrace runs on cuda and cpu")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ModelError(f"device={name!r}: torch {torch.__version__} sees no CUDA device")
+    if device.type == "cuda" and device.index is not None:
+        if device.index >= torch.cuda.device_count():
+            raise ModelError(f"device={name!r}: torch sees {torch.cuda.device_count()} CUDA devices, from cuda:0 on")
+        # The kernels launch on the current device.
+        torch.cuda.set_device(device)
     return device
 
 

@@ -42,6 +42,13 @@ async def prepare(leased: LeasedJob, request: Request, tools: TextTools, ready: 
         raise InvalidRequest(
             f"token id {max(prompt)} is outside the model's vocabulary of {ready.vocab_size}", param="prompt_token_ids"
         )
+    if max(leased.checkpoint, default=0) >= ready.vocab_size:
+        # In the engine it would take the neighbours along.
+        raise InvalidRequest(
+            f"the tokens of an earlier attempt hold id {max(leased.checkpoint)}, outside the model's vocabulary of "
+            f"{ready.vocab_size}: another model made them, or the checkpoint is damaged",
+            code=ErrorCode.INTERNAL,
+        )
     room = ready.max_model_len - len(prompt)
     if room < 1:
         raise InvalidRequest(
