@@ -33,8 +33,12 @@ _PASSING = ("LOADING ", "OOM command", "READONLY ", "MASTERDOWN ", "CLUSTERDOWN 
 
 
 def connect(url: str) -> redis.asyncio.Redis:
-    """A client for short commands in the event loop."""
-    return redis.asyncio.Redis.from_url(url, retry=AsyncRetry(NoBackoff(), 0), **_options(_SOCKET_TIMEOUT))
+    """A client for short commands in the event loop. Raises QueueUnavailable when `url` is no Redis URL."""
+    try:
+        return redis.asyncio.Redis.from_url(url, retry=AsyncRetry(NoBackoff(), 0), **_options(_SOCKET_TIMEOUT))
+    except (TypeError, ValueError) as e:
+        # Without the URL itself: what cannot be parsed cannot be rid of its password.
+        raise QueueUnavailable(f"redis_url is no Redis URL ({e}); one looks like redis://host:6379/0") from e
 
 
 def connect_blocking(url: str, block: float) -> redis.asyncio.Redis:
