@@ -152,7 +152,7 @@ def test_what_can_never_run_is_refused_and_the_rest_goes_on(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kv_cache_memory_bytes": 1000}, "room for 0 tokens"),
+        ({"kv_cache_memory_bytes": 1000}, "room for 0 tokens, less than a sequence needs"),
         ({"max_model_len": 4096}, "max_model_len=4096 is more than the 512 positions"),
         ({"max_model_len": 512, "kv_cache_memory_bytes": 100_000}, "less than max_model_len=512"),
         ({"device": "tpu"}, "device='tpu'"),

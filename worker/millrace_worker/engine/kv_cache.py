@@ -63,8 +63,9 @@ def settle_sizes(config: EngineConfig, model: ModelConfig, budget: int, bytes_pe
     if wanted is not None and wanted > limit:
         raise ModelError(f"max_model_len={wanted} is more than the {limit} positions that the model was made for")
     if capacity < (wanted or 2):
+        least = "a sequence needs" if wanted is None else f"max_model_len={wanted}"
         raise ModelError(
-            f"the KV cache has {budget / 2**20:.0f} MiB, room for {capacity} tokens, less than max_model_len={wanted}; "
+            f"the KV cache has {budget / 2**20:.0f} MiB, room for {capacity} tokens, less than {least}; "
             "raise gpu_memory_utilization or kv_cache_memory_bytes, or lower max_model_len"
         )
     return num_blocks, wanted or min(limit, capacity)
