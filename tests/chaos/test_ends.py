@@ -70,6 +70,7 @@ def test_deadline_of_a_running_job(redis_url: str, probe: QueueProbe, tmp_path: 
     assert result.error.code is ErrorCode.DEADLINE_EXCEEDED
     assert 0.5 < result.timings.total < 5
     assert result.choices[0].token_ids
+    assert result.choices[0].finish_reason is FinishReason.ABORT
     assert probe.events(job)[-1] == Finished(result)
     probe.assert_quiet()
 
