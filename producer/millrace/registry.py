@@ -51,7 +51,8 @@ class ModelRegistry:
     async def unknown(self, model: str) -> UnknownModel:
         """The error for `model`, with what could have been meant."""
         names = await self._source.model_names()
-        there = f"registered: {', '.join(names)}" if names else "no model is registered"
+        start = f"no model is registered; start a worker: millrace worker --model {model}"
+        there = f"registered: {', '.join(names)}" if names else start
         return UnknownModel(f"no worker has registered model {model!r}; {there}")
 
     async def all(self) -> list[ModelInfo]:
