@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from abc import ABC, abstractmethod
 from typing import Any
@@ -13,6 +14,10 @@ from fake_worker import FakeWorker, answer_of, register
 from millrace import AsyncClient, Client, ErrorCode, ErrorInfo, JobState, Lane, ModelInfo, Request, Result
 from millrace.testing import FakeMillrace
 from millrace_schemas import MODELS, QueueKeys, decode, encode, queue_of
+from millrace_worker.stream.connection import connect, connect_blocking
+from millrace_worker.stream.upkeep import Upkeep
+from queue_probe import QueueProbe
+from stream_parts import Parts
 
 
 class Site(ABC):
@@ -44,6 +49,10 @@ class Site(ABC):
     @abstractmethod
     def kill(self, job_id: str) -> None:
         """Ends a queued job as one that has cost too many attempts."""
+
+    @abstractmethod
+    def idle(self, seconds: float) -> None:
+        """Lets time pass; then a worker looks after the queue without taking a job."""
 
     @abstractmethod
     def waiting(self) -> list[Request]:
@@ -96,6 +105,21 @@ class RealSite(Site):
         self._raw.xadd(self._keys.dead, fields)
         self._raw.publish(self._keys.done(job_id), "failed")
 
+    def idle(self, seconds: float) -> None:
+        async def look_after() -> None:
+            client, blocking = connect(self._url), connect_blocking(self._url, 0.05)
+            parts = Parts(QueueProbe(self._url, "demo"), client, blocking)
+            writer = asyncio.create_task(parts.publisher.run())
+            await Upkeep(client, self._keys, parts.publisher, parts.name, "demo").step()
+            parts.publisher.stop()
+            await writer
+            await client.aclose()
+            await blocking.aclose()
+            parts.probe.redis.close()
+
+        time.sleep(seconds)
+        asyncio.run(look_after())
+
     def waiting(self) -> list[Request]:
         ids = [
             fields[b"job"].decode()
@@ -142,6 +166,9 @@ class MemorySite(Site):
 
     def kill(self, job_id: str) -> None:
         self.fake.fail(job_id, ErrorCode.TOO_MANY_ATTEMPTS, "it died")
+
+    def idle(self, seconds: float) -> None:
+        self.fake.advance(seconds)
 
     def waiting(self) -> list[Request]:
         requests = [job.request for job in self.fake.jobs if job.state is JobState.QUEUED]

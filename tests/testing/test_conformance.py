@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from millrace import (
     Finished,
     InvalidRequest,
     JobCancelled,
+    JobExpired,
     JobFailed,
     JobNotFound,
     JobState,
@@ -281,6 +283,20 @@ def test_a_running_job_is_ended_by_its_worker(site: Site, client: Client) -> Non
         job.result(timeout=10)
     assert job.record().cancel_requested
     assert client.cancel(job.id) == JobState.CANCELLED
+
+
+def test_a_deadline_that_passes_in_the_queue(site: Site, client: Client) -> None:
+    job = client.submit("a", stream=True, deadline=datetime.timedelta(seconds=0.1), metadata={"user": "7"})
+    kept = client.submit("b", deadline=datetime.timedelta(seconds=100))
+    site.idle(0.2)
+    with pytest.raises(JobExpired, match="the deadline passed before a worker could run the job") as caught:
+        job.result(timeout=10)
+    assert caught.value.error.code == ErrorCode.DEADLINE_EXCEEDED
+    result = job.wait()
+    assert (result.metadata, result.attempts, result.worker, result.choices) == ({"user": "7"}, 0, None, ())
+    assert list(job.events()) == [Finished(result)]
+    assert job.cancel() == job.state() == JobState.EXPIRED
+    assert kept.state() == JobState.QUEUED
 
 
 def test_an_ended_job_is_not_cancelled(site: Site, client: Client) -> None:
