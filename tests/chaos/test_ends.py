@@ -180,7 +180,6 @@ def test_chat(redis_url: str, probe: QueueProbe, tmp_path: Path) -> None:
 
 
 def test_results_go_to_s3(redis_url: str, probe: QueueProbe, tmp_path: Path, s3_env: S3Server) -> None:
-    (s3_env.directory / "answers").mkdir(exist_ok=True)
     asked = probe.submit([1, 2], max_tokens=8, result_to="s3://answers/run/7")
     small = probe.submit([1, 2], max_tokens=2)
     large = probe.submit([1, 2], max_tokens=300)
