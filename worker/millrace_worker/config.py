@@ -44,6 +44,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Meta(description="Bytes of KV cache. Default: from gpu-memory-utilization, and 256 MiB on a CPU."),
     ] = None
     enable_prefix_caching: Annotated[bool, Meta(description="Whether equal beginnings of prompts share KV.")] = True
+    enforce_eager: Annotated[
+        bool, Meta(description="Launch every kernel of a decode step by itself instead of replaying CUDA graphs.")
+    ] = False
     seed: Annotated[int, Meta(description="Of dummy weights.")] = 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from typing import Any
 
 import structlog
 import torch
@@ -180,7 +181,7 @@ def _profile(config: EngineConfig, model: Decoder, model_config: ModelConfig, de
     tokens = length * count
     width = -(-length // config.block_size)
     scratch = kv_cache.allocate(1, model_config, config.block_size, model.dtype, device).zero_()
-    ints = {"dtype": torch.int64, "device": device}
+    ints: dict[str, Any] = {"dtype": torch.int64, "device": device}
     batch = ForwardBatch(
         input_ids=torch.zeros(tokens, **ints),
         positions=torch.arange(length, **ints).repeat(count),

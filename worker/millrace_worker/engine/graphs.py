@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import structlog
@@ -39,7 +40,8 @@ class DecodeGraphs:
         self._model = model
         self._kv_cache = kv_cache
         self._sizes = graph_sizes(max_num_seqs)
-        device, ints = kv_cache.device, {"dtype": torch.int64, "device": kv_cache.device}
+        device = kv_cache.device
+        ints: dict[str, Any] = {"dtype": torch.int64, "device": device}
         self._input_ids = torch.zeros(max_num_seqs, **ints)
         self._positions = torch.zeros(max_num_seqs, **ints)
         self._slots = torch.full((max_num_seqs,), -1, **ints)

@@ -102,7 +102,15 @@ class JobConsumer:
         if not entries.ids:
             return 0
         keys = self._keys
-        args = (GROUP, self.name, keys.prefix, entries.lane, self._max_attempts, LIVE_TTL, *entries.ids)
+        args: tuple[str | int, ...] = (
+            GROUP,
+            self.name,
+            keys.prefix,
+            entries.lane,
+            self._max_attempts,
+            LIVE_TTL,
+            *entries.ids,
+        )
         lane = keys.lanes[entries.lane]
         now, *rows = await run(self._client, Call(LEASE, (lane, keys.deadlines, keys.dead), args))
         leased = 0
