@@ -4,24 +4,36 @@ from __future__ import annotations
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.routing import BaseRoute
+from starlette.routing import Route
 
 from millrace import AsyncClient
 from millrace_schemas import MillraceError
 
-from . import health, models
+from . import chat, completions, health, jobs, metrics, models
 from .errors import ApiError, answer_error
+from .metrics import CountRequests, RequestCounts
 from .settings import GatewaySettings
 from .sse import StreamSlots
+
+#: Every part brings its own.
+ROUTES: list[Route] = [
+    *chat.ROUTES,
+    *completions.ROUTES,
+    *models.ROUTES,
+    *jobs.ROUTES,
+    *health.ROUTES,
+    *metrics.ROUTES,
+]
 
 
 def create_app(client: AsyncClient, settings: GatewaySettings | None = None) -> Starlette:
     """The application over `client`, which it uses and leaves open.
 
-    Handlers find `client`, `settings` and `slots` (of streams) in `request.app.state`.
+    Handlers find `client`, `settings`, `slots` (of streams) and `counts` (of requests) in `request.app.state`.
     """
+    settings = settings or GatewaySettings()
     app = Starlette(
-        routes=_routes(),
+        routes=ROUTES,
         exception_handlers={
             HTTPException: answer_error,
             ApiError: answer_error,
@@ -30,13 +42,9 @@ def create_app(client: AsyncClient, settings: GatewaySettings | None = None) -> 
         },
     )
     app.router.redirect_slashes = False
-    settings = settings or GatewaySettings()
     app.state.client = client
     app.state.settings = settings
     app.state.slots = StreamSlots(settings.max_streams)
+    app.state.counts = RequestCounts()
+    app.add_middleware(CountRequests, counts=app.state.counts, routes=ROUTES)
     return app
-
-
-def _routes() -> list[BaseRoute]:
-    """Every part brings its own routes."""
-    return [*models.ROUTES, *health.ROUTES]

@@ -105,7 +105,7 @@ def as_api_error(error: Exception) -> ApiError:
     if isinstance(error, InvalidRequest):
         return _of_code(error.code, str(error), error.param)
     if isinstance(error, JobError):
-        return _of_code(error.error.code, str(error), error.error.param)
+        return _of_code(error.error.code, error.error.message, error.error.param)
     if isinstance(error, UnknownModel):
         return ApiError(404, str(error), code="model_not_found", param="model")
     if isinstance(error, JobNotFound):

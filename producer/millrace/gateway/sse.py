@@ -40,15 +40,15 @@ class StreamSlots:
 
     def __init__(self, limit: int):
         self._limit = limit
-        self._used = 0
+        self.used = 0
 
     def __enter__(self) -> None:
-        if self._used >= self._limit:
+        if self.used >= self._limit:
             raise unavailable(f"{self._limit} streams are open here, and no more are taken", "too_many_streams")
-        self._used += 1
+        self.used += 1
 
     def __exit__(self, *_: object) -> None:
-        self._used -= 1
+        self.used -= 1
 
 
 class EventResponse(Response):
