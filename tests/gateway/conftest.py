@@ -11,6 +11,7 @@ import redis
 
 from fake_worker import FakeWorker, register
 from gateway_server import GatewayServer
+from millrace.embedded import EmbeddedRedis
 from millrace.gateway import GatewaySettings
 from millrace_schemas import QueueKeys, Request, decode
 
@@ -26,12 +27,18 @@ def keys() -> QueueKeys:
     return QueueKeys("demo")
 
 
-@pytest.fixture
-def gateway(redis_url: str) -> Iterator[GatewayServer]:
-    register(redis_url)
-    settings = GatewaySettings(keep_alive=0.3, max_body_bytes=100_000, max_streams=3, max_jobs=5, body_timeout=1.0)
-    with GatewayServer(redis_url, settings) as server:
+@pytest.fixture(scope="session")
+def running_gateway(redis_server: EmbeddedRedis) -> Iterator[GatewayServer]:
+    settings = GatewaySettings(keep_alive=0.3, max_body_bytes=100_000, max_jobs=5, body_timeout=1.0)
+    with GatewayServer(redis_server.url, settings) as server:
         yield server
+
+
+@pytest.fixture
+def gateway(running_gateway: GatewayServer, redis_url: str) -> GatewayServer:
+    """One for all tests, as it keeps nothing, before an empty Redis."""
+    register(redis_url)
+    return running_gateway
 
 
 @pytest.fixture
@@ -47,17 +54,25 @@ def idle_worker(redis_url: str) -> Iterator[FakeWorker]:
         yield worker
 
 
-@pytest.fixture
-def http(gateway: GatewayServer) -> Iterator[httpx2.Client]:
-    with httpx2.Client(base_url=gateway.url, timeout=20) as client:
-        yield client
+@pytest.fixture(scope="session")
+def clients(running_gateway: GatewayServer) -> Iterator[tuple[httpx2.Client, openai.OpenAI]]:
+    """Made once: each reads all certificates of this machine."""
+    with (
+        httpx2.Client(base_url=running_gateway.url, timeout=20) as http,
+        openai.OpenAI(base_url=f"{running_gateway.url}/v1", api_key="none", timeout=20) as ai,
+    ):
+        yield http, ai
 
 
 @pytest.fixture
-def ai(gateway: GatewayServer) -> Iterator[openai.OpenAI]:
+def http(gateway: GatewayServer, clients: tuple[httpx2.Client, openai.OpenAI]) -> httpx2.Client:
+    return clients[0]
+
+
+@pytest.fixture
+def ai(gateway: GatewayServer, clients: tuple[httpx2.Client, openai.OpenAI]) -> openai.OpenAI:
     """OpenAI's client, as anybody would make it."""
-    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="none", timeout=20) as client:
-        yield client
+    return clients[1]
 
 
 @pytest.fixture

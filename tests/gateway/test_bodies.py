@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from urllib.parse import urlsplit
 
@@ -127,13 +128,18 @@ def test_urls_and_methods(http: httpx2.Client, method: str, path: str, status: i
         assert answer.headers["allow"]
 
 
-def test_what_nobody_expected(http: httpx2.Client, raw: redis.Redis, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_nobody_expected(http: httpx2.Client, raw: redis.Redis, caplog: pytest.LogCaptureFixture) -> None:
     # A registration under a name that no queue can have: not even Millrace writes that.
     raw.zadd("millrace:models", {b"\xff": 1e12})
-    answer = http.get("/v1/models")
+    log = logging.getLogger("uvicorn.error")
+    log.addHandler(caplog.handler)
+    try:
+        answer = http.get("/v1/models")
+    finally:
+        log.removeHandler(caplog.handler)
     assert (answer.status_code, error_of(answer)["code"]) == (500, "internal")
     assert "UnicodeDecodeError" not in answer.text
-    assert "UnicodeDecodeError" in capfd.readouterr().err
+    assert "UnicodeDecodeError" in caplog.text
 
 
 def test_without_redis() -> None:

@@ -9,7 +9,7 @@ import httpx2
 import openai
 import pytest
 
-from fake_worker import FakeWorker
+from fake_worker import FakeWorker, register
 from millrace_schemas import Message, Request, Role
 
 HELLO: list[Any] = [{"role": "user", "content": "hello"}]
@@ -245,8 +245,6 @@ def test_bad_completions(http: httpx2.Client, given: dict[str, Any], param: str)
 
 
 def test_models(ai: openai.OpenAI, redis_url: str) -> None:
-    from fake_worker import register
-
     register(redis_url, "org/large", max_model_len=99)
     found = ai.models.list().data
     assert [(model.id, model.object, model.owned_by) for model in found] == [

@@ -15,7 +15,7 @@ from .app import create_app
 from .settings import GatewaySettings
 
 #: Seconds that a stopping gateway gives to answers under way. Their jobs go on in any case.
-GRACE = 5
+GRACE = 3
 
 
 class CannotListen(MillraceError):

@@ -1,0 +1,78 @@
+"""The gateway before real worker processes, whose engine generates predictable tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+
+from fake_engine import expected_tokens
+from fake_text import LetterTokenizer
+from gateway_server import GatewayServer
+from queue_probe import MODEL
+from worker_process import WorkerProcess
+
+HELLO: list[Any] = [{"role": "user", "content": "hello"}]
+
+
+def expected(text: str, count: int) -> str:
+    tokenizer = LetterTokenizer()
+    return tokenizer.decode(expected_tokens(tokenizer.encode(text), count))
+
+
+@pytest.fixture
+def working(gateway: GatewayServer, redis_url: str, tmp_path: Path) -> Iterator[WorkerProcess]:
+    with WorkerProcess(redis_url, tmp_path) as worker:
+        yield worker
+
+
+def test_answers_and_streams(
+    working: WorkerProcess, gateway: GatewayServer, ai: openai.OpenAI, http: httpx2.Client
+) -> None:
+    text = expected("hello", 40)
+    answer = ai.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=40)
+    assert answer.choices[0].message.content == text
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (5, 40)
+
+    chunks = list(ai.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=40, stream=True))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == text
+    assert chunks[-1].choices[0].finish_reason == "length"
+
+    stopped = ai.completions.create(model=MODEL, prompt="hello", max_tokens=40, stop=[text[5:9]])
+    assert (stopped.choices[0].text, stopped.choices[0].finish_reason) == (text[: text.index(text[5:9])], "stop")
+
+    # "demo" is registered too, and nobody serves it.
+    assert http.get("/readyz").json()["models"] == [MODEL]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_only_the_worker_finds_out(working: WorkerProcess, ai: openai.OpenAI, stream: bool) -> None:
+    """These come from the job's result; a stream has said nothing yet, so they are an HTTP error there too."""
+    for content, code in (("untokenizable", "tokenization_failed"), ("x" * 5000, "context_length_exceeded")):
+        messages: list[Any] = [{"role": "user", "content": content}]
+        with pytest.raises(openai.BadRequestError) as refused:
+            ai.chat.completions.create(model=MODEL, messages=messages, stream=stream)
+        assert (refused.value.code, refused.value.param) == (code, "messages")
+
+
+def test_a_stream_goes_on_when_its_worker_is_killed(
+    gateway: GatewayServer, redis_url: str, tmp_path: Path, ai: openai.OpenAI
+) -> None:
+    got, killed = "", False
+    heir = WorkerProcess(redis_url, tmp_path)
+    with WorkerProcess(redis_url, tmp_path, engine=("--step", "0.02")) as worker:
+        for chunk in ai.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=120, stream=True):
+            got += chunk.choices[0].delta.content or ""
+            if 10 < len(got) < 120 and not killed:
+                worker.kill()
+                heir.start()
+                killed = True
+        heir.stop()
+    assert killed
+    assert got == expected("hello", 120)
