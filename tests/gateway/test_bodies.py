@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import time
 from urllib.parse import urlsplit
 
 import httpx2
@@ -135,6 +136,10 @@ def test_what_nobody_expected(http: httpx2.Client, raw: redis.Redis, caplog: pyt
     log.addHandler(caplog.handler)
     try:
         answer = http.get("/v1/models")
+        # It is logged once the answer is out.
+        limit = time.monotonic() + 10
+        while "UnicodeDecodeError" not in caplog.text and time.monotonic() < limit:
+            time.sleep(0.02)
     finally:
         log.removeHandler(caplog.handler)
     assert (answer.status_code, error_of(answer)["code"]) == (500, "internal")
