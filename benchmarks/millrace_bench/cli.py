@@ -60,7 +60,7 @@ def throughput(
     environment = describe()
     if as_json:
         for row in rows:
-            typer.echo(json.dumps({"engine": "millrace", "model": model, **row, **flags, **environment}))
+            typer.echo(json.dumps({**flags, "engine": "millrace", "model": model, **row, **environment}))
     else:
         _print(model, rows, environment)
 

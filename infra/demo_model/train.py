@@ -1,7 +1,7 @@
 """Trains the demo model from random weights and writes it in Hugging Face format.
 
 Run from the repository root, with millrace[worker] installed:
-python infra/demo_model/train.py --out infra/demo_model/model --minutes 5.5
+python infra/demo_model/train.py --out infra/demo_model/model --minutes 6.2
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def save(model: Decoder, shape: Shape, tokenizer: Tokenizer, directory: Path) ->
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="directory for the model")
-    parser.add_argument("--minutes", type=float, default=5.5, help="training time, without start and evaluation")
+    parser.add_argument("--minutes", type=float, default=6.2, help="training time, without start and evaluation")
     parser.add_argument("--rows", type=int, default=320, help="rows of each task in a step")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--vocab-size", type=int, default=1024)

@@ -39,7 +39,8 @@ def paged_decode_reference(
     return (weights @ v).transpose(0, 1).reshape(seqs, heads, head_dim).to(q.dtype)
 
 
-@triton.jit
+# What changes from step to step is not specialised on: each new mix would be compiled in the middle of the work.
+@triton.jit(do_not_specialize=["tables_ptr", "context_ptr", "num_splits", "table_row"])
 def _paged_decode_kernel(
     q_ptr,
     kv_ptr,
@@ -102,7 +103,7 @@ def _paged_decode_kernel(
         tl.store(lse_ptr + slot, top + tl.log2(total), mask=row < GROUP)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_splits"])
 def _merge_kernel(
     partial_ptr, lse_ptr, out_ptr, num_splits, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, SPLITS_PAD: tl.constexpr
 ):
@@ -176,7 +177,7 @@ def _launch_decode(
 ) -> None:
     seqs, heads, head_dim = q.shape
     _, _, kv_heads, block_size, _ = kv.shape
-    group, dim_pad = heads // kv_heads, triton.next_power_of_2(head_dim)
+    group, dim_pad = heads // kv_heads, max(16, triton.next_power_of_2(head_dim))
     group_pad, row_bytes = max(16, triton.next_power_of_2(group)), dim_pad * kv.element_size()
     result, lse = out, None
     if num_splits > 1:

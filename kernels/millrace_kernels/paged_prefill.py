@@ -60,7 +60,8 @@ def _find_sequence(cu_ptr, num_seqs, tile, GROUP: tl.constexpr, TILE_M: tl.const
     return low
 
 
-@triton.jit
+# What changes from step to step is not specialised on: each new mix would be compiled in the middle of the work.
+@triton.jit(do_not_specialize=["tables_ptr", "cu_ptr", "context_ptr", "num_seqs", "table_row"])
 def _paged_prefill_kernel(
     q_ptr,
     kv_ptr,
@@ -184,7 +185,8 @@ def _launch_prefill(
 ) -> None:
     tokens, heads, head_dim = q.shape
     _, _, kv_heads, block_size, _ = kv.shape
-    seqs, group, dim_pad = block_tables.shape[0], heads // kv_heads, triton.next_power_of_2(head_dim)
+    # Matrix products want 16 columns at least.
+    seqs, group, dim_pad = block_tables.shape[0], heads // kv_heads, max(16, triton.next_power_of_2(head_dim))
     tile_m, tile_n, warps, stages = _tiles(max_query_len * group, dim_pad, kv.element_size())
     # An upper bound of the tiles that needs no look at the lengths on the device.
     grid = (kv_heads, tokens * group // tile_m + seqs)

@@ -22,7 +22,7 @@ def rms_norm_residual_reference(
     return rms_norm_reference(summed, weight, eps), summed
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _rms_norm_kernel(
     x_ptr,
     residual_ptr,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from .cli_output import AsJson, RedisUrl, connect, print_json, print_table
 from .queue_stats import QueueStats
@@ -77,10 +77,15 @@ def _print_stats(found: QueueStats) -> None:
         age = "-" if numbers.oldest_waiting is None else f"{numbers.oldest_waiting:.1f} s"
         lanes.add_row(lane, str(numbers.waiting), str(numbers.in_flight), age)
     print_table(lanes)
-    typer.echo(f"model {found.model}: {found.delayed} delayed, {found.dead} dead, {len(found.workers)} workers")
+    count = len(found.workers)
+    serving = f"{count} worker{'' if count == 1 else 's'}"
+    typer.echo(f"model {found.model}: {found.delayed} delayed, {found.dead} dead, {serving}")
     if not found.workers:
         return
-    workers = Table("worker", "device", "leased", "running", "waiting", "KV in use", "finished")
+    # A name that does not fit goes on in the next line: it is what the logs are searched for.
+    workers = Table(
+        Column("worker", overflow="fold"), "device", "leased", "running", "waiting", "KV in use", "finished"
+    )
     for worker in found.workers:
         workers.add_row(
             worker.name, worker.device, str(worker.leased), str(worker.running), str(worker.waiting),

@@ -24,15 +24,23 @@ def submit(
     model: Annotated[str | None, typer.Option(help="Default: the one registered model.")] = None,
     system: Annotated[str | None, typer.Option(help="System prompt; makes PROMPT a chat's user message.")] = None,
     system_file: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Read it from a file.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(rich_help_panel=_SAMPLING)] = None,
-    min_tokens: Annotated[int | None, typer.Option(rich_help_panel=_SAMPLING)] = None,
-    temperature: Annotated[float | None, typer.Option(rich_help_panel=_SAMPLING)] = None,
-    top_k: Annotated[int | None, typer.Option(rich_help_panel=_SAMPLING)] = None,
-    top_p: Annotated[float | None, typer.Option(rich_help_panel=_SAMPLING)] = None,
-    min_p: Annotated[float | None, typer.Option(rich_help_panel=_SAMPLING)] = None,
-    seed: Annotated[int | None, typer.Option(rich_help_panel=_SAMPLING)] = None,
-    stop: Annotated[list[str] | None, typer.Option(rich_help_panel=_SAMPLING, help="May be repeated.")] = None,
-    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", rich_help_panel=_SAMPLING)] = False,
+    max_tokens: Annotated[
+        int | None, typer.Option(rich_help_panel=_SAMPLING, help="Default: up to the model's limit.")
+    ] = None,
+    min_tokens: Annotated[int | None, typer.Option(rich_help_panel=_SAMPLING, help="No stop before so many.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(rich_help_panel=_SAMPLING, help="0 is greedy. Default: 1.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(rich_help_panel=_SAMPLING, help="0 keeps all, the default.")] = None,
+    top_p: Annotated[float | None, typer.Option(rich_help_panel=_SAMPLING, help="In (0, 1]. Default: 1.")] = None,
+    min_p: Annotated[float | None, typer.Option(rich_help_panel=_SAMPLING, help="In [0, 1]. Default: 0.")] = None,
+    seed: Annotated[int | None, typer.Option(rich_help_panel=_SAMPLING, help="Makes the answer repeatable.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(rich_help_panel=_SAMPLING, help="Ends the answer. May be repeated.")
+    ] = None,
+    ignore_eos: Annotated[
+        bool, typer.Option("--ignore-eos", rich_help_panel=_SAMPLING, help="Go on past the end.")
+    ] = False,
     lane: Annotated[Lane, typer.Option()] = Lane.INTERACTIVE,
     result_to: Annotated[str, typer.Option(help='"redis" or "s3://bucket/prefix".')] = "redis",
     deadline: Annotated[float | None, typer.Option(metavar="SECONDS", help="From now; the job then expires.")] = None,

@@ -110,7 +110,8 @@ class DemoReport:
             mark = "[green]✓[/green]" if answer.right else f"[red]✗[/red] {_plain(answer.prompt.expected)}"
             table.add_row(answer.prompt.task, _plain(answer.prompt.user), _plain(text), mark)
         console.print(table)
-        console.print(self.line(), soft_wrap=True, highlight=False)
+        # One line in a file; in a terminal it breaks between words.
+        console.print(self.line(), soft_wrap=not console.is_terminal, highlight=False)
 
     def shown(self) -> list[DemoAnswer]:
         """Answers for the table: the first of each task, then the second ones, and so on."""

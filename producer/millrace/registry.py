@@ -55,7 +55,8 @@ class ModelRegistry:
     async def unknown(self, model: str) -> UnknownModel:
         """The error for `model`, with what could have been meant."""
         names = await self.names()
-        there = f"registered: {', '.join(names)}" if names else "no model is registered"
+        start = f"no model is registered; start a worker: millrace worker --model {model}"
+        there = f"registered: {', '.join(names)}" if names else start
         return UnknownModel(f"no worker has registered model {model!r}; {there}")
 
     async def names(self) -> list[str]:

@@ -206,7 +206,7 @@ def _sampling(sampling: object) -> dict[str, Any]:
 def _deadline(deadline: object, now: float) -> float:
     if isinstance(deadline, datetime.timedelta):
         if deadline <= datetime.timedelta(0):
-            raise InvalidRequest("deadline: a timedelta counts from now and must be positive", param="deadline")
+            raise InvalidRequest("deadline: seconds from now (a timedelta) must be positive", param="deadline")
         return now + deadline.total_seconds()
     if isinstance(deadline, datetime.datetime):
         if deadline.tzinfo is None:

@@ -12,9 +12,11 @@ from worker_process import WorkerProcess
 
 def test_runs_a_job(redis_url: str, probe: QueueProbe, tmp_path: Path) -> None:
     job = probe.submit([1, 2, 3], max_tokens=12, metadata={"order": "17"})
-    with WorkerProcess(redis_url, tmp_path):
+    # An engine that loads for longer than a lease.
+    with WorkerProcess(redis_url, tmp_path, engine=("--load", "1.5")) as worker:
         result = probe.wait([job])[job]
         record = probe.job(job)
+        assert "heartbeat stops" not in worker.log
     tokens = expected_tokens([1, 2, 3], 12)
     assert result.state is JobState.COMPLETED
     assert result.choices[0].token_ids == tuple(tokens)

@@ -10,7 +10,7 @@ import torch
 
 from greedy import VOCABULARY, greedy_answers, prompts, save
 from millrace_worker.config import EngineConfig
-from millrace_worker.engine.engine import Engine
+from millrace_worker.engine.engine import Engine, _device
 from millrace_worker.engine.kv_cache import block_bytes
 from millrace_worker.errors import ModelError
 from millrace_worker.frames import AddSequence, SequenceParams
@@ -152,7 +152,8 @@ def test_what_can_never_run_is_refused_and_the_rest_goes_on(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kv_cache_memory_bytes": 1000}, "room for 0 tokens"),
+        ({"kv_cache_memory_bytes": 1000}, "room for 0 tokens, less than the 2 that any job needs"),
+        ({"kv_cache_memory_bytes": 10**15}, "the KV cache needs 93132"),
         ({"max_model_len": 4096}, "max_model_len=4096 is more than the 512 positions"),
         ({"max_model_len": 512, "kv_cache_memory_bytes": 100_000}, "less than max_model_len=512"),
         ({"device": "tpu"}, "device='tpu'"),
@@ -163,6 +164,17 @@ def test_a_start_that_cannot_work_says_why(llama: Path, change: dict[str, object
     settings = {"model": str(llama), "device": "cpu", **change}
     with pytest.raises(ModelError, match=message.replace("(", r"\(")):
         Engine(EngineConfig(**settings))
+
+
+def test_a_numbered_gpu_becomes_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    assert _device("cuda:1") == torch.device("cuda:1")
+    assert current == [torch.device("cuda:1")]
+    with pytest.raises(ModelError, match="torch sees 2 CUDA devices"):
+        _device("cuda:2")
 
 
 def test_without_a_wish_the_length_is_what_fits(llama: Path) -> None:

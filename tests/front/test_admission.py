@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import pytest
+
 from front_parts import READY, job_of
 from millrace_worker.frames import Load, Ready
 from millrace_worker.front.admission import Admission
+from millrace_worker.front.job import Job
 
 FREE = Load(free_blocks=50, total_blocks=50)
 
@@ -75,6 +78,25 @@ def test_a_job_on_its_last_delivery_runs_alone() -> None:
     assert last is not None
     jobs.remove(last)
     assert names(jobs.admit()) == ["b"]
+
+
+def test_looks_at_no_job_but_the_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[Job] = []
+    judged = Job.must_run_alone
+
+    def counted(job: Job, max_attempts: int) -> bool:
+        looks.append(job)
+        return judged(job, max_attempts)
+
+    monkeypatch.setattr(Job, "must_run_alone", counted)
+    jobs = Admission(3)
+    for n in range(100):
+        jobs.add(job_of(f"j{n}"))
+        assert len(jobs.admit()) == 1
+    for job in jobs:
+        jobs.remove(job)
+        assert jobs.admit() == []
+    assert len(looks) == 100
 
 
 def test_the_only_delivery_there_is_does_not_run_alone() -> None:

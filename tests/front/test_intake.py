@@ -6,12 +6,13 @@ import dataclasses
 import msgspec
 import pytest
 
-from fake_text import END, PlainStopChecker
+from fake_text import END
 from front_parts import READY, TOOLS, leased_job, request_of
 from millrace_schemas import ErrorCode, InvalidRequest, Message, Request, Sampling
 from millrace_worker.front.intake import prepare, read_request
 from millrace_worker.front.job import Job
 from millrace_worker.front.text import TextTools
+from millrace_worker.stop import StopChecker
 from millrace_worker.stream.lease import LeasedJob
 
 
@@ -34,9 +35,9 @@ def test_settles_every_parameter() -> None:
     assert job.params.max_tokens == 97
     assert job.params.stop_token_ids == (7, END)
     assert job.params.seed == 5
-    open_ended = prepared(request_of(sampling=Sampling(max_tokens=500, ignore_eos=True)))
-    assert open_ended.params.max_tokens == 98
-    assert open_ended.params.stop_token_ids == ()
+    endless = prepared(request_of(sampling=Sampling(max_tokens=98, ignore_eos=True)))
+    assert endless.params.max_tokens == 98
+    assert endless.params.stop_token_ids == ()
 
 
 def test_a_seed_that_nobody_drew_is_the_same_for_all_attempts() -> None:
@@ -53,12 +54,21 @@ def test_text_and_chat_are_tokenized_long_ones_in_a_thread() -> None:
 
 def test_refuses_what_cannot_run() -> None:
     assert code_of(request_of((1,) * 100)) is ErrorCode.CONTEXT_LENGTH_EXCEEDED
+    assert code_of(request_of(sampling=Sampling(max_tokens=99))) is ErrorCode.CONTEXT_LENGTH_EXCEEDED
+    assert code_of(request_of(sampling=Sampling(min_tokens=99))) is ErrorCode.CONTEXT_LENGTH_EXCEEDED
     assert code_of(request_of((1000,))) is ErrorCode.INVALID_REQUEST
     assert code_of(Request(model="letters", prompt="untokenizable")) is ErrorCode.TOKENIZATION_FAILED
 
 
+def test_a_checkpoint_of_another_vocabulary_ends_the_job() -> None:
+    request = request_of()
+    with pytest.raises(InvalidRequest, match="id 1000, outside") as caught:
+        asyncio.run(prepare(leased_job(request, checkpoint=(3, 1000)), request, TOOLS, READY))
+    assert caught.value.code is ErrorCode.INTERNAL
+
+
 def test_a_model_without_tokenizer_runs_ids_only() -> None:
-    bare = TextTools(None, PlainStopChecker)
+    bare = TextTools(None, StopChecker)
     assert prepared(request_of(), bare).close_text(ended_by_token=False) == ""
     assert code_of(Request(model="letters", prompt="a"), bare) is ErrorCode.TOKENIZATION_FAILED
     assert code_of(request_of(sampling=Sampling(stop=("a",))), bare) is ErrorCode.INVALID_REQUEST

@@ -41,7 +41,7 @@ def check(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("head_dim", [64, 80, 128, 256])
+@pytest.mark.parametrize("head_dim", [8, 64, 80, 128, 256])
 def test_equals_dense_attention(head_dim: int, dtype: torch.dtype) -> None:
     check(PAIRS, 8, 2, head_dim, 16, dtype)
 

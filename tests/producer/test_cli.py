@@ -138,7 +138,7 @@ def test_queue_stats(redis_url: str, client: Client, run: Run, raw: redis.Redis,
     batch = json.loads(run("queue", "stats", "--json").out)["lanes"]["batch"]
     assert (batch["waiting"], batch["in_flight"]) == (1, 1)
     text = run("queue", "stats", "--model", "demo").out
-    assert "model demo: 1 delayed, 0 dead, 1 workers" in text
+    assert "model demo: 1 delayed, 0 dead, 1 worker\n" in text
     assert "w-1" in text
 
 
@@ -175,6 +175,7 @@ def test_the_dead(client: Client, run: Run, raw: redis.Redis, keys: QueueKeys) -
         (["submit", "a", "--model", "nope"], "no worker has registered model 'nope'; registered: demo"),
         (["submit", "a", "--metadata", "x"], "metadata is KEY=VALUE, not 'x'"),
         (["submit", ""], "prompt is empty"),
+        (["submit", "a", "--deadline", "-1"], "deadline: seconds from now (a timedelta) must be positive"),
         (["submit", "\udcff"], "prompt is not valid Unicode"),
         (["submit", "-"], "standard input is not UTF-8"),
         (["submit", "a", "--redis-url", "nonsense"], "is no Redis URL"),

@@ -77,6 +77,15 @@ def test_what_is_printed() -> None:
     )
 
 
+def test_in_a_narrow_terminal_the_numbers_break_between_words() -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=80, force_terminal=True, color_system=None)
+    DemoReport([answer("sums", "2", "2")], 1.0, [beat(kv_allocated_slots=100, kv_used_slots=97)]).print(console)
+    lines = out.getvalue().splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    assert lines[-2].startswith("1 jobs, 0 failed")
+
+
 def test_the_table_shows_every_task() -> None:
     answers = [answer(task, "2", "2") for task in ["a"] * 30 + ["b"] * 2 + ["c"]]
     shown = DemoReport(answers, 1.0).shown()

@@ -177,7 +177,9 @@ def test_the_one_registered_model_is_the_default(redis_url: str) -> None:
 def test_a_registration_that_ended_is_unknown(client: Client, raw: redis.Redis, keys: QueueKeys) -> None:
     raw.delete(keys.model)
     raw.zadd(MODELS, {"demo": time.time() - 1})
-    with pytest.raises(UnknownModel, match="'demo'; no model is registered"):
+    with pytest.raises(
+        UnknownModel, match="'demo'; no model is registered; start a worker: millrace worker --model demo"
+    ):
         client.submit("a", model="demo")
     assert client.models() == []
 

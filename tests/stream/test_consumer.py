@@ -113,6 +113,17 @@ def test_odd_keys_do_not_keep_others_from_running(redis_url: str, probe: QueuePr
     with_parts(redis_url, body)
 
 
+@pytest.mark.parametrize("attempts", ["1.5", "-2", "inf", "nan", "1e300"])
+def test_a_count_of_attempts_that_is_none_starts_anew(redis_url: str, probe: QueueProbe, attempts: str) -> None:
+    async def body(parts: Parts) -> None:
+        job = probe.submit([1])
+        probe.redis.hset(probe.keys.job(job), "attempts", attempts)
+        leased = await parts.lease_one()
+        assert (leased.verdict, leased.lease.attempt) == (Verdict.RUN, 1)
+
+    with_parts(redis_url, body)
+
+
 def test_a_lost_group_is_made_again_from_the_first_entry(redis_url: str, probe: QueueProbe) -> None:
     async def body(parts: Parts) -> None:
         job = probe.submit([1])

@@ -162,3 +162,22 @@ def test_expires_queued_jobs_and_only_those(redis_url: str, probe: QueueProbe) -
         assert [e.result for e in probe.events(late)] == [result]
 
     with_parts(redis_url, body)
+
+
+def test_odd_records_do_not_keep_others_from_moving(redis_url: str, probe: QueueProbe) -> None:
+    async def body(parts: Parts) -> None:
+        odd, late, delayed = probe.submit([1]), probe.submit([1], deadline=probe.now() - 1), probe.submit([1])
+        fields = {"attempts": "1.5", "created_at": "x", "started_at": "y"}
+        probe.redis.hset(probe.keys.job(odd), mapping=fields)
+        probe.redis.set(probe.keys.job("a-string"), "x")
+        probe.redis.zadd(probe.keys.deadlines, {odd: 1.0, "a-string": 1.0, b"\xff": 1.0})
+        probe.redis.zadd(probe.keys.delayed, {"a-string": 1.0, delayed: 2.0})
+        writer = asyncio.create_task(parts.publisher.run())
+        await upkeep(parts, parts.publisher).step()
+        parts.publisher.stop()
+        await writer
+        assert (probe.state(odd), probe.state(late)) == ("expired", "expired")
+        assert probe.redis.zcard(probe.keys.deadlines) == probe.redis.zcard(probe.keys.delayed) == 0
+        assert probe.redis.xlen(probe.keys.lanes[Lane.INTERACTIVE]) == 4
+
+    with_parts(redis_url, body)

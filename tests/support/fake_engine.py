@@ -118,10 +118,12 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--log", default="")
     parser.add_argument("--fail", default="")
+    parser.add_argument("--load", type=float, default=0.0)
     args = parser.parse_args()
     sock = socket.socket(fileno=args.fd)
     (length,) = struct.unpack("<I", sock.recv(4, socket.MSG_WAITALL))
     msgspec.msgpack.decode(sock.recv(length, socket.MSG_WAITALL), type=EngineConfig)
+    time.sleep(args.load)
     if args.fail:
         sock.sendall(pack(StartFailed(args.fail)))
         sys.exit(1)

@@ -44,27 +44,3 @@ class LetterStream:
     def finish(self) -> str:
         held, self._held = self._held, ""
         return held
-
-
-class PlainStopChecker:
-    """Stop strings by searching all of the text again; holds back one letter less than the longest of them."""
-
-    def __init__(self, stops: Sequence[str]):
-        self.matched: str | None = None
-        self._stops = stops
-        self._held = ""
-
-    def push(self, text: str) -> str:
-        text = self._held + text
-        for stop in self._stops:
-            at = text.find(stop)
-            if at >= 0:
-                self.matched = stop
-                return text[:at]
-        keep = min(len(text), max(map(len, self._stops)) - 1)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
-
-    def finish(self) -> str:
-        held, self._held = self._held, ""
-        return held

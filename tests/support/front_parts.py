@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from fake_text import LetterTokenizer, PlainStopChecker
+from fake_text import LetterTokenizer
 from millrace_schemas import Lane, Request, Sampling, encode
 from millrace_worker.frames import Ready, SequenceParams
 from millrace_worker.front.job import Job
 from millrace_worker.front.text import TextTools
+from millrace_worker.stop import StopChecker
 from millrace_worker.stream.lease import Lease, LeasedJob, Verdict
 
-TOOLS = TextTools(LetterTokenizer(), PlainStopChecker)
+TOOLS = TextTools(LetterTokenizer(), StopChecker)
 READY = Ready("fake", 100, 16, 16, 50, 1000)
 
 

@@ -11,7 +11,7 @@ import inspect
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import msgspec
 import typer
@@ -19,7 +19,7 @@ import typer
 from millrace_schemas import InvalidRequest, QueueUnavailable
 
 from . import logs
-from .config import EngineConfig, StreamConfig, WorkerConfig, load
+from .config import SETTINGS, Setting, WorkerConfig, load
 from .errors import ConfigError, EngineDied, ModelError
 from .front.engine_link import ENGINE_COMMAND
 from .front.text import TextTools
@@ -31,10 +31,12 @@ app = typer.Typer(add_completion=False)
 
 
 def run_worker(
-    config: WorkerConfig, *, tools: TextTools | None = None, engine_command: Sequence[str] = ENGINE_COMMAND
+    config: WorkerConfig, *, tools: TextTools | None = None, engine_command: Sequence[str] | None = None
 ) -> int:
     """Runs a worker until a signal; the exit code. Every expected failure is one line on stderr."""
     logs.configure(config)
+    if engine_command is None:
+        engine_command = (*ENGINE_COMMAND, "--log-level", config.log_level, "--log-format", config.log_format)
     try:
         if tools is None:
             config, tools = _load_model(config)
@@ -54,8 +56,7 @@ async def _serve(config: WorkerConfig, tools: TextTools, engine_command: Sequenc
 
 def _load_model(config: WorkerConfig) -> tuple[WorkerConfig, TextTools]:
     """Finds the model's directory once, for both processes, and loads its tokenizer here."""
-    # The front has no use for torch, and transformers would import it: seconds and gigabytes.
-    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+    # Here and not on top: the tokenizer brings transformers, which a wrong flag should not have to wait for.
     from .model_path import resolve_model
     from .stop import StopChecker
     from .tokenizer import Tokenizer
@@ -78,21 +79,30 @@ def _say(error: Exception, code: int) -> int:
 def _flags() -> list[inspect.Parameter]:
     """One option for each field of the configuration; None means that it was not given."""
     parameters = []
-    for struct in (EngineConfig, StreamConfig, WorkerConfig):
-        for field in msgspec.structs.fields(struct):
-            if field.name in ("engine", "stream"):
-                continue
-            default = "none" if field.default is None else str(field.default).lower()
-            option = typer.Option(f"--{field.name.replace('_', '-')}", help=f"[default: {default}]", show_default=False)
-            parameters.append(
-                inspect.Parameter(
-                    field.name,
-                    inspect.Parameter.KEYWORD_ONLY,
-                    default=None,
-                    annotation=Annotated[str | None, option],
-                )
+    for name, setting in SETTINGS.items():
+        option = typer.Option(
+            f"--{name.replace('_', '-')}", help=_help(setting), metavar=_metavar(setting), show_default=False
+        )
+        parameters.append(
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option]
             )
+        )
     return parameters
+
+
+def _help(setting: Setting) -> str:
+    if setting.default is None:
+        return setting.description
+    default = f"{setting.default:g}" if isinstance(setting.default, float) else str(setting.default)
+    default = default.lower() if isinstance(setting.default, bool) else default
+    # Escaped: rich would take it for markup, and show nothing.
+    return f"{setting.description} \\[default: {default}]"
+
+
+def _metavar(setting: Setting) -> str:
+    kinds = [kind.__name__ for kind in (bool, int, float) if kind in (setting.type, *get_args(setting.type))]
+    return f"<{kinds[0] if kinds else 'str'}>"
 
 
 def _worker(**flags: Any) -> None:

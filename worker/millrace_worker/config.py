@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 import msgspec
+from msgspec import Meta
 
 from .errors import ConfigError
 
@@ -21,62 +22,75 @@ ENV_PREFIX = "MILLRACE_"
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the engine process needs; names and meanings are vLLM's. Sizes of 0 or None are settled from the device."""
 
-    #: Directory, hub name, or "demo" for the model in the package.
-    model: str = "demo"
-    load_format: Literal["auto", "dummy"] = "auto"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    #: "auto" is cuda where there is one, else cpu.
-    device: str = "auto"
-    #: Most tokens of prompt and answer; None: the model's own limit.
-    max_model_len: int | None = None
-    max_num_seqs: int = 256
-    #: Token budget of one step.
-    max_num_batched_tokens: int = 8192
-    #: Tokens a KV block; a power of two, at least 16 on a GPU.
-    block_size: int = 16
-    #: Share of the device's memory for weights, activations and KV together.
-    gpu_memory_utilization: float = 0.9
-    #: Bytes of KV cache; None: from gpu_memory_utilization, and 256 MiB on a CPU.
-    kv_cache_memory_bytes: int | None = None
-    enable_prefix_caching: bool = True
-    #: Seed of dummy weights.
-    seed: int = 0
+    model: Annotated[str, Meta(description='Directory, hub name, or "demo" for the model in the package.')] = "demo"
+    load_format: Annotated[
+        Literal["auto", "dummy"], Meta(description="auto reads the weights, dummy makes random ones.")
+    ] = "auto"
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"], Meta(description="auto, float32, bfloat16 or float16.")
+    ] = "auto"
+    device: Annotated[str, Meta(description="auto is cuda where there is one, else cpu.")] = "auto"
+    max_model_len: Annotated[
+        int | None, Meta(description="Most tokens of prompt and answer together. Default: the model's own limit.")
+    ] = None
+    max_num_seqs: Annotated[int, Meta(description="Most sequences of one step.")] = 256
+    max_num_batched_tokens: Annotated[int, Meta(description="Token budget of one step.")] = 8192
+    block_size: Annotated[int, Meta(description="Tokens a KV block: a power of two, at least 16 on a GPU.")] = 16
+    gpu_memory_utilization: Annotated[
+        float, Meta(description="Share of the device's memory for weights, activations and KV together.")
+    ] = 0.9
+    kv_cache_memory_bytes: Annotated[
+        int | None,
+        Meta(description="Bytes of KV cache. Default: from gpu-memory-utilization, and 256 MiB on a CPU."),
+    ] = None
+    enable_prefix_caching: Annotated[bool, Meta(description="Whether equal beginnings of prompts share KV.")] = True
+    seed: Annotated[int, Meta(description="Of dummy weights.")] = 0
 
 
 class StreamConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the front needs for the queue. Durations in seconds."""
 
-    redis_url: str = "redis://localhost:6379/0"
-    #: The queue's name for the model; None: the last component of `model`.
-    served_model_name: str | None = None
-    #: A job whose lease nobody renewed for this long is taken over.
-    lease: float = 30.0
-    #: Deliveries of a job before it goes to the dead stream. The last one runs alone.
-    max_attempts: int = 3
-    #: Back-off before a failed job's next attempt, doubled each time.
-    retry_delay: float = 1.0
-    #: How long a draining worker lets jobs finish before it hands them back.
-    grace: float = 30.0
-    #: A running job's tokens are checkpointed after this many new ones or this many seconds.
-    checkpoint_tokens: int = 64
-    checkpoint_interval: float = 2.0
-    #: Time to live of results, and of job records after the end.
-    result_ttl: float = 86_400.0
-    #: Time to live of the model's registration without a worker.
-    model_ttl: float = 86_400.0
-    #: Results over max_result_bytes go here when it is set: "s3://bucket/prefix".
-    result_s3: str | None = None
-    max_result_bytes: int = 1024 * 1024
-    s3_endpoint_url: str | None = None
-    #: An engine that has work and says nothing for this long is killed and started again.
-    engine_timeout: float = 120.0
+    redis_url: Annotated[str, Meta(description="The queue's server.")] = "redis://localhost:6379/0"
+    served_model_name: Annotated[
+        str | None, Meta(description="The queue's name for the model. Default: the last component of --model.")
+    ] = None
+    lease: Annotated[float, Meta(description="Seconds without a renewal after which others take a job over.")] = 30.0
+    max_attempts: Annotated[
+        int, Meta(description="Deliveries of a job before it goes to the dead stream; the last one runs alone.")
+    ] = 3
+    retry_delay: Annotated[
+        float, Meta(description="Seconds before a failed job's next attempt, doubled each time.")
+    ] = 1.0
+    grace: Annotated[
+        float, Meta(description="Seconds for which a draining worker lets jobs finish before it hands them over.")
+    ] = 30.0
+    checkpoint_tokens: Annotated[int, Meta(description="A job's tokens are stored after this many new ones ...")] = 64
+    checkpoint_interval: Annotated[float, Meta(description="... or after this many seconds.")] = 2.0
+    result_ttl: Annotated[
+        float, Meta(description="Seconds that results, and jobs' records after the end, are kept.")
+    ] = 86_400.0
+    model_ttl: Annotated[float, Meta(description="Seconds that the model stays registered without a worker.")] = (
+        86_400.0
+    )
+    result_s3: Annotated[
+        str | None, Meta(description='Where results over max-result-bytes go: "s3://bucket/prefix".')
+    ] = None
+    max_result_bytes: Annotated[int, Meta(description="Largest result in Redis.")] = 1024 * 1024
+    s3_endpoint_url: Annotated[str | None, Meta(description="For an S3 that is not Amazon's.")] = None
+    engine_timeout: Annotated[
+        float, Meta(description="An engine with work that is silent for so many seconds is killed and started again.")
+    ] = 120.0
 
 
 class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     engine: EngineConfig = EngineConfig()
     stream: StreamConfig = StreamConfig()
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    log_format: Literal["auto", "json", "console"] = "auto"
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Meta(description="debug, info, warning or error.")
+    ] = "info"
+    log_format: Annotated[
+        Literal["auto", "json", "console"], Meta(description="auto is console in a terminal, else json.")
+    ] = "auto"
 
 
 def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> WorkerConfig:
@@ -87,37 +101,55 @@ def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | No
     environ = os.environ if environ is None else environ
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
-    for name in _FIELDS:
+    for name in SETTINGS:
         variable = ENV_PREFIX + name.upper()
         if variable in environ:
             values[name], sources[name] = environ[variable], variable
     for name, value in (flags or {}).items():
-        if name not in _FIELDS:
+        if name not in SETTINGS:
             raise ConfigError(f"no setting is called {name!r}")
         if value is not None:
             values[name], sources[name] = value, "--" + name.replace("_", "-")
     parts: dict[str, dict[str, Any]] = {"engine": {}, "stream": {}, "": {}}
     for name, value in values.items():
-        part, type_ = _FIELDS[name]
+        setting = SETTINGS[name]
         try:
-            parts[part][name] = msgspec.convert(value, type_, strict=False)
+            parts[setting.part][name] = msgspec.convert(value, setting.type, strict=False)
         except msgspec.ValidationError as e:
-            raise ConfigError(f"{sources[name]}={value!r}: {e}") from e
+            reason = f"must be one of {', '.join(setting.choices)}" if setting.choices else str(e)
+            raise ConfigError(f"{sources[name]}={value!r}: {reason}") from e
     config = WorkerConfig(engine=EngineConfig(**parts["engine"]), stream=StreamConfig(**parts["stream"]), **parts[""])
     _check(config, sources)
     return config
 
 
-def _fields() -> dict[str, tuple[str, Any]]:
-    found: dict[str, tuple[str, Any]] = {}
+class Setting(NamedTuple):
+    """One field of the configuration, for the reader above and for `--help`."""
+
+    #: The field of WorkerConfig that holds it; "" for WorkerConfig itself.
+    part: str
+    type: Any
+    default: Any
+    description: str
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The words that are allowed; none where any value of the type is."""
+        return get_args(self.type) if get_origin(self.type) is Literal else ()
+
+
+def _settings() -> dict[str, Setting]:
+    found: dict[str, Setting] = {}
     for part, struct in (("engine", EngineConfig), ("stream", StreamConfig), ("", WorkerConfig)):
         for field in msgspec.structs.fields(struct):
             if field.name not in ("engine", "stream"):
-                found[field.name] = (part, field.type)
+                type_, meta = get_args(field.type)
+                found[field.name] = Setting(part, type_, field.default, meta.description)
     return found
 
 
-_FIELDS = _fields()
+#: All settings by name, in the order of the help text.
+SETTINGS = _settings()
 
 
 def _check(config: WorkerConfig, sources: Mapping[str, str]) -> None:

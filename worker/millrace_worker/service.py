@@ -112,6 +112,8 @@ class Service:
 
     async def _serve(self, ready: Ready) -> None:
         heartbeat = self._heartbeat(ready)
+        # The loop ran all the while that the engine was loading, only nobody said so.
+        self._watchdog.loop_ran()
         heartbeat.start()
         writer = asyncio.create_task(self._publisher.run())
         serving = asyncio.create_task(self._front.serve())

@@ -8,10 +8,10 @@ import socket
 import sys
 
 import msgspec
-import structlog
 import torch
 
-from millrace_worker.config import EngineConfig
+from millrace_worker import logs
+from millrace_worker.config import EngineConfig, WorkerConfig
 from millrace_worker.errors import ModelError
 from millrace_worker.frames import StartFailed, pack
 
@@ -22,11 +22,14 @@ from .link import FrontLink
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m millrace_worker.engine")
     parser.add_argument("--fd", type=int, required=True, help="inherited socket to the front")
-    link = FrontLink(socket.socket(fileno=parser.parse_args().fd))
+    parser.add_argument("--log-level", default="info")
+    parser.add_argument("--log-format", default="auto")
+    arguments = parser.parse_args()
+    logs.configure(WorkerConfig(log_level=arguments.log_level, log_format=arguments.log_format))
+    link = FrontLink(socket.socket(fileno=arguments.fd))
     # Ctrl-C reaches the whole process group; the front drains and then tells us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     body = link.receive_body()
     if body is None:
         return 0

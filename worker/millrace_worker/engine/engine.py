@@ -61,6 +61,10 @@ class Engine:
             enable_prefix_caching=config.enable_prefix_caching,
         )
         self.runner = ModelRunner(model, cache, max_num_seqs=config.max_num_seqs, max_model_len=max_model_len)
+        if self.device.type == "cuda":
+            self.runner.warm_up(model_config.vocab_size)
+            if not config.enforce_eager:
+                self.runner.capture()
         self._steps = 0
         self._refused: list[Refusal] = []
         self._finished: list[tuple[int, str]] = []
@@ -140,6 +144,11 @@ def _device(name: str) -> torch.device:
         raise ModelError(f"device={name!r}: Millrace runs on cuda and cpu")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ModelError(f"device={name!r}: torch {torch.__version__} sees no CUDA device")
+    if device.type == "cuda" and device.index is not None:
+        if device.index >= torch.cuda.device_count():
+            raise ModelError(f"device={name!r}: torch sees {torch.cuda.device_count()} CUDA devices, from cuda:0 on")
+        # The kernels launch on the current device.
+        torch.cuda.set_device(device)
     return device
 
 

@@ -22,10 +22,18 @@ def allocate(
 ) -> torch.Tensor:
     """`[num_blocks, num_layers, 2, num_kv_heads, block_size, head_dim]`, uninitialised.
 
-    A block is contiguous over all layers, so that moving one is a single copy.
+    A block is contiguous over all layers, so that moving one is a single copy. Raises ModelError when the device does
+    not have the memory.
     """
     shape = (num_blocks, model.num_layers, 2, model.num_kv_heads, block_size, model.head_dim)
-    return torch.empty(shape, dtype=dtype, device=device)
+    try:
+        return torch.empty(shape, dtype=dtype, device=device)
+    except RuntimeError as e:  # OutOfMemoryError on a GPU, and no class of its own on a CPU
+        size = num_blocks * block_bytes(model, block_size, dtype)
+        raise ModelError(
+            f"the KV cache needs {size / 2**30:.1f} GiB, which {device} does not have free; lower "
+            "kv_cache_memory_bytes or gpu_memory_utilization"
+        ) from e
 
 
 def cache_budget(config: EngineConfig, device: torch.device, peak_bytes: int) -> int:
@@ -63,8 +71,9 @@ def settle_sizes(config: EngineConfig, model: ModelConfig, budget: int, bytes_pe
     if wanted is not None and wanted > limit:
         raise ModelError(f"max_model_len={wanted} is more than the {limit} positions that the model was made for")
     if capacity < (wanted or 2):
+        needed = "the 2 that any job needs" if wanted is None else f"max_model_len={wanted}"
         raise ModelError(
-            f"the KV cache has {budget / 2**20:.0f} MiB, room for {capacity} tokens, less than max_model_len={wanted}; "
+            f"the KV cache has {budget / 2**20:.1f} MiB, room for {capacity} tokens, less than {needed}; "
             "raise gpu_memory_utilization or kv_cache_memory_bytes, or lower max_model_len"
         )
     return num_blocks, wanted or min(limit, capacity)

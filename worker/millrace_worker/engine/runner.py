@@ -11,38 +11,9 @@ from millrace_kernels import sample
 from millrace_worker.models.batch import ForwardBatch
 from millrace_worker.models.decoder import Decoder
 
-from .sequence import Sequence
+from .graphs import DecodeGraphs
+from .inputs import SequenceTables, StepInputs
 from .step import Scheduled, Step
-
-
-class SequenceTables:
-    """Block tables and sampling settings on the host, one stable row a running sequence, written by differences."""
-
-    def __init__(self, max_num_seqs: int, max_blocks: int) -> None:
-        self.blocks = np.zeros((max_num_seqs, max_blocks), dtype=np.int32)
-        self.temperature = np.zeros(max_num_seqs, dtype=np.float32)
-        self.top_k = np.zeros(max_num_seqs, dtype=np.int32)
-        self.top_p = np.ones(max_num_seqs, dtype=np.float32)
-        self.min_p = np.zeros(max_num_seqs, dtype=np.float32)
-        self.seed = np.zeros(max_num_seqs, dtype=np.int64)
-        #: The list object last written to each row: a sequence that starts, or starts again, has a new one.
-        self._written: list[list[int] | None] = [None] * max_num_seqs
-        self._lengths = [0] * max_num_seqs
-
-    def update(self, seq: Sequence) -> None:
-        row, table = seq.row, seq.block_table
-        if self._written[row] is not table:
-            self._written[row], self._lengths[row] = table, 0
-            params = seq.params
-            self.temperature[row] = params.temperature
-            self.top_k[row] = params.top_k
-            self.top_p[row] = params.top_p
-            self.min_p[row] = params.min_p
-            self.seed[row] = params.seed
-        written, length = self._lengths[row], len(table)
-        if written < length:
-            self.blocks[row, written:length] = table[written:]
-            self._lengths[row] = length
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,46 +39,55 @@ class ModelRunner:
         self.kv_cache = kv_cache
         self.block_size = kv_cache.shape[4]
         self.device = kv_cache.device
-        self.tables = SequenceTables(max_num_seqs, -(-max_model_len // self.block_size))
+        self.max_num_seqs = max_num_seqs
+        self.max_blocks = -(-max_model_len // self.block_size)
+        self.tables = SequenceTables(max_num_seqs, self.max_blocks)
+        #: Replays of decode steps, once `capture` was called.
+        self.graphs: DecodeGraphs | None = None
+
+    def capture(self) -> None:
+        """Captures decode steps into CUDA graphs."""
+        graphs = DecodeGraphs(self.model, self.kv_cache, max_num_seqs=self.max_num_seqs, max_blocks=self.max_blocks)
+        graphs.capture()
+        self.graphs = graphs
+
+    def warm_up(self, vocab_size: int) -> None:
+        """Compiles the sampler, which no trial step has run, before the first job waits for it."""
+        logits = torch.zeros((1, vocab_size), dtype=self.kv_cache.dtype, device=self.device)
+        floats = torch.ones(1, device=self.device)
+        ints = torch.zeros(1, dtype=torch.int64, device=self.device)
+        for any_filter in (False, True):
+            sample(logits, floats, ints.int(), floats, floats, ints, ints, any_filter=any_filter)
 
     @torch.inference_mode()
     def run(self, step: Step) -> list[int]:
         """One token id for each part that samples, in the order of `step.scheduled`."""
         for part in step.scheduled:
             self.tables.update(part.seq)
-        batch = self._forward_batch(step)
-        logits = self.model.forward(batch, self.kv_cache)
+        logits = self._logits(StepInputs.of(step, self.tables, self.block_size))
         sampling_parts = [part for part in step.scheduled if part.samples]
         if not sampling_parts:
             return []
         return self._sample(logits, self._sampling_batch(sampling_parts)).tolist()
 
-    def _forward_batch(self, step: Step) -> ForwardBatch:
-        parts = step.scheduled
-        rows = np.fromiter((p.seq.row for p in parts), np.int64, len(parts))
-        starts = np.fromiter((p.start for p in parts), np.int64, len(parts))
-        counts = np.fromiter((p.count for p in parts), np.int64, len(parts))
-        ends = np.cumsum(counts)
-        # Position of each token: its sequence's start plus its distance from the sequence's first token in the step.
-        positions = np.arange(step.num_tokens) - np.repeat(ends - counts - starts, counts)
-        token_rows = np.repeat(rows, counts)
-        blocks = self.tables.blocks[token_rows, positions // self.block_size].astype(np.int64)
-        slots = blocks * self.block_size + positions % self.block_size
-        context = starts + counts
-        width = -(-int(context.max()) // self.block_size)
-        prefill_ends = ends[step.num_decodes :] - step.num_decodes
-        samples = np.fromiter((p.samples for p in parts), np.bool_, len(parts))
-        return ForwardBatch(
-            input_ids=self._tensor(_token_ids(parts, step)),
-            positions=self._tensor(positions),
-            slot_mapping=self._tensor(slots),
-            num_decodes=step.num_decodes,
-            block_tables=self._tensor(self.tables.blocks[rows, :width]),
-            context_lens=self._tensor(context.astype(np.int32)),
+    def _logits(self, inputs: StepInputs) -> torch.Tensor:
+        if self.graphs is not None and inputs.is_decode:
+            return self.graphs.forward(
+                inputs.input_ids, inputs.positions, inputs.slots, inputs.block_tables, inputs.context_lens
+            )
+        prefill_ends = inputs.ends[inputs.num_decodes :] - inputs.num_decodes
+        batch = ForwardBatch(
+            input_ids=self._tensor(inputs.input_ids),
+            positions=self._tensor(inputs.positions),
+            slot_mapping=self._tensor(inputs.slots),
+            num_decodes=inputs.num_decodes,
+            block_tables=self._tensor(inputs.block_tables),
+            context_lens=self._tensor(inputs.context_lens),
             cu_seqlens_q=self._tensor(np.concatenate(([0], prefill_ends)).astype(np.int32)),
-            max_query_len=int(counts[step.num_decodes :].max(initial=0)),
-            logits_rows=self._tensor(ends[samples] - 1),
+            max_query_len=int(inputs.counts[inputs.num_decodes :].max(initial=0)),
+            logits_rows=self._tensor(inputs.ends[inputs.samples] - 1),
         )
+        return self.model.forward(batch, self.kv_cache)
 
     def _sampling_batch(self, parts: list[Scheduled]) -> SamplingBatch:
         rows = np.fromiter((p.seq.row for p in parts), np.int64, len(parts))
@@ -150,13 +130,3 @@ class ModelRunner:
         if self.device.type == "cpu":
             return tensor
         return tensor.pin_memory().to(self.device, non_blocking=True)
-
-
-def _token_ids(parts: tuple[Scheduled, ...], step: Step) -> np.ndarray:
-    ids = np.empty(step.num_tokens, dtype=np.int64)
-    ids[: step.num_decodes] = [p.seq.tokens[p.start] for p in parts[: step.num_decodes]]
-    offset = step.num_decodes
-    for part in parts[step.num_decodes :]:
-        ids[offset : offset + part.count] = part.seq.tokens[part.start : part.start + part.count]
-        offset += part.count
-    return ids

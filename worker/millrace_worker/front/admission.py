@@ -17,12 +17,16 @@ class Admission:
     """The jobs of this front, by id and by the engine's sequence id.
 
     A job on its last delivery runs alone: nothing else enters the engine while it is there, and it enters an empty one.
+    Adding, admitting and removing a job cost the same however many there are.
     """
 
     def __init__(self, max_attempts: int):
         self._max_attempts = max_attempts
         self._jobs: dict[str, Job] = {}
         self._in_engine: dict[int, Job] = {}
+        self._waiting: dict[str, Job] = {}
+        #: Those that have to run alone.
+        self._alone: set[Job] = set()
         self._next_seq_id = 1
         #: Jobs leased whose prompts are being tokenized.
         self.preparing = 0
@@ -48,12 +52,20 @@ class Admission:
         return bool(self._in_engine)
 
     def add(self, job: Job) -> None:
-        self._jobs[job.id] = job
+        self._jobs[job.id] = self._waiting[job.id] = job
+        if job.must_run_alone(self._max_attempts):
+            self._alone.add(job)
+
+    def judge(self) -> None:
+        """Looks again at who has to run alone; to be called when crashes were counted or forgiven."""
+        self._alone = {job for job in self._jobs.values() if job.must_run_alone(self._max_attempts)}
 
     def remove(self, job: Job) -> int | None:
         """Forgets the job; its sequence id when the engine has it."""
         if self._jobs.get(job.id) is job:
             del self._jobs[job.id]
+            self._waiting.pop(job.id, None)
+        self._alone.discard(job)
         seq_id, job.seq_id = job.seq_id, None
         return seq_id if seq_id is not None and self._in_engine.pop(seq_id, None) is job else None
 
@@ -67,30 +79,31 @@ class Admission:
         for job in self._in_engine.values():
             job.seq_id = None
         self._in_engine.clear()
+        self._waiting = dict(self._jobs)
 
     def admit(self) -> list[tuple[Job, int]]:
         """Jobs that the engine gets now, with the sequence ids that they have there from now on."""
-        if any(self._alone(job) for job in self._in_engine.values()):
+        if not self._waiting or any(job.seq_id is not None for job in self._alone):
             return []
-        waiting = [job for job in self._jobs.values() if job.seq_id is None]
-        chosen = [job for job in waiting if not self._alone(job)]
+        chosen = [job for job in self._waiting.values() if job not in self._alone]
         if not chosen and not self._in_engine:
             # The newest first: an engine mostly dies on first contact, and once the guilty one is found the others run
             # together again.
-            chosen = waiting[-1:]
+            chosen = [next(reversed(self._waiting.values()))]
         admitted = []
         for job in chosen:
             seq_id, self._next_seq_id = self._next_seq_id, self._next_seq_id + 1
             # Set here, so that a job admitted and removed before its frame is packed is aborted, not lost.
             job.seq_id = seq_id
             self._in_engine[seq_id] = job
+            del self._waiting[job.id]
             admitted.append((job, seq_id))
         return admitted
 
     def capacity(self, ready: Ready, load: Load) -> int:
         """Jobs to lease now: free rows and a small look-ahead, as long as the waiting prompts find free blocks."""
         held = len(self._jobs) + self.preparing
-        if any(self._alone(job) for job in self._jobs.values()):
+        if self._alone:
             return 0
         ahead = max(_LEAST_AHEAD, ready.max_num_seqs // _AHEAD_SHARE)
         rows = max(0, ready.max_num_seqs + ahead - held)
@@ -98,9 +111,6 @@ class Admission:
         # An idle engine may have sent no frame since its last sequence was aborted.
         free = load.free_blocks if self._in_engine else ready.num_blocks
         return rows if needed == 0 or needed < free else 0
-
-    def _alone(self, job: Job) -> bool:
-        return job.must_run_alone(self._max_attempts)
 
 
 def _blocks(job: Job, block_size: int) -> int:

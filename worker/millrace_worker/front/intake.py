@@ -42,11 +42,26 @@ async def prepare(leased: LeasedJob, request: Request, tools: TextTools, ready: 
         raise InvalidRequest(
             f"token id {max(prompt)} is outside the model's vocabulary of {ready.vocab_size}", param="prompt_token_ids"
         )
+    if max(leased.checkpoint, default=0) >= ready.vocab_size:
+        # In the engine it would take the neighbours along.
+        raise InvalidRequest(
+            f"the tokens of an earlier attempt hold id {max(leased.checkpoint)}, outside the model's vocabulary of "
+            f"{ready.vocab_size}: another model made them, or the checkpoint is damaged",
+            code=ErrorCode.INTERNAL,
+        )
     room = ready.max_model_len - len(prompt)
     if room < 1:
         raise InvalidRequest(
             f"the prompt has {len(prompt)} tokens, and prompt and answer together may have {ready.max_model_len}",
             param="prompt",
+            code=ErrorCode.CONTEXT_LENGTH_EXCEEDED,
+        )
+    wanted = max(request.sampling.max_tokens or 0, request.sampling.min_tokens)
+    if wanted > room:
+        raise InvalidRequest(
+            f"the prompt has {len(prompt)} tokens and the answer may have {wanted}, together more than the "
+            f"{ready.max_model_len} that this model serves; ask for at most {room}",
+            param="sampling.max_tokens",
             code=ErrorCode.CONTEXT_LENGTH_EXCEEDED,
         )
     if request.sampling.stop and tools.tokenizer is None:
@@ -85,8 +100,8 @@ def _params(leased: LeasedJob, request: Request, tokenizer: Tokenizer | None, ro
     s = request.sampling
     end = () if s.ignore_eos or tokenizer is None else tokenizer.eos_token_ids
     return SequenceParams(
-        max_tokens=room if s.max_tokens is None else min(s.max_tokens, room),
-        min_tokens=min(s.min_tokens, room),
+        max_tokens=room if s.max_tokens is None else s.max_tokens,
+        min_tokens=s.min_tokens,
         temperature=s.temperature,
         top_k=s.top_k,
         top_p=s.top_p,

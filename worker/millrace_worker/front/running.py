@@ -89,6 +89,7 @@ class Running:
             reason = f"{job.deliveries - 1} deliveries, and none ended well; the last time {died}"
             dead = DeadLetter(ErrorCode.TOO_MANY_ATTEMPTS, reason, job.leased.request)
             self._fail(job, ErrorInfo(ErrorCode.TOO_MANY_ATTEMPTS, reason), dead)
+        self.jobs.judge()
 
     def begin(self, job: Job) -> None:
         self.jobs.add(job)

@@ -19,6 +19,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from millrace_schemas import QueueUnavailable
+from millrace_worker.errors import ConfigError
 
 OLDEST_REDIS = (6, 2)
 
@@ -34,17 +35,31 @@ _PASSING = ("LOADING ", "OOM command", "READONLY ", "MASTERDOWN ", "CLUSTERDOWN 
 
 def connect(url: str) -> redis.asyncio.Redis:
     """A client for short commands in the event loop."""
-    return redis.asyncio.Redis.from_url(url, retry=AsyncRetry(NoBackoff(), 0), **_options(_SOCKET_TIMEOUT))
+    return _made(redis.asyncio.Redis, url, retry=AsyncRetry(NoBackoff(), 0), **_options(_SOCKET_TIMEOUT))
 
 
 def connect_blocking(url: str, block: float) -> redis.asyncio.Redis:
     """A client whose reads may block for `block` seconds."""
-    return redis.asyncio.Redis.from_url(url, retry=AsyncRetry(NoBackoff(), 0), **_options(block + _MARGIN))
+    return _made(redis.asyncio.Redis, url, retry=AsyncRetry(NoBackoff(), 0), **_options(block + _MARGIN))
 
 
 def connect_sync(url: str) -> redis.Redis:
     """A client for a thread."""
-    return redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), **_options(_SOCKET_TIMEOUT))
+    return _made(redis.Redis, url, retry=Retry(NoBackoff(), 0), **_options(_SOCKET_TIMEOUT))
+
+
+def _made(kind: Any, url: str, **options: Any) -> Any:
+    """Raises ConfigError on a URL that redis-py does not take, without its own words: they may quote a password."""
+    try:
+        client = kind.from_url(url, **options)
+        # Connects to nothing; parameters in the URL are looked at only here.
+        client.connection_pool.make_connection()
+    except (ValueError, TypeError, AttributeError) as e:
+        raise ConfigError(
+            "redis_url must be redis://[user:password@]host:port/database, rediss:// or unix://, with special "
+            "characters of the password percent-encoded and no parameter that redis-py does not know"
+        ) from e
+    return client
 
 
 def _options(timeout: float) -> dict[str, Any]:

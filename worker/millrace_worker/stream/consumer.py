@@ -14,7 +14,7 @@ import structlog
 from millrace_schemas import GROUP, Lane, QueueKeys
 
 from .connection import Backoff
-from .lease import HANDED_OVER, HANDOVER_IDLE, LIVE_TTL, Lease, LeasedJob, LeaseTable, Verdict
+from .lease import HANDED_OVER, HANDOVER_IDLE, LIVE_TTL, Lease, LeasedJob, LeaseTable, Verdict, number
 from .progress import tokens_from
 from .scripts import LEASE, LEAVE, Call, run
 
@@ -175,17 +175,10 @@ def _leased(row: Sequence[bytes], lane: Lane, now: float) -> LeasedJob:
         checkpoint=tokens_from(tokens),
         stream=stream == b"1",
         cancel_requested=cancel == b"1",
-        created_at=_seconds(created, now),
-        started_at=_seconds(started, now),
+        created_at=number(created, now),
+        started_at=number(started, now),
         leased_at=now,
     )
-
-
-def _seconds(value: bytes, otherwise: float) -> float:
-    try:
-        return float(value)
-    except ValueError:
-        return otherwise
 
 
 def _text(value: bytes | str) -> str:

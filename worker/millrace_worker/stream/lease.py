@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from dataclasses import dataclass
 from enum import StrEnum
@@ -50,6 +51,15 @@ class LeasedJob:
     created_at: float
     started_at: float
     leased_at: float
+
+
+def number(value: bytes, otherwise: float) -> float:
+    """A number in a job's record; `otherwise` when there is none, or none that is finite."""
+    try:
+        found = float(value)
+    except ValueError:
+        return otherwise
+    return found if math.isfinite(found) else otherwise
 
 
 class LeaseTable:

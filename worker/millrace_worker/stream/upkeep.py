@@ -24,7 +24,7 @@ from millrace_schemas import (
 )
 
 from .closing import Ending
-from .lease import HANDED_OVER, Lease
+from .lease import HANDED_OVER, Lease, number
 from .publisher import Publisher
 from .scripts import LEAVE, PROMOTE, Call, run
 
@@ -85,14 +85,15 @@ def _expired(row: Sequence[bytes], now: float, model: str) -> Ending:
     except (DecodeError, InvalidRequest):
         # It ends as expired all the same; nobody will look into a request that nobody ran.
         pass
-    begun = float(started) if started else now
+    submitted = number(created, now)
+    tried = int(number(attempts, 0))
     result = Result(
         id=job_id.decode(),
         model=model,
         state=JobState.EXPIRED,
         error=ErrorInfo(ErrorCode.DEADLINE_EXCEEDED, "the deadline passed before a worker could run the job"),
-        timings=Timings(queued=begun - float(created), total=now - float(created)),
-        attempts=int(attempts),
+        timings=Timings(queued=number(started, now) - submitted, total=now - submitted),
+        attempts=tried,
         metadata=metadata,
     )
-    return Ending(Lease(job_id.decode(), lane, "", int(attempts)), result, result_to=result_to, owned=False)
+    return Ending(Lease(job_id.decode(), lane, "", tried), result, result_to=result_to, owned=False)

@@ -51,6 +51,8 @@ for i = 7, #ARGV do
       drop(entry)
     else
       local attempts = tonumber(h[2] or '0') or 0
+      -- A count that is none (a fraction, inf, nan) starts anew: a worker must not end over it.
+      if attempts ~= math.floor(attempts) or attempts < 0 or attempts > 1e9 then attempts = 0 end
       local verdict = 'run'
       if h[4] and h[4] ~= '' and tonumber(h[4]) and tonumber(h[4]) <= now then
         verdict = 'expired'

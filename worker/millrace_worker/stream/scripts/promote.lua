@@ -8,7 +8,8 @@ local now = string.format('%.6f', tonumber(t[1]) + tonumber(t[2]) / 1e6)
 local promoted = 0
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[2])) do
   redis.call('ZREM', KEYS[1], id)
-  local h = redis.call('HMGET', ARGV[1] .. 'job:' .. id, 'state', 'lane')
+  -- pcall: one key of the wrong type must not keep all the others waiting.
+  local h = redis.pcall('HMGET', ARGV[1] .. 'job:' .. id, 'state', 'lane')
   if h[1] == 'queued' then
     redis.call('XADD', ARGV[1] .. 'lane:' .. (h[2] or 'interactive'), '*', 'job', id)
     promoted = promoted + 1
@@ -16,7 +17,7 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0
 end
 local out = {now, tostring(promoted)}
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, ARGV[2])) do
-  local h = redis.call('HMGET', ARGV[1] .. 'job:' .. id, 'state', 'request', 'stream', 'attempts', 'created_at',
+  local h = redis.pcall('HMGET', ARGV[1] .. 'job:' .. id, 'state', 'request', 'stream', 'attempts', 'created_at',
     'started_at')
   if h[1] == 'queued' then
     out[#out + 1] = {id, h[2] or '', h[3] or '', h[4] or '0', h[5] or now, h[6] or ''}

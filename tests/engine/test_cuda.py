@@ -1,0 +1,54 @@
+"""The engine on a CUDA device: Triton kernels and CUDA graphs give the ids that transformers gives on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from greedy import greedy_answers, prompts, save
+from millrace_worker.config import EngineConfig
+from millrace_worker.engine.engine import Engine
+from millrace_worker.engine.graphs import graph_sizes
+from millrace_worker.frames import AddSequence, SequenceParams
+
+MAX_TOKENS = 12
+
+
+def test_graph_sizes_end_with_the_largest_batch() -> None:
+    assert graph_sizes(1) == [1]
+    assert graph_sizes(6) == [1, 2, 4, 6]
+    assert graph_sizes(64) == [1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64]
+    sizes = graph_sizes(1024)
+    assert sizes[-1] == 1024
+    assert len(sizes) < 50
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["llama3-tied", "mistral", "qwen2", "qwen3"])
+def test_graphs_and_eager_steps_give_the_ids_of_transformers(name: str, tmp_path: Path) -> None:
+    directory = save(name, tmp_path)
+    asked = prompts(64)
+    wanted = greedy_answers(directory, asked, MAX_TOKENS, eos=None)
+    for eager, seqs in ((True, 24), (False, 24), (False, 7)):
+        engine = Engine(
+            EngineConfig(
+                model=str(directory),
+                device="cuda",
+                dtype="float32",
+                max_num_seqs=seqs,
+                max_num_batched_tokens=96,
+                max_model_len=200,
+                kv_cache_memory_bytes=64 * 2**20,
+                enforce_eager=eager,
+            )
+        )
+        for i, prompt in enumerate(asked):
+            engine.add(AddSequence(i, prompt, [], SequenceParams(max_tokens=MAX_TOKENS, temperature=0.0)))
+        answers: list[list[int]] = [[] for _ in asked]
+        while engine.has_work:
+            for seq_id, tokens in engine.step().tokens:
+                answers[seq_id] += tokens
+        assert answers == wanted, f"enforce_eager={eager}, max_num_seqs={seqs}"

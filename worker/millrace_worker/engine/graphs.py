@@ -1,0 +1,113 @@
+"""CUDA graphs of decode steps: one launch where a small model would wait for the host at each of its kernels."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import structlog
+import torch
+
+from millrace_worker.models.batch import ForwardBatch
+from millrace_worker.models.decoder import Decoder
+
+log = structlog.get_logger()
+
+
+def graph_sizes(max_num_seqs: int) -> list[int]:
+    """Numbers of rows to capture: 1, 2, 4, then finer than the growth of a step's time, up to max_num_seqs."""
+    return sorted({min(size, max_num_seqs) for size in _sizes(max_num_seqs)})
+
+
+def _sizes(limit: int) -> Iterator[int]:
+    yield from (1, 2, 4)
+    size = 8
+    while size < limit:
+        yield size
+        size += 8 if size < 64 else 16 if size < 256 else 32 if size < 512 else 64
+    yield limit
+
+
+class DecodeGraphs:
+    """The model's forward pass for steps in which every sequence adds one token, captured at each of `graph_sizes`.
+
+    A step with fewer rows runs in the next larger graph; the rows behind it have no context and write nowhere.
+    """
+
+    def __init__(self, model: Decoder, kv_cache: torch.Tensor, *, max_num_seqs: int, max_blocks: int) -> None:
+        self._model = model
+        self._kv_cache = kv_cache
+        self._sizes = graph_sizes(max_num_seqs)
+        device, ints = kv_cache.device, {"dtype": torch.int64, "device": kv_cache.device}
+        self._input_ids = torch.zeros(max_num_seqs, **ints)
+        self._positions = torch.zeros(max_num_seqs, **ints)
+        self._slots = torch.full((max_num_seqs,), -1, **ints)
+        self._rows = torch.arange(max_num_seqs, **ints)
+        self._tables = torch.zeros((max_num_seqs, max_blocks), dtype=torch.int32, device=device)
+        self._context = torch.zeros(max_num_seqs, dtype=torch.int32, device=device)
+        self._no_prefill = torch.zeros(1, dtype=torch.int32, device=device)
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
+
+    @torch.inference_mode()
+    def capture(self) -> None:
+        """Captures all sizes, the largest first, so that the smaller ones fit into its memory."""
+        start, before = time.perf_counter(), torch.cuda.mem_get_info(self._kv_cache.device)[0]
+        pool = torch.cuda.graph_pool_handle()
+        for size in reversed(self._sizes):
+            batch = self._batch(size)
+            # Whatever is compiled or allocated on first use must be there before the capture.
+            self._model.forward(batch, self._kv_cache)
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool):
+                logits = self._model.forward(batch, self._kv_cache)
+            self._graphs[size] = (graph, logits)
+        taken = before - torch.cuda.mem_get_info(self._kv_cache.device)[0]
+        log.info(
+            "decode graphs captured",
+            sizes=len(self._sizes),
+            seconds=round(time.perf_counter() - start, 1),
+            mebibytes=taken // 2**20,
+        )
+
+    def forward(
+        self, input_ids: np.ndarray, positions: np.ndarray, slots: np.ndarray, tables: np.ndarray, context: np.ndarray
+    ) -> torch.Tensor:
+        """Logits [n, vocab_size] of n one-token rows; valid until the next call.
+
+        Shapes: [n] each, `tables` [n, blocks].
+        """
+        n = len(input_ids)
+        size = next(size for size in self._sizes if size >= n)
+        _fill(self._input_ids[:size], input_ids, 0)
+        _fill(self._positions[:size], positions, 0)
+        _fill(self._slots[:size], slots, -1)
+        _fill(self._context[:size], context, 0)
+        self._tables[:n, : tables.shape[1]].copy_(_pinned(tables), non_blocking=True)
+        graph, logits = self._graphs[size]
+        graph.replay()
+        return logits[:n]
+
+    def _batch(self, size: int) -> ForwardBatch:
+        return ForwardBatch(
+            input_ids=self._input_ids[:size],
+            positions=self._positions[:size],
+            slot_mapping=self._slots[:size],
+            num_decodes=size,
+            block_tables=self._tables[:size],
+            context_lens=self._context[:size],
+            cu_seqlens_q=self._no_prefill,
+            max_query_len=0,
+            logits_rows=self._rows[:size],
+        )
+
+
+def _fill(target: torch.Tensor, values: np.ndarray, padding: int) -> None:
+    padded = np.full(len(target), padding, dtype=np.int32 if target.dtype == torch.int32 else np.int64)
+    padded[: len(values)] = values
+    target.copy_(_pinned(padded), non_blocking=True)
+
+
+def _pinned(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)).pin_memory()

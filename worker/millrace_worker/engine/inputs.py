@@ -1,0 +1,93 @@
+"""From a Step to arrays: what the host knows of each running sequence, and the inputs of one forward pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .sequence import Sequence
+from .step import Scheduled, Step
+
+
+class SequenceTables:
+    """Block tables and sampling settings on the host, one stable row a running sequence, written by differences."""
+
+    def __init__(self, max_num_seqs: int, max_blocks: int) -> None:
+        self.blocks = np.zeros((max_num_seqs, max_blocks), dtype=np.int32)
+        self.temperature = np.zeros(max_num_seqs, dtype=np.float32)
+        self.top_k = np.zeros(max_num_seqs, dtype=np.int32)
+        self.top_p = np.ones(max_num_seqs, dtype=np.float32)
+        self.min_p = np.zeros(max_num_seqs, dtype=np.float32)
+        self.seed = np.zeros(max_num_seqs, dtype=np.int64)
+        #: The list object last written to each row: a sequence that starts, or starts again, has a new one.
+        self._written: list[list[int] | None] = [None] * max_num_seqs
+        self._lengths = [0] * max_num_seqs
+
+    def update(self, seq: Sequence) -> None:
+        row, table = seq.row, seq.block_table
+        if self._written[row] is not table:
+            self._written[row], self._lengths[row] = table, 0
+            params = seq.params
+            self.temperature[row] = params.temperature
+            self.top_k[row] = params.top_k
+            self.top_p[row] = params.top_p
+            self.min_p[row] = params.min_p
+            self.seed[row] = params.seed
+        written, length = self._lengths[row], len(table)
+        if written < length:
+            self.blocks[row, written:length] = table[written:]
+            self._lengths[row] = length
+
+
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """Inputs of one forward pass on the host, in the order of `step.scheduled`. T tokens of S sequences."""
+
+    input_ids: np.ndarray  # [T] int64
+    positions: np.ndarray  # [T] int64
+    slots: np.ndarray  # [T] int64
+    block_tables: np.ndarray  # [S, widest] int32
+    context_lens: np.ndarray  # [S] int32
+    counts: np.ndarray  # [S] int64, tokens of each sequence
+    ends: np.ndarray  # [S] int64, their running sum
+    samples: np.ndarray  # [S] bool
+    num_decodes: int
+
+    @classmethod
+    def of(cls, step: Step, tables: SequenceTables, block_size: int) -> StepInputs:
+        parts = step.scheduled
+        rows = np.fromiter((p.seq.row for p in parts), np.int64, len(parts))
+        starts = np.fromiter((p.start for p in parts), np.int64, len(parts))
+        counts = np.fromiter((p.count for p in parts), np.int64, len(parts))
+        ends = np.cumsum(counts)
+        # Position of each token: its sequence's start plus its distance from the sequence's first token in the step.
+        positions = np.arange(step.num_tokens) - np.repeat(ends - counts - starts, counts)
+        blocks = tables.blocks[np.repeat(rows, counts), positions // block_size].astype(np.int64)
+        context = starts + counts
+        return cls(
+            input_ids=_token_ids(parts, step),
+            positions=positions,
+            slots=blocks * block_size + positions % block_size,
+            block_tables=tables.blocks[rows, : -(-int(context.max()) // block_size)],
+            context_lens=context.astype(np.int32),
+            counts=counts,
+            ends=ends,
+            samples=np.fromiter((p.samples for p in parts), np.bool_, len(parts)),
+            num_decodes=step.num_decodes,
+        )
+
+    @property
+    def is_decode(self) -> bool:
+        """Whether every sequence adds one token and samples the next."""
+        return self.num_decodes == len(self.counts) and bool(self.samples.all())
+
+
+def _token_ids(parts: tuple[Scheduled, ...], step: Step) -> np.ndarray:
+    ids = np.empty(step.num_tokens, dtype=np.int64)
+    ids[: step.num_decodes] = [p.seq.tokens[p.start] for p in parts[: step.num_decodes]]
+    offset = step.num_decodes
+    for part in parts[step.num_decodes :]:
+        ids[offset : offset + part.count] = part.seq.tokens[part.start : part.start + part.count]
+        offset += part.count
+    return ids
