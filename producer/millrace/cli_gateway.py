@@ -30,6 +30,8 @@ def gateway(
 ) -> None:
     """Serve an OpenAI-shaped HTTP API."""
     check_installed("gateway")
+    from .gateway import GatewaySettings
+    from .gateway.hosts import LOOPBACK
     from .gateway.server import is_loopback, listen, make_server, url_of
 
     if not (allow_open or is_loopback(host)):
@@ -41,7 +43,8 @@ def gateway(
     async def serve() -> None:
         with listen(host, port) as sock:
             async with AsyncClient(config.redis_url(redis_url), model) as client:
-                server = make_server(client)
+                hosts = None if allow_open else LOOPBACK | {host}
+                server = make_server(client, GatewaySettings(allowed_hosts=hosts))
                 typer.echo(f"millrace gateway: {url_of(sock)}/v1", err=True)
                 await server.serve([sock])
 

@@ -62,10 +62,12 @@ def _redis(url: str | None) -> Iterator[str]:
 
 async def _serve(sock: socket.socket, redis_url: str, worker: DemoWorker) -> None:
     """Serves until a signal comes. Raises WorkerDied when the worker ends before that."""
+    from .gateway import GatewaySettings
+    from .gateway.hosts import LOOPBACK
     from .gateway.server import make_server, url_of
 
     async with AsyncClient(redis_url) as client:
-        server = make_server(client)
+        server = make_server(client, GatewaySettings(allowed_hosts=LOOPBACK))
 
         async def watch() -> None:
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ import pytest
 
 from fake_engine import expected_tokens
 from fake_text import LetterTokenizer
-from gateway_server import GatewayServer
 from queue_probe import MODEL
 from worker_process import WorkerProcess
 
@@ -24,15 +24,21 @@ def expected(text: str, count: int) -> str:
     return tokenizer.decode(expected_tokens(tokenizer.encode(text), count))
 
 
+def until_registered(http: httpx2.Client) -> None:
+    limit = time.monotonic() + 10
+    while MODEL not in http.get("/v1/models").text:
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+
+
 @pytest.fixture
-def working(gateway: GatewayServer, redis_url: str, tmp_path: Path) -> Iterator[WorkerProcess]:
+def working(http: httpx2.Client, redis_url: str, tmp_path: Path) -> Iterator[WorkerProcess]:
     with WorkerProcess(redis_url, tmp_path) as worker:
+        until_registered(http)
         yield worker
 
 
-def test_answers_and_streams(
-    working: WorkerProcess, gateway: GatewayServer, ai: openai.OpenAI, http: httpx2.Client
-) -> None:
+def test_answers_and_streams(working: WorkerProcess, ai: openai.OpenAI, http: httpx2.Client) -> None:
     text = expected("hello", 40)
     answer = ai.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=40)
     assert answer.choices[0].message.content == text
@@ -62,11 +68,12 @@ def test_what_only_the_worker_finds_out(working: WorkerProcess, ai: openai.OpenA
 
 
 def test_a_stream_goes_on_when_its_worker_is_killed(
-    gateway: GatewayServer, redis_url: str, tmp_path: Path, ai: openai.OpenAI
+    http: httpx2.Client, redis_url: str, tmp_path: Path, ai: openai.OpenAI
 ) -> None:
     got, killed = "", False
     heir = WorkerProcess(redis_url, tmp_path)
     with WorkerProcess(redis_url, tmp_path, engine=("--step", "0.02")) as worker:
+        until_registered(http)
         for chunk in ai.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=120, stream=True):
             got += chunk.choices[0].delta.content or ""
             if 10 < len(got) < 120 and not killed:

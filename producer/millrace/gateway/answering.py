@@ -58,18 +58,11 @@ class Question:
 
 async def answer(request: Request, question: Question, shape: Shape) -> Response:
     """Submits, then answers whole or as a stream. Errors speak of the body's names."""
-    client: AsyncClient = request.app.state.client
     names = {**shape.names, **(question.names or {})}
-    try:
-        job = await client.submit(**question.fields, idempotency_key=question.idempotency_key)
-    except MillraceError as e:
-        raise rename(e, names) from e
-    headers = {"x-request-id": job.id}
     if question.fields["stream"]:
-        abandon = None if question.idempotency_key else lambda: cancel_quietly(job)
-        events = _renamed(_chunks(job, question, shape), names)
-        settings, slots = request.app.state.settings, request.app.state.slots
-        return EventResponse(events, settings=settings, slots=slots, headers=headers, on_leave=abandon)
+        return await _stream(request, question, shape, names)
+    job = await _submit(request, question, names)
+    headers = {"x-request-id": job.id}
     try:
         result = await _result(request, job, keep=question.idempotency_key is not None)
     except MillraceError as e:
@@ -77,6 +70,30 @@ async def answer(request: Request, question: Question, shape: Shape) -> Response
         error.headers |= headers
         raise error from e
     return JSONResponse(_whole(job, result, shape), headers=headers)
+
+
+async def _stream(request: Request, question: Question, shape: Shape, names: Mapping[str, str]) -> Response:
+    slot = request.app.state.slots.take()
+    try:
+        job = await _submit(request, question, names)
+    except BaseException:
+        slot.give_back()
+        raise
+    return EventResponse(
+        _renamed(_chunks(job, question, shape), names),
+        settings=request.app.state.settings,
+        slot=slot,
+        headers={"x-request-id": job.id},
+        on_leave=None if question.idempotency_key else lambda: cancel_quietly(job),
+    )
+
+
+async def _submit(request: Request, question: Question, names: Mapping[str, str]) -> AsyncJob:
+    client: AsyncClient = request.app.state.client
+    try:
+        return await client.submit(**question.fields, idempotency_key=question.idempotency_key)
+    except MillraceError as e:
+        raise rename(e, names) from e
 
 
 async def _result(request: Request, job: AsyncJob, *, keep: bool) -> Result:

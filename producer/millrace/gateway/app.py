@@ -11,6 +11,7 @@ from millrace_schemas import MillraceError
 
 from . import chat, completions, health, jobs, metrics, models
 from .errors import ApiError, answer_error
+from .hosts import CheckHost
 from .metrics import CountRequests, RequestCounts
 from .settings import GatewaySettings
 from .sse import StreamSlots
@@ -46,5 +47,7 @@ def create_app(client: AsyncClient, settings: GatewaySettings | None = None) -> 
     app.state.settings = settings
     app.state.slots = StreamSlots(settings.max_streams)
     app.state.counts = RequestCounts()
+    if settings.allowed_hosts is not None:
+        app.add_middleware(CheckHost, allowed=settings.allowed_hosts)
     app.add_middleware(CountRequests, counts=app.state.counts, routes=ROUTES)
     return app

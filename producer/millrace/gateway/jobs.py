@@ -74,7 +74,8 @@ async def events(request: Request) -> Response:
     """What happens to a job with `stream`, from its begin or behind `Last-Event-ID`."""
     client: AsyncClient = request.app.state.client
     stream = client.events(request.path_params["id"], request.headers.get("last-event-id", START))
-    return EventResponse(_events(stream), settings=request.app.state.settings, slots=request.app.state.slots)
+    slot = request.app.state.slots.take()
+    return EventResponse(_events(stream), settings=request.app.state.settings, slot=slot)
 
 
 async def _events(stream: EventStream) -> AsyncIterator[bytes]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewaySettings:
+    #: Names that requests may have in their Host header; None: any.
+    allowed_hosts: frozenset[str] | None = None
     #: Longest body of a request, in bytes. A job itself has at most MAX_JOB_BYTES; JSON may escape, and lists repeat.
     max_body_bytes: int = 16 * 1024 * 1024
     #: Arrays and objects within each other.

@@ -42,13 +42,28 @@ class StreamSlots:
         self._limit = limit
         self.used = 0
 
-    def __enter__(self) -> None:
+    def take(self) -> Slot:
+        """A place for one more stream. Take it before the job is made: nobody would read that job otherwise.
+
+        Raises ApiError (503) when there is none.
+        """
         if self.used >= self._limit:
             raise unavailable(f"{self._limit} streams are open here, and no more are taken", "too_many_streams")
         self.used += 1
+        return Slot(self)
 
-    def __exit__(self, *_: object) -> None:
-        self.used -= 1
+
+class Slot:
+    """One stream's place."""
+
+    def __init__(self, slots: StreamSlots):
+        self._slots: StreamSlots | None = slots
+
+    def give_back(self) -> None:
+        """May be called again."""
+        if self._slots is not None:
+            self._slots.used -= 1
+            self._slots = None
 
 
 class EventResponse(Response):
@@ -56,7 +71,7 @@ class EventResponse(Response):
 
     Headers go out with the first event or after `keep_alive` seconds: an error before that has its HTTP status, a
     later one is the last event, as `on_error` writes it. `on_leave` runs when the client left before the end; `events`
-    is closed in any case. `slots` is `request.app.state.slots`.
+    is closed in any case. `slot` is from `request.app.state.slots.take()` and is given back here.
     """
 
     def __init__(
@@ -64,7 +79,7 @@ class EventResponse(Response):
         events: AsyncIterator[bytes],
         *,
         settings: GatewaySettings,
-        slots: StreamSlots,
+        slot: Slot,
         headers: Mapping[str, str] | None = None,
         on_leave: Callable[[], Awaitable[object]] | None = None,
         on_error: ErrorEvent = error_event,
@@ -73,7 +88,7 @@ class EventResponse(Response):
         del self.headers["content-length"]
         self._events = events
         self._keep_alive = settings.keep_alive
-        self._slots = slots
+        self._slot = slot
         self._on_leave = on_leave
         self._on_error = on_error
         self._started = False
@@ -89,6 +104,7 @@ class EventResponse(Response):
             for task in (sending, leaving):
                 task.cancel()
             await asyncio.gather(sending, leaving, return_exceptions=True)
+            self._slot.give_back()
         if left and self._on_leave is not None:
             await self._on_leave()
         if not left:
@@ -96,10 +112,9 @@ class EventResponse(Response):
 
     async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            with self._slots:
-                async with aclosing(_with_pauses(self._events, self._keep_alive)) as chunks:
-                    async for chunk in chunks:
-                        await self._write(send, chunk or _KEEP_ALIVE)
+            async with aclosing(_with_pauses(self._events, self._keep_alive)) as chunks:
+                async for chunk in chunks:
+                    await self._write(send, chunk or _KEEP_ALIVE)
         except Exception as e:
             error = as_api_error(e)
             if not self._started:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-import structlog
 from starlette.requests import Request
 
 from millrace import AsyncJob
@@ -16,7 +16,7 @@ from .errors import ApiError
 from .sse import wait_for_leave
 
 R = TypeVar("R")
-_log = structlog.get_logger(__name__)
+_log = logging.getLogger(__name__)
 
 
 class ClientLeft(ApiError):
@@ -49,4 +49,4 @@ async def cancel_quietly(job: AsyncJob) -> None:
     try:
         await job.cancel()
     except MillraceError as e:
-        _log.warning("an abandoned job could not be cancelled", job=job.id, error=str(e))
+        _log.warning("%s, which nobody waits for, could not be cancelled: %s", job.id, e)
