@@ -1,4 +1,4 @@
-"""The command line: `millrace submit`, `get`, `cancel`, `models`, `queue`, `demo`, and what other packages add."""
+"""The command line: the client's commands, those that start servers, and what other packages add."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.table import Table
 
 from millrace_schemas import TERMINAL, MillraceError
 
-from . import cli_queue, cli_submit
+from . import cli_gateway, cli_queue, cli_submit, up
 from .cli_output import AsJson, RedisUrl, connect, print_json, print_table
 from .errors import WorkerDied
 from .extra_commands import CommandGroup
@@ -21,6 +21,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 app.command("submit")(cli_submit.submit)
+app.command("gateway")(cli_gateway.gateway)
+app.command("up")(up.up)
 app.add_typer(cli_queue.app, name="queue")
 
 

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import signal
-import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
-from types import FrameType
 from typing import Protocol
 
 from rich.console import Console
@@ -26,6 +21,7 @@ from .demo_tasks import PROMPT_OF_TASK, make_example, system_prompt
 from .demo_worker import MODEL, DemoWorker
 from .embedded import EmbeddedRedis
 from .errors import WorkerDied
+from .termination import terminated_as_exit
 
 #: Seconds until a worker must be ready, and until all jobs must have ended.
 _START_TIMEOUT, _RUN_TIMEOUT = 120.0, 300.0
@@ -61,7 +57,7 @@ def run_demo(*, jobs: int = 64, seed: int = 0, quiet: bool = False) -> DemoRepor
     MillraceError when the worker is not installed.
     """
     console = Console(stderr=True, quiet=quiet)
-    with _terminated_as_exit(), tempfile.TemporaryDirectory(prefix="millrace-demo-") as directory:
+    with terminated_as_exit(), tempfile.TemporaryDirectory(prefix="millrace-demo-") as directory:
         console.print("starting Redis and a worker with the demo model ...")
         with EmbeddedRedis() as redis, DemoWorker(redis.url, Path(directory) / "worker.log") as worker:
             return asyncio.run(run_prompts(redis.url, worker, make_prompts(jobs, seed), console))
@@ -144,20 +140,3 @@ async def _last_beats(client: AsyncClient, finished: int) -> list[WorkerInfo]:
         if sum(worker.finished for worker in workers) >= finished or time.monotonic() > limit:
             return workers
         await asyncio.sleep(_POLL)
-
-
-@contextmanager
-def _terminated_as_exit() -> Iterator[None]:
-    """SIGTERM unwinds the stack, so that the worker and Redis are stopped. Only the main thread may set handlers."""
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        sys.exit(128 + number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

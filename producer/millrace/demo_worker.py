@@ -1,4 +1,4 @@
-"""The worker process of the demo."""
+"""The worker process of `millrace demo` and `millrace up`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from millrace_schemas import MillraceError
 
 from .errors import WorkerDied
 
-#: The queue's name for the packaged model, and the name of that model.
+#: The packaged model, and the name of its queue.
 MODEL = "demo"
 _LAST_LINES = 15
 _GRACE = 5.0
@@ -22,9 +22,13 @@ _LEASE = 10.0
 
 
 class DemoWorker:
-    """`python -m millrace_worker` on the packaged model, from start to the end of its drain."""
+    """`python -m millrace_worker` on the packaged model, or another, from start to the end of its drain."""
 
-    def __init__(self, redis_url: str, log: Path):
+    def __init__(self, redis_url: str, log: Path, *, model: str = MODEL, lease: float = _LEASE):
+        self._model = model
+        self._lease = lease
+        #: The queue's name.
+        self.served_name = model.rstrip("/").rsplit("/", 1)[-1]
         self._log = log
         self._redis_url = redis_url
         self._process: subprocess.Popen[bytes] | None = None
@@ -32,17 +36,17 @@ class DemoWorker:
     def __enter__(self) -> DemoWorker:
         for package in ("millrace_worker", "torch"):
             if importlib.util.find_spec(package) is None:
-                raise MillraceError(f'the demo runs a model and needs {package}: pip install "millrace[worker]"')
+                raise MillraceError(f'running a model needs {package}: pip install "millrace[worker]"')
         command = [
             *(sys.executable, "-m", "millrace_worker"),
-            *("--model", MODEL),
-            *("--served-model-name", MODEL),
+            *("--model", self._model),
+            *("--served-model-name", self.served_name),
             *("--redis-url", self._redis_url),
-            *("--lease", str(_LEASE)),
+            *("--lease", str(self._lease)),
             *("--grace", str(_GRACE)),
         ]
         with self._log.open("wb") as log:
-            # A session of its own: Ctrl-C ends the demo, and the demo ends its worker.
+            # A session of its own: Ctrl-C ends the command, and the command ends its worker.
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )

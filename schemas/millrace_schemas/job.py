@@ -166,3 +166,15 @@ def queue_of_job(job_id: str) -> str:
     if not queue or len(tail) != 26 or not set(_BASE32).issuperset(tail):
         raise InvalidRequest(f"{job_id[:240]!r} is not a job id (they look like {new_job_id('demo')})", param="id")
     return queue
+
+
+def time_of_job(job_id: str) -> float:
+    """When the job's id was made, Unix seconds by the clock of its producer.
+
+    Raises InvalidRequest when the text is no job id.
+    """
+    queue_of_job(job_id)
+    number = 0
+    for character in job_id[-26:]:
+        number = number << 5 | _BASE32.index(character)
+    return (number >> 80) / 1000

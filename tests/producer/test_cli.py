@@ -233,7 +233,7 @@ def extra(tmp_path: Path) -> Path:
     info = tmp_path / "extra_commands-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: extra-commands\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[millrace.commands]\ngood = extra_good:app\ngateway = extra_bad:app\n")
+    (info / "entry_points.txt").write_text("[millrace.commands]\ngood = extra_good:app\nother = extra_bad:app\n")
     (tmp_path / "extra_good.py").write_text(
         "import typer\nprint('imported')\napp = typer.Typer()\n\n@app.command()\ndef good(n: int = 1) -> None:\n"
         "    '''Doubles a number.'''\n    print(2 * n)\n"
@@ -247,15 +247,15 @@ def test_commands_of_other_packages(extra: Path) -> None:
     overview = shell("--help", path=extra)
     assert overview.returncode == 0
     assert "good" in overview.stdout
-    assert "Serve an OpenAI-shaped HTTP API." in overview.stdout
+    assert "other" in overview.stdout
     assert "imported" not in overview.stdout
     assert "Doubles a number." in shell("good", "--help", path=extra).stdout
     assert shell("good", "--n", "x", path=extra).returncode == 2
-    missing = shell("gateway", path=extra)
+    missing = shell("other", path=extra)
     assert (missing.returncode, missing.stdout) == (1, "")
     assert missing.stderr == (
-        "millrace: `millrace gateway` is not installed (No module named 'a_package_that_is_not_there'); "
-        'run: pip install "millrace[gateway]"\n'
+        "millrace: `millrace other` is not installed (No module named 'a_package_that_is_not_there'); "
+        'run: pip install "millrace[other]"\n'
     )
 
 

@@ -1,0 +1,27 @@
+"""Limits of the gateway."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewaySettings:
+    #: Names that requests may have in their Host header; None: any.
+    allowed_hosts: frozenset[str] | None = None
+    #: Longest body of a request, in bytes. A job itself has at most MAX_JOB_BYTES; JSON may escape, and lists repeat.
+    max_body_bytes: int = 16 * 1024 * 1024
+    #: Arrays and objects within each other.
+    max_json_depth: int = 32
+    #: Seconds in which a body must have arrived.
+    body_timeout: float = 60.0
+    #: Seconds that a request for a whole answer may last; the job is then cancelled, unless others can ask for it.
+    answer_timeout: float = 600.0
+    #: Seconds between signs of life in a stream that has nothing to say; also the longest wait before its headers.
+    keep_alive: float = 10.0
+    #: Streams at once. Each holds a connection to Redis of its own, and the client's pool has 100.
+    max_streams: int = 80
+    #: Jobs in one POST to /v1/jobs.
+    max_jobs: int = 1000
+    #: Longest `wait` of GET /v1/jobs/{id}, in seconds.
+    max_wait: float = 60.0

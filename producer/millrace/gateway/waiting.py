@@ -1,0 +1,52 @@
+"""Work that stops when the client leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+
+from millrace import AsyncJob
+from millrace_schemas import MillraceError
+
+from .errors import ApiError
+from .sse import wait_for_leave
+
+R = TypeVar("R")
+_log = logging.getLogger(__name__)
+
+
+class ClientLeft(ApiError):
+    """The client closed its connection; nobody reads this answer, and only metrics count it."""
+
+    def __init__(self) -> None:
+        super().__init__(499, "the client left before the answer", code="client_closed_request")
+
+
+async def unless_left(request: Request, work: Coroutine[Any, Any, R]) -> R:
+    """The result of `work`; it is cancelled when the client leaves first. The body must have been read.
+
+    Raises ClientLeft.
+    """
+    working = asyncio.create_task(work)
+    leaving = asyncio.create_task(wait_for_leave(request.receive))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise ClientLeft
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def cancel_quietly(job: AsyncJob) -> None:
+    """Cancels a job that nobody waits for any more; should that fail, it ends as jobs do."""
+    try:
+        await job.cancel()
+    except MillraceError as e:
+        _log.warning("%s, which nobody waits for, could not be cancelled: %s", job.id, e)

@@ -1,0 +1,115 @@
+"""`millrace up`: Redis, a worker and the gateway on this machine, from one command to one Ctrl-C."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shlex
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from random import Random
+from typing import Annotated, Any
+
+import typer
+
+from .async_client import AsyncClient
+from .cli_gateway import Port, check_installed
+from .demo_tasks import PROMPT_OF_TASK, make_example, system_prompt
+from .demo_worker import MODEL, DemoWorker
+from .embedded import EmbeddedRedis
+from .termination import terminated_as_exit
+
+_POLL = 0.5
+#: A worker that dies is found by others after this many seconds; here it is the only one.
+_LEASE = 30.0
+
+
+def up(
+    model: Annotated[str, typer.Option(help="A directory, a hub name, or the packaged demo model.")] = MODEL,
+    port: Port = 8000,
+    redis_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Use this Redis; default: a private one.")
+    ] = None,
+) -> None:
+    """Start a Redis, a worker and the HTTP gateway, here and for this machine only. Ctrl-C stops all of it."""
+    check_installed("up")
+    from .gateway.server import listen
+
+    with terminated_as_exit():
+        try:
+            with (
+                listen("127.0.0.1", port) as sock,
+                tempfile.TemporaryDirectory(prefix="millrace-up-") as directory,
+                _redis(redis_url) as url,
+                DemoWorker(url, Path(directory) / "worker.log", model=model, lease=_LEASE) as worker,
+            ):
+                asyncio.run(_serve(sock, url, worker))
+        except KeyboardInterrupt:
+            typer.echo("stopped", err=True)
+
+
+@contextmanager
+def _redis(url: str | None) -> Iterator[str]:
+    if url is not None:
+        yield url
+        return
+    with EmbeddedRedis() as redis:
+        yield redis.url
+
+
+async def _serve(sock: socket.socket, redis_url: str, worker: DemoWorker) -> None:
+    """Serves until a signal comes. Raises WorkerDied when the worker ends before that."""
+    from .gateway import GatewaySettings
+    from .gateway.hosts import LOOPBACK
+    from .gateway.server import make_server, url_of
+
+    async with AsyncClient(redis_url) as client:
+        server = make_server(client, GatewaySettings(allowed_hosts=LOOPBACK))
+
+        async def watch() -> None:
+            try:
+                await _follow(client, worker, f"{url_of(sock)}/v1", redis_url)
+            finally:
+                server.should_exit = True
+
+        watching = asyncio.create_task(watch())
+        try:
+            await server.serve([sock])
+            if watching.done():
+                watching.result()
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+
+
+async def _follow(client: AsyncClient, worker: DemoWorker, url: str, redis_url: str) -> None:
+    """Says when the model is there and how to talk to it, then looks after the worker. Raises WorkerDied."""
+    typer.echo(f"Redis      {redis_url}\ngateway    {url}\nworker     loading {worker.served_name} ...", err=True)
+    while not (found := [info for info in await client.models() if info.name == worker.served_name]):
+        worker.check("before it was ready")
+        await asyncio.sleep(_POLL)
+    typer.echo("ready; Ctrl-C stops everything. Try:", err=True)
+    typer.echo(_curl_line(url, worker.served_name, chat=found[0].has_chat_template))
+    while True:
+        worker.check("while it served")
+        await asyncio.sleep(_POLL)
+
+
+def _curl_line(url: str, model: str, *, chat: bool) -> str:
+    body: dict[str, Any] = {"model": model, "max_tokens": 64}
+    if not chat:
+        path, body["prompt"] = "completions", "The capital of France is"
+    else:
+        path, body["messages"] = "chat/completions", [{"role": "user", "content": "What is the capital of France?"}]
+    if model == MODEL:
+        # It knows a few tasks only.
+        task = min(PROMPT_OF_TASK, key=lambda name: len(system_prompt(name)))
+        question = make_example(Random(0), task, split="held_out").user
+        contents = {"system": system_prompt(task), "user": question}
+        body["messages"] = [{"role": role, "content": content} for role, content in contents.items()]
+        body["temperature"] = 0
+    data = shlex.quote(json.dumps(body))
+    return f"curl {url}/{path} -H 'content-type: application/json' -d {data}"

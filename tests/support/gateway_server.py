@@ -1,0 +1,46 @@
+"""The gateway as it is served, uvicorn and all, in a thread of the test's process."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from types import TracebackType
+
+import uvicorn
+
+from millrace import AsyncClient
+from millrace.gateway import GatewaySettings
+from millrace.gateway.server import listen, make_server, url_of
+
+
+class GatewayServer:
+    """Listens on a free port of this machine from `with` to its end."""
+
+    def __init__(self, redis_url: str, settings: GatewaySettings | None = None, *, retry_for: float = 10.0):
+        self._redis_url = redis_url
+        self._settings = settings
+        self._retry_for = retry_for
+        self._socket = listen("127.0.0.1", 0)
+        self.url = url_of(self._socket)
+        self._server: uvicorn.Server | None = None
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
+
+    async def _serve(self) -> None:
+        async with AsyncClient(self._redis_url, retry_for=self._retry_for) as client:
+            self._server = make_server(client, self._settings)
+            self._ready.set()
+            await self._server.serve([self._socket])
+
+    def __enter__(self) -> GatewayServer:
+        self._thread.start()
+        assert self._ready.wait(10)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._server is not None
+        self._server.should_exit = True
+        self._thread.join()
+        self._socket.close()
