@@ -51,6 +51,7 @@ class Connection:
     def __init__(self, url: str, *, socket_timeout: float = 5.0, retry_for: float = 10.0):
         self.address = _address(url)
         self.retry_for = retry_for
+        self._timeout = socket_timeout
         common: dict[str, Any] = {
             "protocol": 2,
             "decode_responses": False,
@@ -60,7 +61,9 @@ class Connection:
             "retry": Retry(NoBackoff(), 0),
         }
         try:
-            self.commands: Redis = Redis.from_url(url, socket_timeout=socket_timeout, **common)
+            # The timeout is ours (`call`): redis-py's own goes through wait_for, which in Python 3.11 may lose a
+            # cancellation, and a caller that was cancelled would go on.
+            self.commands: Redis = Redis.from_url(url, socket_timeout=None, **common)
             self.blocking: Redis = Redis.from_url(url, socket_timeout=None, **common)
         except (ValueError, TypeError) as e:
             raise QueueUnavailable(f"{self.address} is no Redis URL ({e}); one looks like redis://host:6379/0") from e
@@ -81,15 +84,17 @@ class Connection:
         while True:
             try:
                 async with self._slots:
-                    if not self._checked:
-                        await self._check_server()
-                    return await do(self.commands)
+                    async with asyncio.timeout(self._timeout):
+                        if not self._checked:
+                            await self._check_server()
+                        return await do(self.commands)
             except RedisError as e:
                 if not self._may_pass(e) or time.monotonic() + pause > limit:
                     raise self.translate(e) from e
                 if isinstance(e, ReadOnlyError):
                     await self.commands.connection_pool.disconnect(inuse_connections=False)
             except OSError as e:
+                # TimeoutError, too: the command's connection was closed with it.
                 if time.monotonic() + pause > limit:
                     raise self.translate(e) from e
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
@@ -129,6 +134,8 @@ class Connection:
     def translate(self, error: Exception) -> QueueUnavailable:
         """`error` of redis-py as one line for a human."""
         text = str(error).strip() or type(error).__name__
+        if type(error) is TimeoutError:
+            text = f"no answer within {self._timeout:g} s"
         if isinstance(error, AuthenticationError):
             return QueueUnavailable(f"Redis at {self.address} refuses the user name or password: {text}")
         if isinstance(error, _REFUSED):

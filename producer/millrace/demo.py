@@ -13,6 +13,7 @@ from typing import Protocol
 from rich.console import Console
 
 from millrace_schemas import WorkerInfo
+from millrace_schemas.aio import end_tasks
 
 from .async_client import AsyncClient
 from .async_job import AsyncJob
@@ -98,9 +99,7 @@ async def _answers(
     try:
         await _watch(waits, worker, console)
     finally:
-        for wait in waits:
-            wait.cancel()
-        await asyncio.gather(*waits, return_exceptions=True)
+        await end_tasks(*waits)
     return [wait.result() for wait in waits]
 
 

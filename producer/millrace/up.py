@@ -15,6 +15,8 @@ from typing import Annotated, Any
 
 import typer
 
+from millrace_schemas.aio import end_tasks
+
 from .async_client import AsyncClient
 from .cli_gateway import Port, check_installed
 from .demo_tasks import PROMPT_OF_TASK, make_example, system_prompt
@@ -81,8 +83,7 @@ async def _serve(sock: socket.socket, redis_url: str, worker: DemoWorker) -> Non
             if watching.done():
                 watching.result()
         finally:
-            watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
+            await end_tasks(watching)
 
 
 async def _follow(client: AsyncClient, worker: DemoWorker, url: str, redis_url: str) -> None:

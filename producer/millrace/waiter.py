@@ -27,6 +27,7 @@ from millrace_schemas import (
     decode,
     queue_of_job,
 )
+from millrace_schemas.aio import end_tasks
 
 from .connection import TRANSIENT, Connection
 from .errors import ClientClosed
@@ -80,9 +81,7 @@ class ResultWaiter:
     async def close(self) -> None:
         self._closed = True
         tasks, self._tasks = self._tasks, []
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(*tasks)
         self._fail(ClientClosed("the client was closed while it waited; the job goes on"))
 
     def _leave(self, job_id: str, future: asyncio.Future[Result]) -> None:
@@ -276,6 +275,5 @@ class _Channels:
 
     async def close(self) -> None:
         if self._reading is not None:
-            self._reading.cancel()
-            await asyncio.gather(self._reading, return_exceptions=True)
+            await end_tasks(self._reading)
         await self._pubsub.aclose()  # type: ignore[no-untyped-call]

@@ -114,12 +114,12 @@ class FakeWorker:
         self._redis.zadd(self.keys.workers, {"fake": now})
 
     def _take(self, job_id: str) -> None:
-        self.taken.append(job_id)
         if self._redis.hget(self.keys.job(job_id), "state") == b"queued":
             self._redis.hset(
                 self.keys.job(job_id),
                 mapping={"state": "in_progress", "attempts": 1, "started_at": time.time(), "worker": "fake"},
             )
+        self.taken.append(job_id)
 
     def _finish(self, lane: bytes, entry: bytes, job_id: str) -> None:
         job = self._redis.hgetall(self.keys.job(job_id))

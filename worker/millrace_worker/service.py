@@ -28,9 +28,9 @@ import redis
 import structlog
 
 from millrace_schemas import ModelInfo, QueueKeys, QueueUnavailable, WorkerInfo, queue_of
+from millrace_schemas.aio import end_tasks
 
 from .config import WorkerConfig
-from .errors import EngineDied
 from .frames import Ready, StepOutput
 from .front.engine_link import ENGINE_COMMAND, EngineLink, EngineStartFailed
 from .front.front import Front, QueueSide
@@ -130,9 +130,7 @@ class Service:
                 if task.done() and not task.cancelled():
                     task.result()
         finally:
-            for task in (*self._background, serving, writer):
-                task.cancel()
-            await asyncio.gather(*self._background, serving, writer, return_exceptions=True)
+            await end_tasks(*self._background, serving, writer)
             await asyncio.to_thread(heartbeat.stop)
 
     async def _drain(self, serving: asyncio.Task[None], writer: asyncio.Task[None]) -> None:
@@ -147,8 +145,7 @@ class Service:
                 await self._front.wait_settled(_LAST_WRITES)
                 self._publisher.stop()
                 await writer
-                serving.cancel()
-                await asyncio.gather(serving, return_exceptions=True)
+                await end_tasks(serving)
                 await self._consumer.leave()
                 await self._client.publish(self._keys.control, control.RECLAIM)
             log.info("drained", handed_over=given)
@@ -255,10 +252,7 @@ class Service:
             await asyncio.wait((task, stopped), return_when=asyncio.FIRST_COMPLETED)
             return task.result() if task.done() else None
         finally:
-            for one in (task, stopped):
-                one.cancel()
-            with contextlib.suppress(asyncio.CancelledError, EngineDied):
-                await task
+            await end_tasks(task, stopped)
 
     def _catch_signals(self) -> None:
         loop = asyncio.get_running_loop()

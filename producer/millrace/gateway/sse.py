@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from millrace_schemas import MillraceError
+from millrace_schemas.aio import end_tasks
 
 from .errors import ApiError, as_api_error, unavailable
 from .settings import GatewaySettings
@@ -101,9 +102,7 @@ class EventResponse(Response):
             left = not sending.done()
         finally:
             # Both end here, also when the server itself is stopped; only a client that left cancels anything.
-            for task in (sending, leaving):
-                task.cancel()
-            await asyncio.gather(sending, leaving, return_exceptions=True)
+            await end_tasks(sending, leaving)
             self._slot.give_back()
         if left and self._on_leave is not None:
             await self._on_leave()
@@ -157,8 +156,7 @@ async def _with_pauses(events: AsyncIterator[bytes], seconds: float) -> AsyncGen
             yield chunk
             following = asyncio.create_task(_next(events))
     finally:
-        following.cancel()
-        await asyncio.gather(following, return_exceptions=True)
+        await end_tasks(following)
 
 
 async def _next(events: AsyncIterator[bytes]) -> bytes | None:

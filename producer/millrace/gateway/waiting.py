@@ -11,6 +11,7 @@ from starlette.requests import Request
 
 from millrace import AsyncJob
 from millrace_schemas import MillraceError
+from millrace_schemas.aio import end_tasks
 
 from .errors import ApiError
 from .sse import wait_for_leave
@@ -39,9 +40,7 @@ async def unless_left(request: Request, work: Coroutine[Any, Any, R]) -> R:
             return working.result()
         raise ClientLeft
     finally:
-        for task in (working, leaving):
-            task.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
+        await end_tasks(working, leaving)
 
 
 async def cancel_quietly(job: AsyncJob) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 import structlog
 
+from millrace_schemas.aio import end_tasks
 from millrace_worker.config import EngineConfig
 from millrace_worker.errors import EngineDied
 from millrace_worker.frames import (
@@ -134,9 +135,7 @@ class EngineLink:
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await end_tasks(*tasks)
             self._watchdog.engine_spoke(None)
         for task in done:
             error = task.exception()

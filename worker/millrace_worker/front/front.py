@@ -13,6 +13,7 @@ import redis.asyncio
 import structlog
 
 from millrace_schemas import ErrorCode, ErrorInfo, InvalidRequest, Request
+from millrace_schemas.aio import end_tasks
 from millrace_worker.errors import EngineDied
 from millrace_worker.frames import Ready, StepOutput
 from millrace_worker.stream.closing import DeadLetter, Ending, GiveBack
@@ -101,9 +102,7 @@ class Front:
             for task in done:
                 task.result()
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await end_tasks(*tasks)
 
     async def stop_reading(self) -> None:
         """No job is begun from now on."""
