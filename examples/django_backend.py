@@ -1,6 +1,7 @@
 """Answers for a web page, with Django in one file:  gunicorn --threads 32 django_backend:application"""
 
 import atexit
+import contextlib
 import functools
 import json
 import os
@@ -16,8 +17,7 @@ from django.views import View
 import millrace
 from millrace import Client, JobError, JobNotFound, MillraceError
 
-# The same words for everybody: a worker computes them once and keeps them in its prefix cache.
-SYSTEM = "You answer customers of a bookshop, in one short paragraph."
+SYSTEM = "You answer customers of a bookshop, in one short paragraph."  # one text for all: a worker computes it once
 
 
 @functools.cache
@@ -36,21 +36,18 @@ class AnswerView(View):
             return JsonResponse({"error": e.error.code}, status=statuses.get(e.error.code, 502))
         except (JobNotFound, ValueError) as e:  # millrace.InvalidRequest is a ValueError, as broken JSON is
             return JsonResponse({"error": str(e)}, status=404 if isinstance(e, JobNotFound) else 400)
-        except MillraceError:
-            # No Redis, or no worker so far. The message is for your log; the caller may simply ask again.
+        except MillraceError:  # no Redis, or no worker so far; the message is for your log
             return JsonResponse({"error": "unavailable"}, status=503, headers={"Retry-After": "5"})
 
 
 class Ask(AnswerView):
     def post(self, request: HttpRequest):
-        # The caller knows that two requests are one. Put the user's id in front: keys are the whole queue's. After the
-        # deadline nobody waits for the answer, so nobody should work.
+        # Keys are the whole queue's: put the user's id in front. After the deadline nobody waits, and nobody works.
         key = request.headers.get("Idempotency-Key", "")
         options = {"stream": True, "deadline": timedelta(minutes=5), "idempotency_key": key}
         body = json.loads(request.body)
         prompt = body.get("question") if isinstance(body, dict) else None
-        job = get_client().submit(system=SYSTEM, prompt=prompt, **options)
-        return JsonResponse({"id": job.id}, status=202)
+        return JsonResponse({"id": get_client().submit(system=SYSTEM, prompt=prompt, **options).id}, status=202)
 
 
 class Answer(AnswerView):
@@ -68,27 +65,24 @@ class Answer(AnswerView):
 
 class AnswerEvents(AnswerView):
     def get(self, request: HttpRequest, job_id: str):
-        # Asked before the status is sent: an unknown id is still a 404. A browser that returns says what it saw last.
+        # Asked before the status is sent: an unknown id is a 404. Under WSGI a stream holds a thread to its end.
         get_client().state(job_id)
         events = get_client().events(job_id, after=request.headers.get("Last-Event-ID", "0-0"))
-        # Under WSGI this holds a thread until the job ends, at the deadline at the latest. The header is for nginx.
         return StreamingHttpResponse(sse(events), "text/event-stream", headers={"X-Accel-Buffering": "no"})
 
 
 def sse(events: millrace.Events) -> Iterator[str]:
     yield ": waiting\n\n"  # Status and headers go out with the first bytes, and the first token may be far.
-    try:
+    with contextlib.suppress(MillraceError):  # no Redis: this ends, and the browser comes back with its last event's id
         for event in events:
             if isinstance(event, millrace.Tokens):
                 yield f"event: tokens\ndata: {json.dumps({'text': event.text})}\nid: {events.last_id}\n\n"
         # At this event the page closes its EventSource; it would connect again otherwise.
         yield f"event: end\ndata: {json.dumps({'state': event.result.state})}\nid: {events.last_id}\n\n"
-    except MillraceError:
-        return  # no Redis: the connection ends, and the browser comes back with the id of its last event
 
 
-# Add CsrfViewMiddleware as soon as cookies say who the user is.
+# As soon as cookies say who the user is: CsrfViewMiddleware.
 settings.configure(ROOT_URLCONF=__name__, ALLOWED_HOSTS=["localhost", "127.0.0.1"], MIDDLEWARE=[])
-views = {"answers": Ask, "answers/<job_id>": Answer, "answers/<job_id>/events": AnswerEvents}
-urlpatterns = [path(route, view.as_view()) for route, view in views.items()]
+VIEWS = {"answers": Ask, "answers/<job_id>": Answer, "answers/<job_id>/events": AnswerEvents}
+urlpatterns = [path(route, view.as_view()) for route, view in VIEWS.items()]
 application = get_wsgi_application()

@@ -79,7 +79,7 @@ async def stream(events: Annotated[millrace.EventStream, Depends(follow)]) -> As
         async for event in events:
             if isinstance(event, millrace.Tokens):
                 yield ServerSentEvent(data={"text": event.text}, event="tokens", id=events.last_id)
-        # The page closes its EventSource now; it would connect again otherwise.
+        # At this event the page closes its EventSource; it would connect again otherwise.
         yield ServerSentEvent(data={"state": event.result.state}, event="end", id=events.last_id)
     except MillraceError:
         return  # No Redis: the connection ends, and the browser comes back with the id of its last event.

@@ -76,7 +76,7 @@ def sse(events: millrace.Events) -> Iterator[str]:
         for event in events:
             if isinstance(event, millrace.Tokens):
                 yield f"event: tokens\ndata: {json.dumps({'text': event.text})}\nid: {events.last_id}\n\n"
-        # The page closes its EventSource now; it would connect again otherwise.
+        # At this event the page closes its EventSource; it would connect again otherwise.
         yield f"event: end\ndata: {json.dumps({'state': event.result.state})}\nid: {events.last_id}\n\n"
     except MillraceError:
         return  # No Redis: the connection ends, and the browser comes back with the id of its last event.

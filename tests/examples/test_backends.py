@@ -45,6 +45,10 @@ def read(http: httpx2.Client, job: str, after: str | None = None) -> list[dict[s
         return list(sse(answer.iter_lines()))
 
 
+def at_work(raw: redis.Redis, job: str) -> None:
+    until(lambda: raw.hget(KEYS.job(job), "state") == b"in_progress")
+
+
 def end(raw: redis.Redis, job: str, state: JobState, error: ErrorInfo) -> None:
     """Ends a job as its worker would."""
     raw.set(KEYS.result(job), encode(Result(id=job, model="demo", state=state, error=error)), ex=60)
@@ -68,9 +72,11 @@ def test_a_repeated_request_makes_one_job(http: httpx2.Client, ask: Ask, raw: re
     assert len(list(raw.scan_iter(KEYS.job("*")))) == 2
 
 
-def test_a_poll_does_not_wait_for_ever(http: httpx2.Client, ask: Ask, idle_worker: FakeWorker) -> None:
+def test_a_poll_does_not_wait_for_ever(
+    http: httpx2.Client, ask: Ask, raw: redis.Redis, idle_worker: FakeWorker
+) -> None:
     job = ask()
-    until(lambda: idle_worker.taken == [job])
+    at_work(raw, job)
     for params in ({}, {"wait": "0.1"}):
         answer = http.get(f"/answers/{job}", params=params)
         assert (answer.status_code, answer.json()) == (202, {"state": "in_progress"})
@@ -89,9 +95,11 @@ def test_a_stream(http: httpx2.Client, ask: Ask, worker: FakeWorker) -> None:
     assert read(http, job, after=events[-1]["id"]) == events[-1:]
 
 
-def test_a_stream_while_the_job_runs_and_moves(http: httpx2.Client, ask: Ask, idle_worker: FakeWorker) -> None:
+def test_a_stream_while_the_job_runs_and_moves(
+    http: httpx2.Client, ask: Ask, raw: redis.Redis, idle_worker: FakeWorker
+) -> None:
     job = ask()
-    until(lambda: idle_worker.taken == [job])
+    at_work(raw, job)
     idle_worker.publish(job, Started(1))
     with http.stream("GET", f"/answers/{job}/events") as answer:
         events = sse(answer.iter_lines())
@@ -122,9 +130,9 @@ def test_cancel_in_the_queue(http: httpx2.Client, ask: Ask) -> None:
     assert json.loads(read(http, job)[-1]["data"]) == {"state": "cancelled"}
 
 
-def test_cancel_at_work(http: httpx2.Client, ask: Ask, idle_worker: FakeWorker) -> None:
+def test_cancel_at_work(http: httpx2.Client, ask: Ask, raw: redis.Redis, idle_worker: FakeWorker) -> None:
     job = ask()
-    until(lambda: idle_worker.taken == [job])
+    at_work(raw, job)
     assert http.delete(f"/answers/{job}").json() == {"state": "in_progress"}
     idle_worker.release()
     assert http.get(f"/answers/{job}", params={"wait": 10}).status_code == 410
