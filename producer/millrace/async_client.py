@@ -10,6 +10,7 @@ import msgspec
 
 from millrace_schemas import (
     InvalidRequest,
+    JobNotFound,
     JobRecord,
     JobState,
     Lane,
@@ -20,6 +21,7 @@ from millrace_schemas import (
     Result,
     Sampling,
     UnknownModel,
+    decode,
     queue_of_job,
 )
 
@@ -140,6 +142,14 @@ class AsyncClient:
         key = QueueKeys(queue_of_job(job_id)).job(job_id)
         values = await self._connection.call(lambda redis: redis.hmget(key, list(RECORD_FIELDS)))
         return make_record(job_id, values)
+
+    async def request(self, job_id: str) -> Request:
+        """What was submitted, with the seed that was drawn for it. Raises JobNotFound, DecodeError."""
+        key = QueueKeys(queue_of_job(job_id)).job(job_id)
+        data = await self._connection.call(lambda redis: redis.hget(key, "request"))
+        if data is None:
+            raise JobNotFound(f"there is no job {job_id}, or its time to live is over")
+        return decode(data, Request)
 
     async def result(self, job_id: str, timeout: float | None = None) -> Result:
         """The answer; see AsyncJob.result."""

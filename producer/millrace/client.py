@@ -117,6 +117,7 @@ class Client(_Blocking[AsyncClient]):
     submit_many = _making(_jobs, AsyncClient.submit_many)
     state = _blocking(AsyncClient.state)
     record = _blocking(AsyncClient.record)
+    request = _blocking(AsyncClient.request)
     result = _blocking(AsyncClient.result)
     wait = _blocking(AsyncClient.wait)
     cancel = _blocking(AsyncClient.cancel)
