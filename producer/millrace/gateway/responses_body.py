@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from millrace_schemas.job import MAX_METADATA_PAIRS
+
 from .errors import ApiError, invalid
 from .messages import read_text
 from .params import COMMON, LACKING, check_names, common_fields
@@ -111,6 +113,11 @@ def _metadata(metadata: object, marks: list[str]) -> Any:
         return metadata
     if metadata and MARK in metadata:
         raise invalid(f"metadata: the key {MARK} is the gateway's own", param="metadata")
+    if metadata and marks and len(metadata) >= MAX_METADATA_PAIRS:
+        raise invalid(
+            f"metadata takes at most {MAX_METADATA_PAIRS - 1} pairs with {' or '.join(marks)}, not {len(metadata)}",
+            param="metadata",
+        )
     return {**(metadata or {}), MARK: " ".join(marks)} if marks else metadata
 
 
@@ -134,4 +141,4 @@ def _named(
     try:
         return check_names(given, known, lacking)
     except ApiError as e:
-        raise invalid(f"{where}.{e.message}", param=f"{where}.{e.param}", code=e.code or "invalid_request") from None
+        raise invalid(f"{where}: {e.message}", param=f"{where}.{e.param}", code=e.code or "invalid_request") from None
