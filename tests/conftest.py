@@ -27,7 +27,8 @@ def redis_url(redis_server: EmbeddedRedis) -> str:
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     root = tmp_path_factory.mktemp("s3") / "root"
-    root.mkdir()
+    # Before the start: the server remembers for a while which buckets there are.
+    (root / "answers").mkdir(parents=True)
     server = S3Server(root)
     server.start()
     yield server

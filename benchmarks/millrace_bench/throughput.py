@@ -49,7 +49,7 @@ def warm_up(engine: Engine, temperature: float) -> None:
 def run(engine: Engine, jobs: list[Job], temperature: float) -> Throughput:
     """Runs `jobs` on an empty prefix cache.
 
-    Raises RuntimeError when a request is refused or an answer has another length than asked for.
+    Raises ValueError when a request is refused, RuntimeError when an answer has another length than asked for.
     """
     engine.reset_prefix_cache()
     clock = _Clock(engine)
@@ -63,7 +63,7 @@ def run(engine: Engine, jobs: list[Job], temperature: float) -> Throughput:
         output = engine.step()
         steps += 1
         if output.refused:
-            raise RuntimeError(f"request {output.refused[0].seq_id} was refused: {output.refused[0].message}")
+            raise ValueError(f"request {output.refused[0].seq_id} was refused: {output.refused[0].message}")
         outputs += sum(len(tokens) for _, tokens in output.tokens)
         cached += sum(count for _, count in output.started)
         allocated += output.load.allocated_slots

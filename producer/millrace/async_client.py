@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 
@@ -15,7 +15,6 @@ from millrace_schemas import (
     JobState,
     Lane,
     ModelInfo,
-    QueueKeys,
     QueueUnavailable,
     Request,
     Result,
@@ -25,22 +24,17 @@ from millrace_schemas import (
     queue_of_job,
 )
 
-from . import s3
-from .async_job import RECORD_FIELDS, AsyncJob, make_record, raise_unless_completed
-from .cancellation import cancel_job
+from .async_job import AsyncJob, raise_unless_completed
+from .backend import Backend, QueueView
 from .config import DEFAULT_REDIS_URL
 from .connection import Connection
 from .errors import PartlySubmitted
 from .event_stream import START, EventStream
-from .queue_stats import DeadEntry, QueueReader, QueueStats
+from .queue_stats import DeadEntry, QueueStats
+from .redis_backend import RedisBackend
 from .registry import ModelRegistry
 from .submission import Deadline, MessageLike, Submission, build_request, check_against_model, recheck_request
-from .waiter import ResultWaiter
 
-#: Seconds that the record of a job without an end is kept.
-JOB_TTL = 7 * 86_400
-#: Seconds in which an idempotency key names its job.
-IDEMPOTENCY_TTL = 86_400
 #: Jobs, and bytes, of one round trip of submit_many.
 _CHUNK, _CHUNK_BYTES = 256, 4 * 1024 * 1024
 
@@ -61,10 +55,20 @@ class AsyncClient:
         socket_timeout: float = 5.0,
         retry_for: float = 10.0,
     ):
+        connection = Connection(url, socket_timeout=socket_timeout, retry_for=retry_for)
+        self._set_up(RedisBackend(connection), model)
+
+    @classmethod
+    def _over(cls, backend: Backend, model: str | None) -> Self:
+        """A client of something else than Redis."""
+        client = cls.__new__(cls)
+        client._set_up(backend, model)
+        return client
+
+    def _set_up(self, backend: Backend, model: str | None) -> None:
         self.model = model
-        self._connection = Connection(url, socket_timeout=socket_timeout, retry_for=retry_for)
-        self._registry = ModelRegistry(self._connection)
-        self._waiter = ResultWaiter(self._connection)
+        self._backend = backend
+        self._registry = ModelRegistry(backend)
 
     async def submit(
         self,
@@ -139,9 +143,11 @@ class AsyncClient:
 
     async def record(self, job_id: str) -> JobRecord:
         """State, attempts, times and worker. Raises JobNotFound."""
-        key = QueueKeys(queue_of_job(job_id)).job(job_id)
-        values = await self._connection.call(lambda redis: redis.hmget(key, list(RECORD_FIELDS)))
-        return make_record(job_id, values)
+        queue_of_job(job_id)
+        record = await self._backend.record(job_id)
+        if record is None:
+            raise JobNotFound(f"there is no job {job_id}, or its time to live is over")
+        return record
 
     async def request(self, job_id: str) -> Request:
         """What was submitted, with the seed that was drawn for it. Raises JobNotFound, DecodeError."""
@@ -153,11 +159,11 @@ class AsyncClient:
 
     async def result(self, job_id: str, timeout: float | None = None) -> Result:
         """The answer; see AsyncJob.result."""
-        return await s3.load(raise_unless_completed(await self._waiter.wait(job_id, timeout)))
+        return await self._backend.load(raise_unless_completed(await self._backend.wait(job_id, timeout)))
 
     async def wait(self, job_id: str, timeout: float | None = None) -> Result:
         """What the job ended with, errors included; see AsyncJob.wait."""
-        return await s3.load(await self._waiter.wait(job_id, timeout))
+        return await self._backend.load(await self._backend.wait(job_id, timeout))
 
     async def cancel(self, job_id: str) -> JobState:
         """Asks for the job's end and returns its state.
@@ -165,11 +171,11 @@ class AsyncClient:
         `cancelled`: it will never run (again). `in_progress`: its worker was told and ends it at its next step. Another
         terminal state: too late, nothing changed. Raises JobNotFound.
         """
-        return await cancel_job(self._connection, job_id)
+        return await self._backend.cancel(job_id)
 
     def events(self, job_id: str, after: str = START) -> EventStream:
         """What happens to a job with stream=True; see AsyncJob.events."""
-        return EventStream(self._connection, job_id, after)
+        return EventStream(self._backend, job_id, after)
 
     async def models(self) -> list[ModelInfo]:
         """Registered models, by name."""
@@ -199,8 +205,7 @@ class AsyncClient:
 
     async def aclose(self) -> None:
         """Closes the connections; waits under way raise ClientClosed. The jobs go on."""
-        await self._waiter.close()
-        await self._connection.close()
+        await self._backend.close()
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -210,8 +215,8 @@ class AsyncClient:
     ) -> None:
         await self.aclose()
 
-    async def _queue(self, model: str | None) -> QueueReader:
-        return QueueReader(self._connection, await self._registry.resolve(model or self.model))
+    async def _queue(self, model: str | None) -> QueueView:
+        return self._backend.queue(await self._registry.resolve(model or self.model))
 
     async def _prepare(self, given: Request | Mapping[str, Any]) -> Submission:
         if isinstance(given, Request):
@@ -220,7 +225,7 @@ class AsyncClient:
             fields = dict(given)
             key = fields.pop("idempotency_key", None)
             model = fields.pop("model", None) or self.model
-            now = await self._connection.now()
+            now = await self._backend.now()
             request = build_request(fields, model=await self._registry.resolve(model), now=now)
         else:
             raise InvalidRequest(f"expected a Request or a mapping of submit's arguments, got {type(given).__name__}")
@@ -230,24 +235,13 @@ class AsyncClient:
 
     async def _enqueue(self, submissions: Sequence[Submission]) -> list[str]:
         """The ids of the jobs, in order: new ones, or those first made under the same idempotency keys."""
-        replies = await self._connection.script_many("enqueue", [_enqueue_call(s) for s in submissions])
-        for submission, reply in zip(submissions, replies, strict=True):
-            if reply[0] == b"unknown_model":
+        ids: list[str] = []
+        for submission, job_id in zip(submissions, await self._backend.enqueue(submissions), strict=True):
+            if job_id is None:
                 self._registry.forget(submission.request.model)
                 raise await self._registry.unknown(submission.request.model)
-        return [reply[1].decode() for reply in replies]
-
-
-def _enqueue_call(submission: Submission) -> tuple[list[str], list[Any]]:
-    request, keys = submission.request, QueueKeys(submission.queue)
-    job = keys.job(submission.id)
-    idem = job if submission.idempotency_key is None else keys.idempotency(submission.idempotency_key)
-    idem_ttl = 0 if submission.idempotency_key is None else IDEMPOTENCY_TTL
-    deadline = "" if request.deadline is None else repr(request.deadline)
-    return (
-        [job, keys.lanes[request.lane], idem, keys.model, keys.deadlines],
-        [submission.id, submission.data, request.lane, int(request.stream), deadline, JOB_TTL, idem_ttl, 1],
-    )
+            ids.append(job_id)
+        return ids
 
 
 def _chunks(submissions: Sequence[Submission]) -> Iterator[list[Submission]]:

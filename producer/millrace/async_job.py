@@ -12,7 +12,6 @@ from millrace_schemas import (
     JobError,
     JobExpired,
     JobFailed,
-    JobNotFound,
     JobRecord,
     JobState,
     Result,
@@ -22,9 +21,6 @@ from .event_stream import START, EventStream
 
 if TYPE_CHECKING:
     from .async_client import AsyncClient
-
-#: The record's fields in the job's hash, in the order in which they are read.
-RECORD_FIELDS = ("state", "attempts", "created_at", "started_at", "finished_at", "worker", "cancel_requested")
 
 _ERRORS: Mapping[JobState, type[JobError]] = {
     JobState.FAILED: JobFailed,
@@ -82,23 +78,3 @@ def raise_unless_completed(result: Result) -> Result:
     if kind is None:
         return result
     raise kind(result.id, result.error or ErrorInfo(ErrorCode.INTERNAL, f"the job is {result.state}, with no reason"))
-
-
-def make_record(job_id: str, values: list[bytes | None]) -> JobRecord:
-    """The record from the hash's RECORD_FIELDS.
-
-    Raises JobNotFound when there is no state.
-    """
-    state, attempts, created, started, finished, worker, cancel = values
-    if state is None:
-        raise JobNotFound(f"there is no job {job_id}, or its time to live is over")
-    return JobRecord(
-        id=job_id,
-        state=JobState(state.decode()),
-        attempts=int(attempts or 0),
-        created_at=float(created or 0),
-        started_at=float(started) if started else None,
-        finished_at=float(finished) if finished else None,
-        worker=worker.decode() if worker else None,
-        cancel_requested=cancel == b"1",
-    )

@@ -56,6 +56,11 @@ def _cancelled(job_id: str, queue: str, data: bytes, attempts: int, age: float) 
     except DecodeError:
         # Another release's request: it can be cancelled all the same.
         model, metadata = queue, {}
+    return cancelled_result(job_id, model, metadata, attempts, age)
+
+
+def cancelled_result(job_id: str, model: str, metadata: dict[str, str], attempts: int, age: float) -> Result:
+    """The end of a job that waited for `age` seconds."""
     return Result(
         id=job_id,
         model=model,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Coroutine
 from types import TracebackType
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 from millrace_schemas import Event
 
@@ -112,6 +112,13 @@ class Client(_Blocking[AsyncClient]):
         # The connection refuses a bad URL before a thread is started.
         target = AsyncClient(url, model, socket_timeout=socket_timeout, retry_for=retry_for)
         super().__init__(Portal(), target)
+
+    @classmethod
+    def _over(cls, target: AsyncClient) -> Self:
+        """The blocking form of `target`, which nobody else uses."""
+        client = cls.__new__(cls)
+        _Blocking.__init__(client, Portal(), target)
+        return client
 
     submit = _making(Job, AsyncClient.submit)
     submit_many = _making(_jobs, AsyncClient.submit_many)

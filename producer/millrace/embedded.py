@@ -79,8 +79,10 @@ class EmbeddedRedis:
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > limit:
                 self.stop()
-                words = log.read_text(errors="replace")[-500:] if log.exists() else "no log"
-                raise QueueUnavailable(f"the embedded Redis on port {self.port} did not start: {words.strip()}")
+                lines = log.read_text(errors="replace").split("\n") if log.exists() else []
+                # "1234:M 01 Jan 2026 00:00:00.000 # Failed listening on port 6379 (TCP), aborting."
+                words = next((line.rpartition(" # ")[2] for line in reversed(lines) if line.strip()), "it has no log")
+                raise QueueUnavailable(f"the embedded Redis on port {self.port} did not start: {words}")
             time.sleep(0.02)
 
     def stop(self) -> None:
@@ -112,12 +114,16 @@ class EmbeddedRedis:
             self._temporary.cleanup()
 
     def _answers(self) -> bool:
+        """Whether our process serves the port; another server that has it is not ours."""
+        assert self._process is not None
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=1) as s:
-                s.sendall(b"PING\r\n")
-                return s.recv(16).startswith(b"+PONG")
+                # After QUIT the server closes the connection, so the reply has an end.
+                s.sendall(b"PING\r\nINFO server\r\nQUIT\r\n")
+                reply = s.makefile("rb").read()
         except OSError:
             return False
+        return reply.startswith(b"+PONG") and f"process_id:{self._process.pid}\r\n".encode() in reply
 
 
 def free_port() -> int:

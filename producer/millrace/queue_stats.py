@@ -78,7 +78,7 @@ class QueueReader:
 
         Raises JobNotFound when there is no such entry or its job's time to live is over.
         """
-        _check_entry_id(entry_id)
+        check_entry_id(entry_id)
         entries = await self._connection.call(lambda redis: redis.xrange(self._keys.dead, entry_id, entry_id))
         if not entries:
             raise JobNotFound(f"the dead stream of {self._model} has no entry {entry_id}")
@@ -103,7 +103,7 @@ class QueueReader:
 
             return int(await self._connection.call(delete_all))
         for entry_id in entry_ids:
-            _check_entry_id(entry_id)
+            check_entry_id(entry_id)
         if not entry_ids:
             return 0
         return int(await self._connection.call(lambda redis: redis.xdel(self._keys.dead, *entry_ids)))
@@ -126,7 +126,8 @@ class QueueReader:
         return LaneStats(waiting=max(0, length - pending), in_flight=pending, oldest_waiting=age)
 
 
-def _check_entry_id(entry_id: str) -> None:
+def check_entry_id(entry_id: str) -> None:
+    """Raises InvalidRequest unless the text can be the id of a stream's entry."""
     first, _, second = entry_id.partition("-")
     if not (first.isdecimal() and second.isdecimal()):
         raise InvalidRequest(f"{entry_id[:80]!r} is no dead entry's id (they look like 1700000000000-0)", param="id")

@@ -1,14 +1,12 @@
-"""Which models there are: what workers registered in Redis, with a short memory."""
+"""Which models there are: what workers registered, with a short memory."""
 
 from __future__ import annotations
 
 import time
 
-from redis.asyncio import Redis
+from millrace_schemas import InvalidRequest, ModelInfo, UnknownModel
 
-from millrace_schemas import MODELS, InvalidRequest, ModelInfo, QueueKeys, UnknownModel, decode, queue_of
-
-from .connection import Connection
+from .backend import ModelSource
 
 _REMEMBER = 10.0
 
@@ -16,8 +14,8 @@ _REMEMBER = 10.0
 class ModelRegistry:
     """Reads of the registration, at most one for a model in ten seconds. That a model is absent is not remembered."""
 
-    def __init__(self, connection: Connection):
-        self._connection = connection
+    def __init__(self, source: ModelSource):
+        self._source = source
         self._known: dict[str, tuple[ModelInfo, float]] = {}
         self._only: tuple[str, float] | None = None
 
@@ -30,7 +28,7 @@ class ModelRegistry:
             return model
         if self._only is not None and self._only[1] > time.monotonic():
             return self._only[0]
-        names = await self.names()
+        names = await self._source.model_names()
         if not names:
             raise UnknownModel("no model is registered; start a worker: millrace worker --model <name>")
         if len(names) > 1:
@@ -43,39 +41,24 @@ class ModelRegistry:
         known = self._known.get(model)
         if known is not None and known[1] > time.monotonic():
             return known[0]
-        key = QueueKeys(queue_of(model)).model
-        data = await self._connection.call(lambda redis: redis.get(key))
-        if data is None:
+        (info,) = await self._source.registrations([model])
+        if info is None:
             self.forget(model)
             raise await self.unknown(model)
-        info = decode(data, ModelInfo)
         self._known[model] = info, time.monotonic() + _REMEMBER
         return info
 
     async def unknown(self, model: str) -> UnknownModel:
         """The error for `model`, with what could have been meant."""
-        names = await self.names()
+        names = await self._source.model_names()
         start = f"no model is registered; start a worker: millrace worker --model {model}"
         there = f"registered: {', '.join(names)}" if names else start
         return UnknownModel(f"no worker has registered model {model!r}; {there}")
 
-    async def names(self) -> list[str]:
-        """Names whose registration lives, sorted."""
-        now = await self._connection.now()
-        found = await self._connection.call(lambda redis: redis.zrangebyscore(MODELS, now, "+inf"))
-        return sorted(name.decode() for name in found)
-
     async def all(self) -> list[ModelInfo]:
         """Registered models, sorted by name."""
-        keys = [QueueKeys(queue_of(name)).model for name in await self.names()]
-
-        async def read(redis: Redis) -> list[bytes | None]:
-            async with redis.pipeline(transaction=False) as pipe:
-                for key in keys:
-                    pipe.get(key)
-                return list(await pipe.execute())
-
-        return [decode(data, ModelInfo) for data in await self._connection.call(read) if data is not None]
+        found = await self._source.registrations(await self._source.model_names())
+        return [info for info in found if info is not None]
 
     def forget(self, model: str) -> None:
         self._known.pop(model, None)

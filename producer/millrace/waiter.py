@@ -60,7 +60,7 @@ class ResultWaiter:
             if isinstance(found, Exception):
                 raise found
             if found is None:
-                raise ResultTimeout(f"{job_id} has no result yet")
+                raise timed_out(job_id, timeout)
             return found
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(job_id, set()).add(future)
@@ -73,7 +73,7 @@ class ResultWaiter:
             async with asyncio.timeout(timeout):
                 return await future
         except TimeoutError:
-            raise ResultTimeout(f"{job_id} has no result after {timeout:g} s; the job goes on") from None
+            raise timed_out(job_id, timeout) from None
         finally:
             self._leave(job_id, future)
 
@@ -201,16 +201,29 @@ class ResultWaiter:
 
 
 def _judge(job_id: str, state: bytes | None, data: bytes | None) -> Result | Exception | None:
-    if data is not None:
-        try:
-            return decode(data, Result)
-        except DecodeError as e:
-            return e
+    try:
+        result = None if data is None else decode(data, Result)
+    except DecodeError as e:
+        return e
+    return judge(job_id, None if state is None else state.decode(), result)
+
+
+def judge(job_id: str, state: str | None, result: Result | None) -> Result | JobNotFound | None:
+    """The job's result, why there will be none, or None: not yet."""
+    if result is not None:
+        return result
     if state is None:
         return JobNotFound(f"there is no job {job_id}, or its time to live is over")
-    if state.decode() in TERMINAL:
-        return JobNotFound(f"{job_id} has ended ({state.decode()}), but its result's time to live is over")
+    if state in TERMINAL:
+        return JobNotFound(f"{job_id} has ended ({state}), but its result's time to live is over")
     return None
+
+
+def timed_out(job_id: str, timeout: float | None) -> ResultTimeout:
+    """What a wait of `timeout` seconds ends with; 0 looked once."""
+    if timeout is None or timeout <= 0:
+        return ResultTimeout(f"{job_id} has no result yet")
+    return ResultTimeout(f"{job_id} has no result after {timeout:g} s; the job goes on")
 
 
 @functools.lru_cache(maxsize=16_384)

@@ -15,6 +15,8 @@ class FinishReason(StrEnum):
     STOP = "stop"
     #: max_tokens, or the end of the model's context.
     LENGTH = "length"
+    #: The job ended before its answer did: cancelled, expired or failed.
+    ABORT = "abort"
 
 
 class Choice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

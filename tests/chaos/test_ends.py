@@ -70,6 +70,7 @@ def test_deadline_of_a_running_job(redis_url: str, probe: QueueProbe, tmp_path: 
     assert result.error.code is ErrorCode.DEADLINE_EXCEEDED
     assert 0.5 < result.timings.total < 5
     assert result.choices[0].token_ids
+    assert result.choices[0].finish_reason is FinishReason.ABORT
     assert probe.events(job)[-1] == Finished(result)
     probe.assert_quiet()
 
@@ -179,7 +180,6 @@ def test_chat(redis_url: str, probe: QueueProbe, tmp_path: Path) -> None:
 
 
 def test_results_go_to_s3(redis_url: str, probe: QueueProbe, tmp_path: Path, s3_env: S3Server) -> None:
-    (s3_env.directory / "answers").mkdir(exist_ok=True)
     asked = probe.submit([1, 2], max_tokens=8, result_to="s3://answers/run/7")
     small = probe.submit([1, 2], max_tokens=2)
     large = probe.submit([1, 2], max_tokens=300)

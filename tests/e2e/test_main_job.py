@@ -135,7 +135,6 @@ def test_unknown_text_is_answered_badly_but_answered(client: Client, start_worke
 
 
 def test_results_go_to_s3(client: Client, start_worker: Start, s3_env: S3Server) -> None:
-    (s3_env.directory / "answers").mkdir(exist_ok=True)
     start_worker("--s3-endpoint-url", s3_env.url)
     wait_for(client.models)
     requests, answers = demo_requests(1)

@@ -28,6 +28,13 @@ def keys() -> QueueKeys:
 
 
 @pytest.fixture(scope="session")
+def redis_server() -> Iterator[EmbeddedRedis]:
+    """Another than that of all other tests: the gateway's connections stay, and some tests count them."""
+    with EmbeddedRedis() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
 def running_gateway(redis_server: EmbeddedRedis) -> Iterator[GatewayServer]:
     settings = GatewaySettings(keep_alive=0.3, max_body_bytes=100_000, max_jobs=5, body_timeout=1.0)
     with GatewayServer(redis_server.url, settings) as server:

@@ -133,9 +133,12 @@ def test_an_error_in_the_middle_of_a_stream_is_its_last_event() -> None:
             yield event({"a": 1}, name="x", id_="7")
             raise QueueUnavailable("gone")
 
+        async def leave() -> None:
+            raise AssertionError("the client did not leave")
+
         sent: list[bytes] = []
         slots = StreamSlots(1)
-        response = EventResponse(events(), settings=GatewaySettings(), slot=slots.take())
+        response = EventResponse(events(), settings=GatewaySettings(), slot=slots.take(), on_leave=leave)
 
         async def receive() -> dict[str, str]:
             await asyncio.Event().wait()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -71,15 +72,13 @@ def test_a_stream_goes_on_when_its_worker_is_killed(
     http: httpx2.Client, redis_url: str, tmp_path: Path, ai: openai.OpenAI
 ) -> None:
     got, killed = "", False
-    heir = WorkerProcess(redis_url, tmp_path)
-    with WorkerProcess(redis_url, tmp_path, engine=("--step", "0.02")) as worker:
+    with ExitStack() as heirs, WorkerProcess(redis_url, tmp_path, engine=("--step", "0.02")) as worker:
         until_registered(http)
         for chunk in ai.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=120, stream=True):
             got += chunk.choices[0].delta.content or ""
             if 10 < len(got) < 120 and not killed:
                 worker.kill()
-                heir.start()
+                heirs.enter_context(WorkerProcess(redis_url, tmp_path))
                 killed = True
-        heir.stop()
     assert killed
     assert got == expected("hello", 120)

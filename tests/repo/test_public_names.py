@@ -13,7 +13,7 @@ def _in_isort_order(name: str) -> tuple[int, str]:
     return (0 if name.isupper() else 1 if name[:1].isupper() else 2, name)
 
 
-@pytest.fixture(params=["millrace", "millrace_kernels", "millrace_schemas"])
+@pytest.fixture(params=["millrace", "millrace.testing", "millrace_kernels", "millrace_schemas"])
 def package(request: pytest.FixtureRequest) -> ModuleType:
     return importlib.import_module(request.param)
 

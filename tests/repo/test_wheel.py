@@ -18,6 +18,8 @@ PACKAGES = {
     "millrace_schemas": ROOT / "schemas" / "millrace_schemas",
     "millrace_worker": ROOT / "worker" / "millrace_worker",
 }
+#: Modules outside the packages.
+MODULES = {"millrace_pytest.py"}
 DEMO_MODEL = "millrace_worker/demo_model/"
 
 
@@ -58,13 +60,14 @@ def test_the_scripts_and_the_demo_model_are_in(wheel: zipfile.ZipFile) -> None:
 
 def test_nothing_else_is_in(wheel: zipfile.ZipFile) -> None:
     tops = {name.split("/", 1)[0] for name in wheel.namelist()}
-    assert {top for top in tops if not top.endswith(".dist-info")} == set(PACKAGES)
+    assert {top for top in tops if not top.endswith(".dist-info")} == {*PACKAGES, *MODULES}
 
 
-def test_commands_and_licence_are_declared(wheel: zipfile.ZipFile) -> None:
+def test_commands_plugin_and_licence_are_declared(wheel: zipfile.ZipFile) -> None:
     (info,) = {name.split("/", 1)[0] for name in wheel.namelist() if ".dist-info/" in name}
     points = configparser.ConfigParser()
     points.read_string(wheel.read(f"{info}/entry_points.txt").decode())
     assert points["console_scripts"]["millrace"] == "millrace.cli:main"
     assert set(points["millrace.commands"]) == {"worker", "bench"}
+    assert dict(points["pytest11"]) == {"millrace_pytest": "millrace_pytest"}
     assert b"Apache License" in wheel.read(f"{info}/licenses/LICENSE")

@@ -44,6 +44,20 @@ def test_the_last_tokens_come_once_and_before_the_end(redis_url: str, probe: Que
     with_parts(redis_url, body)
 
 
+def test_a_result_is_sent_once_unless_the_job_streams(redis_url: str, probe: QueueProbe) -> None:
+    async def body(parts: Parts) -> None:
+        sent = {}
+        for stream in (False, True):
+            probe.submit([1], stream=stream)
+            leased = await parts.lease_one()
+            ending = ending_of(leased, progress=Progress(leased.lease, [], stream=stream))
+            arguments = ending.call(probe.keys, parts.name, 60).args
+            sent[stream] = sum(b"text" in a for a in arguments if isinstance(a, bytes))
+        assert sent == {False: 1, True: 2}
+
+    with_parts(redis_url, body)
+
+
 def test_an_unconfirmed_checkpoint_is_confirmed_before_the_end(redis_url: str, probe: QueueProbe) -> None:
     async def body(parts: Parts) -> None:
         job = probe.submit([1], stream=True)

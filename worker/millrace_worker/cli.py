@@ -1,7 +1,7 @@
 """`millrace worker`: serves one model from its queue until it is told to stop. One flag for each setting of config.py.
 
-Exit codes: 0 drained after a signal; 1 unexpected; 2 a flag, a variable or the model cannot be used; 3 Redis cannot be
-used; 4 the engine cannot start or be kept running.
+Exit codes: 0 drained after a signal; 1 unexpected; 2 a flag, a variable or the model's name cannot be used; 3 Redis
+cannot be used; 4 the engine cannot start (no weights, no memory) or be kept running.
 """
 
 from __future__ import annotations

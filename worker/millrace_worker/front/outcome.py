@@ -42,7 +42,7 @@ class Signature:
         choices: tuple[Choice, ...] = ()
         if job.generated:
             text = job.close_text(ended_by_token=False)
-            choices = (Choice(0, text, tuple(job.generated), FinishReason.LENGTH),)
+            choices = (Choice(0, text, tuple(job.generated), FinishReason.ABORT),)
         result = Result(
             id=job.id,
             model=self.model,

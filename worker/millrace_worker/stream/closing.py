@@ -42,7 +42,9 @@ class Ending:
         lease, job = self.lease, self.lease.job_id
         if self._last_event is None:
             self._last_event = self.progress.last_event() if self.progress else b""
-        last = encode(Finished(self.result))
+        # Nobody reads the events of a job that does not stream, and the result in them may be long.
+        streams = self.progress is None or self.progress.stream
+        last = encode(Finished(self.result)) if streams else b""
         dead: tuple[str | bytes | int, ...] = ()
         if self.dead is not None:
             dead = ("job", job, "entry", lease.entry, "lane", lease.lane, "code", self.dead.code)
