@@ -20,7 +20,6 @@ from millrace_schemas import (
     Result,
     Sampling,
     UnknownModel,
-    decode,
     queue_of_job,
 )
 
@@ -151,11 +150,11 @@ class AsyncClient:
 
     async def request(self, job_id: str) -> Request:
         """What was submitted, with the seed that was drawn for it. Raises JobNotFound, DecodeError."""
-        key = QueueKeys(queue_of_job(job_id)).job(job_id)
-        data = await self._connection.call(lambda redis: redis.hget(key, "request"))
-        if data is None:
+        queue_of_job(job_id)
+        request = await self._backend.request(job_id)
+        if request is None:
             raise JobNotFound(f"there is no job {job_id}, or its time to live is over")
-        return decode(data, Request)
+        return request
 
     async def result(self, job_id: str, timeout: float | None = None) -> Result:
         """The answer; see AsyncJob.result."""

@@ -82,6 +82,7 @@ class Job(_Blocking[AsyncJob]):
 
     state = _blocking(AsyncJob.state)
     record = _blocking(AsyncJob.record)
+    request = _blocking(AsyncJob.request)
     result = _blocking(AsyncJob.result)
     wait = _blocking(AsyncJob.wait)
     cancel = _blocking(AsyncJob.cancel)

@@ -42,18 +42,6 @@ def test_a_job_comes_back_with_its_answer(redis_url: str) -> None:
         assert client.result(job.id).text == client.get(job.id).result().text == "HELLO"
 
 
-def test_what_was_submitted_can_be_read(client: Client, raw: redis.Redis, keys: QueueKeys) -> None:
-    job = client.submit(system="be brief", prompt="hello", metadata={"user": "7"}, stream=True)
-    request = client.request(job.id)
-    assert request == stored(raw, keys, job.id)
-    assert [message.content for message in request.messages or ()] == ["be brief", "hello"]
-    assert (request.metadata, request.stream) == ({"user": "7"}, True)
-    with pytest.raises(JobNotFound):
-        client.request(new_job_id("demo"))
-    with pytest.raises(InvalidRequest):
-        client.request("nonsense")
-
-
 def test_a_failed_job_raises_and_can_be_looked_at(redis_url: str) -> None:
     with FakeWorker(redis_url), Client(redis_url) as client:
         job = client.submit("fail please")

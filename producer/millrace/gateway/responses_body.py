@@ -16,7 +16,7 @@ from .params import COMMON, LACKING, check_names, common_fields
 MARK = "millrace.response"
 BACKGROUND, INSTRUCTIONS = "background", "instructions"
 #: Fields of a job by the names that bodies have for them.
-NAMES: Mapping[str, str] = {"messages": "input", "max_tokens": "max_output_tokens"}
+NAMES: Mapping[str, str] = {"prompt": "input", "messages": "input", "max_tokens": "max_output_tokens"}
 
 _KNOWN = (COMMON - {"max_tokens", "stream_options"}) | {
     "input", "instructions", "max_output_tokens", "background", "store", "text", "reasoning", "safety_identifier",
