@@ -126,6 +126,7 @@ def test_going_on_behind_the_last_event(
     seen += list(rest)
     assert [event.sequence_number for event in seen] == list(range(len(seen)))
     assert [event.delta for event in seen if event.type == "response.output_text.delta"] == ["HE", "L", "LO"]
+    assert [event.type for event in seen].count("response.in_progress") == 1
     assert seen[-1].type == "response.completed"
 
     # Every later reading tells the same, number by number, from any point on.
@@ -234,3 +235,21 @@ def test_what_did_not_stream_has_no_events(ai: openai.OpenAI, worker: FakeWorker
     with pytest.raises(openai.BadRequestError) as refused:
         ai.responses.retrieve(made.id, stream=True)
     assert refused.value.param == "stream"
+
+
+def test_a_refused_stream_gives_its_place_back(redis_url: str, worker: FakeWorker) -> None:
+    body: dict[str, Any] = {"model": "demo", "input": "hello"}
+    key = {"Idempotency-Key": "k"}
+    with GatewayServer(redis_url, GatewaySettings(max_streams=1)) as server, httpx2.Client(base_url=server.url) as http:
+        made = http.post("/v1/responses", json=body, headers=key).json()["id"]
+        for _ in range(2):
+            assert http.post("/v1/responses", json={**body, "stream": True}, headers=key).status_code == 400
+            assert http.post("/v1/responses", json={**body, "model": "x", "stream": True}).status_code == 404
+            assert http.get(f"/v1/responses/{made}?stream=true").status_code == 400
+        worker.hold()
+        background = {**body, "stream": True, "background": True}
+        with http.stream("POST", "/v1/responses", json=background) as first:
+            assert first.status_code == 200
+            full = http.post("/v1/responses", json=background)
+            assert (full.status_code, full.json()["error"]["code"]) == (503, "too_many_streams")
+        worker.release()
