@@ -148,6 +148,14 @@ class AsyncClient:
             raise JobNotFound(f"there is no job {job_id}, or its time to live is over")
         return record
 
+    async def request(self, job_id: str) -> Request:
+        """What was submitted, with the seed that was drawn for it. Raises JobNotFound, DecodeError."""
+        queue_of_job(job_id)
+        request = await self._backend.request(job_id)
+        if request is None:
+            raise JobNotFound(f"there is no job {job_id}, or its time to live is over")
+        return request
+
     async def result(self, job_id: str, timeout: float | None = None) -> Result:
         """The answer; see AsyncJob.result."""
         return await self._backend.load(raise_unless_completed(await self._backend.wait(job_id, timeout)))

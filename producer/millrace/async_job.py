@@ -14,6 +14,7 @@ from millrace_schemas import (
     JobFailed,
     JobRecord,
     JobState,
+    Request,
     Result,
 )
 
@@ -48,6 +49,10 @@ class AsyncJob:
     async def record(self) -> JobRecord:
         """State, attempts, times and worker. Raises JobNotFound."""
         return await self._client.record(self.id)
+
+    async def request(self) -> Request:
+        """What was submitted, with the seed that was drawn for it. Raises JobNotFound, DecodeError."""
+        return await self._client.request(self.id)
 
     async def result(self, timeout: float | None = None) -> Result:
         """The answer, as soon as there is one; `timeout` in seconds, 0 looks once.

@@ -85,6 +85,10 @@ class Backend(ModelSource, EventSource, Protocol):
         """None when there is no such job."""
         ...
 
+    async def request(self, job_id: str) -> Request | None:
+        """What was submitted; None when there is no such job. Raises DecodeError."""
+        ...
+
     async def wait(self, job_id: str, timeout: float | None) -> Result:
         """The terminal result, as stored. Raises ResultTimeout, JobNotFound, DecodeError, ClientClosed."""
         ...

@@ -82,6 +82,7 @@ class Job(_Blocking[AsyncJob]):
 
     state = _blocking(AsyncJob.state)
     record = _blocking(AsyncJob.record)
+    request = _blocking(AsyncJob.request)
     result = _blocking(AsyncJob.result)
     wait = _blocking(AsyncJob.wait)
     cancel = _blocking(AsyncJob.cancel)
@@ -124,6 +125,7 @@ class Client(_Blocking[AsyncClient]):
     submit_many = _making(_jobs, AsyncClient.submit_many)
     state = _blocking(AsyncClient.state)
     record = _blocking(AsyncClient.record)
+    request = _blocking(AsyncClient.request)
     result = _blocking(AsyncClient.result)
     wait = _blocking(AsyncClient.wait)
     cancel = _blocking(AsyncClient.cancel)

@@ -16,6 +16,7 @@ from millrace_schemas import (
     JobState,
     ModelInfo,
     QueueKeys,
+    Request,
     Result,
     decode,
     queue_of,
@@ -72,6 +73,11 @@ class RedisBackend:
     async def record(self, job_id: str) -> JobRecord | None:
         key = QueueKeys(queue_of_job(job_id)).job(job_id)
         return _record(job_id, await self._connection.call(lambda redis: redis.hmget(key, list(_RECORD_FIELDS))))
+
+    async def request(self, job_id: str) -> Request | None:
+        key = QueueKeys(queue_of_job(job_id)).job(job_id)
+        data = await self._connection.call(lambda redis: redis.hget(key, "request"))
+        return None if data is None else decode(data, Request)
 
     async def wait(self, job_id: str, timeout: float | None) -> Result:
         return await self._waiter.wait(job_id, timeout)

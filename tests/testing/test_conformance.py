@@ -50,6 +50,17 @@ def test_a_job_comes_back_with_its_answer(site: Site, client: Client) -> None:
     assert client.get(job.id).result().text == client.result(job.id).text == "HELLO"
 
 
+def test_what_was_submitted_can_be_read(site: Site, client: Client) -> None:
+    job = client.submit("hello", system="be brief", metadata={"user": "7"}, stream=True)
+    request = job.request()
+    assert [message.content for message in request.messages or ()] == ["be brief", "hello"]
+    assert (request.model, request.metadata, request.stream) == ("demo", {"user": "7"}, True)
+    assert request.sampling.seed is not None
+    site.work()
+    job.result(timeout=10)
+    assert client.request(job.id) == request
+
+
 def test_a_failed_job_raises_and_can_be_looked_at(site: Site, client: Client) -> None:
     site.work()
     job = client.submit("fail please", stream=True)

@@ -29,11 +29,17 @@ from sites import Site
 
 def test_jobs_that_are_not_there(client: Client) -> None:
     missing = client.get(new_job_id("demo"))
-    for ask in (missing.state, missing.record, missing.cancel, missing.result, lambda: missing.result(timeout=0)):
+    for ask in (
+        missing.state, missing.record, missing.request, missing.cancel, missing.result,
+        lambda: missing.result(timeout=0),
+    ):  # fmt: skip
         with pytest.raises(JobNotFound) as caught:
             ask()
         assert str(caught.value) == f"there is no job {missing.id}, or its time to live is over"
-    for ask in (client.get, client.state, client.record, client.result, client.wait, client.cancel, client.events):
+    for ask in (
+        client.get, client.state, client.record, client.request, client.result, client.wait, client.cancel,
+        client.events,
+    ):  # fmt: skip
         with pytest.raises(InvalidRequest, match="is not a job id"):
             ask("demo-1")
 

@@ -9,7 +9,7 @@ from starlette.routing import Route
 from millrace import AsyncClient
 from millrace_schemas import MillraceError
 
-from . import chat, completions, health, jobs, metrics, models
+from . import chat, completions, health, jobs, metrics, models, responses
 from .errors import ApiError, answer_error
 from .hosts import CheckHost
 from .metrics import CountRequests, RequestCounts
@@ -20,6 +20,7 @@ from .sse import StreamSlots
 ROUTES: list[Route] = [
     *chat.ROUTES,
     *completions.ROUTES,
+    *responses.ROUTES,
     *models.ROUTES,
     *jobs.ROUTES,
     *health.ROUTES,

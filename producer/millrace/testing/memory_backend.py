@@ -61,6 +61,10 @@ class MemoryBackend:
         job = self._find(job_id)
         return None if job is None else job.record
 
+    async def request(self, job_id: str) -> Request | None:
+        job = self._find(job_id)
+        return None if job is None else job.request
+
     async def wait(self, job_id: str, timeout: float | None) -> Result:
         queue_of_job(job_id)
 

@@ -1,0 +1,144 @@
+"""The body of POST /v1/responses: text in, text out, and every other parameter refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from millrace_schemas.job import MAX_METADATA_PAIRS
+
+from .errors import ApiError, invalid
+from .messages import read_text
+from .params import COMMON, LACKING, check_names, common_fields
+
+#: The pair of a job's metadata that holds what a Response repeats and a job has no field for; values below.
+MARK = "millrace.response"
+BACKGROUND, INSTRUCTIONS = "background", "instructions"
+#: Fields of a job by the names that bodies have for them.
+NAMES: Mapping[str, str] = {"prompt": "input", "messages": "input", "max_tokens": "max_output_tokens"}
+
+_KNOWN = (COMMON - {"max_tokens", "stream_options"}) | {
+    "input", "instructions", "max_output_tokens", "background", "store", "text", "reasoning", "safety_identifier",
+    "prompt_cache_key",
+}  # fmt: skip
+_LACKING: dict[str, tuple[Any, ...]] = {
+    **LACKING,
+    "access_programs": (),
+    "background_options": (),
+    "context_management": ([],),
+    "conversation": (),
+    "image": (),
+    "include": ([],),
+    "max_tool_calls": (),
+    "moderation": (),
+    "parallel_tool_calls": (True, False),
+    "previous_response_id": (),
+    "prompt": (),
+    "prompt_cache_options": ({},),
+    "prompt_cache_retention": (),
+    "service_tier": ("auto", "default"),
+    "stream_options": ({}, {"include_obfuscation": False}),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "top_logprobs": (0,),
+    "truncation": ("disabled",),
+}
+_LACKING_TEXT: dict[str, tuple[Any, ...]] = {"format": ({"type": "text"},), "verbosity": ("medium",)}
+_LACKING_REASONING: dict[str, tuple[Any, ...]] = {"effort": ("none",), "summary": (), "generate_summary": ()}
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+#: Types of parts: what was asked, and what an earlier response answered.
+_PARTS = ("input_text", "output_text")
+_ITEM = frozenset({"type", "role", "content", "id", "status", "phase"})
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A checked body: `submit`'s arguments, and whether the answer is to be waited for."""
+
+    fields: dict[str, Any]
+    background: bool
+
+
+def read_response(body: Mapping[str, Any]) -> Asked:
+    """Raises ApiError naming the parameter."""
+    given = check_names(body, _KNOWN, _LACKING)
+    _check_nested(given, "text", _LACKING_TEXT)
+    _check_nested(given, "reasoning", _LACKING_REASONING)
+    background = _flag(given, "background")
+    # Results are kept for their time to live in any case; whoever says false loses nothing.
+    _flag(given, "store")
+    if "max_output_tokens" in given:
+        given["max_tokens"] = given["max_output_tokens"]
+    fields = common_fields(given)
+    messages = _messages(given.get("input"))
+    marks = [BACKGROUND] if background else []
+    if "instructions" in given:
+        if not isinstance(given["instructions"], str):
+            raise invalid("instructions must be a string", param="instructions")
+        messages.insert(0, {"role": "system", "content": given["instructions"]})
+        marks.append(INSTRUCTIONS)
+    return Asked({**fields, "messages": messages, "metadata": _metadata(fields["metadata"], marks)}, background)
+
+
+def _messages(given: object) -> list[dict[str, str]]:
+    if isinstance(given, str):
+        given = [{"role": "user", "content": given}]
+    if not isinstance(given, list) or not given:
+        raise invalid("input must be a string or an array of messages, not empty", param="input")
+    messages = [_message(item, f"input[{i}]") for i, item in enumerate(given)]
+    if not any(message["content"] for message in messages):
+        raise invalid("input has no text", param="input")
+    return messages
+
+
+def _message(item: object, where: str) -> dict[str, str]:
+    if not isinstance(item, dict):
+        raise invalid(f"{where} must be a message: an object with role and content", param=where)
+    if item.get("type", "message") != "message":
+        raise invalid(
+            f"{where}.type: only items of type 'message' are supported", param=f"{where}.type",
+            code="unsupported_parameter",
+        )  # fmt: skip
+    role = item.get("role")
+    if not isinstance(role, str) or role not in _ROLES:
+        raise invalid(f"{where}.role must be one of {', '.join(_ROLES)}", param=f"{where}.role")
+    given = _named(where, item, _ITEM, {})
+    return {"role": _ROLES[role], "content": read_text(given.get("content"), f"{where}.content", _PARTS)}
+
+
+def _metadata(metadata: object, marks: list[str]) -> Any:
+    """`submit` checks the caller's own pairs."""
+    if not isinstance(metadata, dict | None):
+        return metadata
+    if metadata and MARK in metadata:
+        raise invalid(f"metadata: the key {MARK} is the gateway's own", param="metadata")
+    if metadata and marks and len(metadata) >= MAX_METADATA_PAIRS:
+        raise invalid(
+            f"metadata takes at most {MAX_METADATA_PAIRS - 1} pairs with {' or '.join(marks)}, not {len(metadata)}",
+            param="metadata",
+        )
+    return {**(metadata or {}), MARK: " ".join(marks)} if marks else metadata
+
+
+def _flag(given: Mapping[str, Any], name: str) -> bool:
+    value = given.get(name, False)
+    if not isinstance(value, bool):
+        raise invalid(f"{name} must be true or false", param=name)
+    return value
+
+
+def _check_nested(given: Mapping[str, Any], name: str, lacking: Mapping[str, tuple[Any, ...]]) -> None:
+    value = given.get(name, {})
+    if not isinstance(value, dict):
+        raise invalid(f"{name} must be an object", param=name)
+    _named(name, value, frozenset(), lacking)
+
+
+def _named(
+    where: str, given: Mapping[str, Any], known: frozenset[str], lacking: Mapping[str, tuple[Any, ...]]
+) -> dict[str, Any]:
+    try:
+        return check_names(given, known, lacking)
+    except ApiError as e:
+        raise invalid(f"{where}: {e.message}", param=f"{where}.{e.param}", code=e.code or "invalid_request") from None
