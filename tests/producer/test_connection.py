@@ -192,3 +192,21 @@ def test_many_calls_at_once_share_few_connections(redis_url: str, raw: redis.Red
 
     with FakeWorker(redis_url):
         asyncio.run(run())
+
+
+def test_a_cancelled_call_is_over_whenever_it_was_cancelled(redis_url: str) -> None:
+    """redis-py writes through wait_for, which in Python 3.11 swallows a cancellation that comes as the write is done."""
+
+    async def run() -> None:
+        async with AsyncClient(redis_url) as client:
+            await client.models()
+            for steps in [*range(12)] * 10:
+                task = asyncio.create_task(client.models())
+                for _ in range(steps):
+                    await asyncio.sleep(0)
+                if not task.done():
+                    task.cancel()
+                    with pytest.raises(asyncio.CancelledError):
+                        await task
+
+    asyncio.run(run())
