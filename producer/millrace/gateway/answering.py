@@ -13,16 +13,15 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from millrace import AsyncClient, AsyncJob, Finished, Result, Tokens, Usage
+from millrace import AsyncJob, Finished, Result, Tokens, Usage
 from millrace.async_job import raise_unless_completed
-from millrace_schemas import MillraceError, ResultTimeout
+from millrace_schemas import MillraceError
 from millrace_schemas.job import time_of_job
 
 from .errors import JSONResponse
 from .params import rename
-from .settings import GatewaySettings
 from .sse import EventResponse, event
-from .waiting import ClientLeft, cancel_quietly, unless_left
+from .waiting import cancel_quietly, result_of, submit
 
 Choice = dict[str, Any]
 
@@ -61,10 +60,10 @@ async def answer(request: Request, question: Question, shape: Shape) -> Response
     names = {**shape.names, **(question.names or {})}
     if question.fields["stream"]:
         return await _stream(request, question, shape, names)
-    job = await _submit(request, question, names)
+    job = await submit(request, question.fields, question.idempotency_key, names)
     headers = {"x-request-id": job.id}
     try:
-        result = await _result(request, job, keep=question.idempotency_key is not None)
+        result = await result_of(request, job, keep=question.idempotency_key is not None)
     except MillraceError as e:
         error = rename(e, names)
         error.headers |= headers
@@ -75,7 +74,7 @@ async def answer(request: Request, question: Question, shape: Shape) -> Response
 async def _stream(request: Request, question: Question, shape: Shape, names: Mapping[str, str]) -> Response:
     slot = request.app.state.slots.take()
     try:
-        job = await _submit(request, question, names)
+        job = await submit(request, question.fields, question.idempotency_key, names)
     except BaseException:
         slot.give_back()
         raise
@@ -86,24 +85,6 @@ async def _stream(request: Request, question: Question, shape: Shape, names: Map
         headers={"x-request-id": job.id},
         on_leave=None if question.idempotency_key else lambda: cancel_quietly(job),
     )
-
-
-async def _submit(request: Request, question: Question, names: Mapping[str, str]) -> AsyncJob:
-    client: AsyncClient = request.app.state.client
-    try:
-        return await client.submit(**question.fields, idempotency_key=question.idempotency_key)
-    except MillraceError as e:
-        raise rename(e, names) from e
-
-
-async def _result(request: Request, job: AsyncJob, *, keep: bool) -> Result:
-    settings: GatewaySettings = request.app.state.settings
-    try:
-        return await unless_left(request, job.result(settings.answer_timeout))
-    except (ClientLeft, ResultTimeout):
-        if not keep:
-            await cancel_quietly(job)
-        raise
 
 
 def usage_of(usage: Usage) -> dict[str, Any]:

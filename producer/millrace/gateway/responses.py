@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from millrace import AsyncClient, AsyncJob, JobNotFound, MillraceError, Result, ResultTimeout
+from millrace import AsyncClient, JobNotFound, MillraceError, ResultTimeout
 from millrace_schemas import TERMINAL, JobState
 
 from .body import idempotency_key, read_object
@@ -21,9 +21,8 @@ from .params import rename
 from .responses_body import NAMES, Asked, read_response
 from .responses_events import Narration
 from .responses_object import Answer, job_of, no_response
-from .settings import GatewaySettings
 from .sse import EventResponse
-from .waiting import ClientLeft, cancel_quietly, unless_left
+from .waiting import cancel_quietly, result_of, submit, unless_left
 
 #: Seconds that a worker has to end a job before POST .../cancel answers with what there is by then.
 _CANCEL_WAIT = 2.0
@@ -36,12 +35,12 @@ async def create(request: Request) -> Response:
     if asked.fields["stream"]:
         return await _create_stream(request, asked, key)
     client: AsyncClient = request.app.state.client
-    job = await _submit(client, asked, key)
+    job = await submit(request, asked.fields, key, NAMES)
     headers = {"x-request-id": job.id}
     if asked.background:
         return JSONResponse(await _described(client, job.id), headers=headers)
     try:
-        result = await _result(request, job, keep=key is not None)
+        result = await result_of(request, job, keep=key is not None)
     except MillraceError as e:
         error = rename(e, NAMES)
         error.headers |= headers
@@ -105,7 +104,7 @@ async def _create_stream(request: Request, asked: Asked, key: str | None) -> Res
     client: AsyncClient = request.app.state.client
     slot = request.app.state.slots.take()
     try:
-        job = await _submit(client, asked, key)
+        job = await submit(request, asked.fields, key, NAMES)
         answer = Answer(job.id, await client.request(job.id))
         if not answer.request.stream:
             raise invalid("the first request with this Idempotency-Key had no stream: true", param="stream")
@@ -121,24 +120,6 @@ async def _create_stream(request: Request, asked: Asked, key: str | None) -> Res
         on_leave=None if asked.background or key else lambda: cancel_quietly(job),
         on_error=narration.error_event,
     )
-
-
-async def _submit(client: AsyncClient, asked: Asked, key: str | None) -> AsyncJob:
-    try:
-        return await client.submit(**asked.fields, idempotency_key=key)
-    except MillraceError as e:
-        raise rename(e, NAMES) from e
-
-
-async def _result(request: Request, job: AsyncJob, *, keep: bool) -> Result:
-    """Raises the job's error. A job that nobody else can ask for ends when its client leaves."""
-    settings: GatewaySettings = request.app.state.settings
-    try:
-        return await unless_left(request, job.result(settings.answer_timeout))
-    except (ClientLeft, ResultTimeout):
-        if not keep:
-            await cancel_quietly(job)
-        raise
 
 
 async def _described(client: AsyncClient, job_id: str) -> dict[str, Any]:

@@ -1,19 +1,21 @@
-"""Work that stops when the client leaves."""
+"""Jobs for a request, and work that stops when its client leaves."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import Any, TypeVar
 
 from starlette.requests import Request
 
-from millrace import AsyncJob
-from millrace_schemas import MillraceError
+from millrace import AsyncClient, AsyncJob, Result
+from millrace_schemas import MillraceError, ResultTimeout
 from millrace_schemas.aio import end_tasks
 
 from .errors import ApiError
+from .params import rename
+from .settings import GatewaySettings
 from .sse import wait_for_leave
 
 R = TypeVar("R")
@@ -49,3 +51,28 @@ async def cancel_quietly(job: AsyncJob) -> None:
         await job.cancel()
     except MillraceError as e:
         _log.warning("%s, which nobody waits for, could not be cancelled: %s", job.id, e)
+
+
+async def submit(
+    request: Request, fields: Mapping[str, Any], idempotency_key: str | None, names: Mapping[str, str]
+) -> AsyncJob:
+    """Submits a job of these arguments; errors speak of the body's `names`."""
+    client: AsyncClient = request.app.state.client
+    try:
+        return await client.submit(**fields, idempotency_key=idempotency_key)
+    except MillraceError as e:
+        raise rename(e, names) from e
+
+
+async def result_of(request: Request, job: AsyncJob, *, keep: bool) -> Result:
+    """The job's result. Unless it is to be kept, a job that nobody else can ask for ends when its client leaves.
+
+    Raises the job's error.
+    """
+    settings: GatewaySettings = request.app.state.settings
+    try:
+        return await unless_left(request, job.result(settings.answer_timeout))
+    except (ClientLeft, ResultTimeout):
+        if not keep:
+            await cancel_quietly(job)
+        raise
