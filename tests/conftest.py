@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +10,9 @@ import redis
 
 from millrace.embedded import EmbeddedRedis
 from servers import ACCESS_KEY, SECRET_KEY, S3Server
+
+# What a shell starts in the background ignores SIGINT, and so would every process that the tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

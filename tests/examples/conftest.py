@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
+from types import ModuleType
 
 import httpx2
 import pytest
@@ -20,26 +22,36 @@ def example_environ(redis_server: EmbeddedRedis) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session")
+#: Django's settings cannot be made twice in a process.
+load_once = functools.cache(load)
+
+
+def forget_client(module: ModuleType) -> None:
+    """Other tests count connections and threads: none may stay behind."""
+    module.get_client().close()
+    module.get_client.cache_clear()
+
+
+@pytest.fixture(scope="module")
 def fastapi_url(example_environ: None) -> Iterator[str]:
     with asgi(load("fastapi_backend").app) as url:
         yield url
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def flask_url(example_environ: None) -> Iterator[str]:
-    module = load("flask_backend")
+    module = load_once("flask_backend")
     with wsgi(module.app) as url:
         yield url
-    module.get_client().close()
+    forget_client(module)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def django_url(example_environ: None) -> Iterator[str]:
-    module = load("django_backend")
+    module = load_once("django_backend")
     with wsgi(module.application) as url:
         yield url
-    module.get_client().close()
+    forget_client(module)
 
 
 @pytest.fixture(params=["fastapi", "flask", "django"])

@@ -195,7 +195,7 @@ def test_many_calls_at_once_share_few_connections(redis_url: str, raw: redis.Red
 
 
 def test_a_cancelled_call_is_over_whenever_it_was_cancelled(redis_url: str) -> None:
-    """redis-py writes through wait_for, which in Python 3.11 swallows a cancellation that comes as the write is done."""
+    """redis-py writes through wait_for, which in Python 3.11 swallows a cancellation as the write is done."""
 
     async def run() -> None:
         async with AsyncClient(redis_url) as client:
