@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
 
 import msgspec
@@ -41,11 +40,15 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
 async def read_overview(client: AsyncClient) -> Overview:
     """Raises QueueUnavailable."""
     models = await client.models()
-    queues = await asyncio.gather(*(client.queue_stats(model.name) for model in models))
-    # The streams of the dead hold raw data, which may be long.
-    ill = [queue.model for queue in queues if queue.dead]
-    found = await asyncio.gather(*(client.dead(model, count=_DEAD) for model in ill))
-    dead = [_dead_job(model, entry) for model, entries in zip(ill, found, strict=True) for entry in entries]
+    # One after the other: a gateway's streams hold most of the client's connections.
+    queues = [await client.queue_stats(model.name) for model in models]
+    # The streams of the dead hold raw data, which may be long; they are read only where there is something.
+    dead = [
+        _dead_job(queue.model, entry)
+        for queue in queues
+        if queue.dead
+        for entry in await client.dead(queue.model, count=_DEAD)
+    ]
     dead.sort(key=lambda job: job.at, reverse=True)
     return Overview(models=models, queues=queues, dead=dead[:_DEAD])
 
