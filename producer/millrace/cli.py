@@ -11,7 +11,7 @@ from rich.table import Table
 
 from millrace_schemas import TERMINAL, MillraceError
 
-from . import cli_gateway, cli_queue, cli_submit, up
+from . import cli_gateway, cli_queue, cli_submit, cli_top, up
 from .cli_output import AsJson, RedisUrl, connect, print_json, print_table
 from .errors import WorkerDied
 from .extra_commands import CommandGroup
@@ -23,6 +23,7 @@ app = typer.Typer(
 app.command("submit")(cli_submit.submit)
 app.command("gateway")(cli_gateway.gateway)
 app.command("up")(up.up)
+app.command("top")(cli_top.top)
 app.add_typer(cli_queue.app, name="queue")
 
 

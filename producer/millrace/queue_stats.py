@@ -23,6 +23,8 @@ class LaneStats(msgspec.Struct, frozen=True, kw_only=True):
 
 class QueueStats(msgspec.Struct, frozen=True, kw_only=True):
     model: str
+    #: When this was read, Unix seconds of Redis: what the times of workers and entries are to be compared with.
+    at: float
     lanes: dict[Lane, LaneStats]
     #: Jobs that wait for a retry's back-off.
     delayed: int
@@ -57,7 +59,8 @@ class QueueReader:
         lanes = {lane: await self._lane(key, now) for lane, key in self._keys.lanes.items()}
         delayed = await self._connection.call(lambda redis: redis.zcard(self._keys.delayed))
         dead = await self._connection.call(lambda redis: redis.xlen(self._keys.dead))
-        return QueueStats(model=self._model, lanes=lanes, delayed=delayed, dead=dead, workers=await self.workers())
+        workers = await self.workers()
+        return QueueStats(model=self._model, at=now, lanes=lanes, delayed=delayed, dead=dead, workers=workers)
 
     async def workers(self) -> list[WorkerInfo]:
         """Workers of the queue whose heartbeat has not run out, by name."""

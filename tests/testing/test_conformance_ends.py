@@ -109,6 +109,7 @@ def test_queue_stats(site: Site, client: Client) -> None:
     jobs = [client.submit("a"), client.submit("b"), client.submit("c", lane="batch")]
     stats = client.queue_stats()
     assert (stats.model, stats.delayed, stats.dead) == ("demo", 0, 0)
+    assert abs(stats.at - time.time()) < 60
     assert [(lane, s.waiting, s.in_flight) for lane, s in stats.lanes.items()] == [
         ("interactive", 2, 0),
         ("batch", 1, 0),

@@ -9,7 +9,7 @@ from starlette.routing import Route
 from millrace import AsyncClient
 from millrace_schemas import MillraceError
 
-from . import chat, completions, health, jobs, metrics, models, responses
+from . import chat, completions, health, jobs, metrics, models, page, responses
 from .errors import ApiError, answer_error
 from .hosts import CheckHost
 from .metrics import CountRequests, RequestCounts
@@ -25,6 +25,7 @@ ROUTES: list[Route] = [
     *jobs.ROUTES,
     *health.ROUTES,
     *metrics.ROUTES,
+    *page.ROUTES,
 ]
 
 

@@ -154,6 +154,7 @@ class MemoryQueue:
         jobs = self._store.living(self._model)
         return QueueStats(
             model=self._model,
+            at=self._store.now(),
             lanes={lane: self._lane([job for job in jobs if job.request.lane is lane]) for lane in Lane},
             delayed=0,
             dead=len(self._dead()),

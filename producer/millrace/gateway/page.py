@@ -1,0 +1,90 @@
+"""The status page at /, what it loads, and the numbers that it asks for. It is whole without its script."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+
+from millrace import AsyncClient
+from millrace.overview import Overview, read_overview
+from millrace.overview_rows import rows_of
+from millrace_schemas import MillraceError
+
+from .errors import ApiError, JSONResponse, as_api_error, unavailable
+from .page_html import render
+
+#: Seconds that a page waits for Redis.
+_PATIENCE = 5.0
+
+_STATIC = Path(__file__).parent / "static"
+_ASSETS = {
+    "page.css": (_STATIC.joinpath("page.css").read_bytes(), "text/css"),
+    "page.js": (_STATIC.joinpath("page.js").read_bytes(), "text/javascript"),
+}
+#: Nothing from elsewhere, nothing inline, no HTML made by the script, and no frame of another site around it.
+_POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "connect-src 'self'",
+        "img-src data:",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+        "require-trusted-types-for 'script'",
+    )
+)
+_HEADERS = {
+    "content-security-policy": _POLICY,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
+
+
+async def page(request: Request) -> Response:
+    """The page as things are now; without Redis a 503 that says so, whose script goes on asking."""
+    headers = {**_HEADERS, "cache-control": "no-store"}
+    try:
+        overview = await _read(request)
+    except ApiError as e:
+        nothing = Overview(models=[], queues=[], dead=[])
+        return HTMLResponse(render(nothing, e.message), e.status, {**headers, **e.headers})
+    return HTMLResponse(render(overview), headers=headers)
+
+
+async def status(request: Request) -> Response:
+    """The overview, and its tables as the page shows them. Raises ApiError."""
+    overview = await _read(request)
+    body: dict[str, Any] = {**msgspec.structs.asdict(overview), "rows": rows_of(overview)}
+    return JSONResponse(body, headers={"cache-control": "no-store"})
+
+
+async def asset(request: Request) -> Response:
+    """The page's script or style."""
+    found = _ASSETS.get(request.path_params["name"])
+    if found is None:
+        raise HTTPException(404)
+    content, kind = found
+    return Response(content, headers={**_HEADERS, "cache-control": "no-cache"}, media_type=kind)
+
+
+async def _read(request: Request) -> Overview:
+    client: AsyncClient = request.app.state.client
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            return await read_overview(client)
+    except TimeoutError:
+        raise unavailable(f"Redis did not answer within {_PATIENCE:g} s", "queue_unavailable") from None
+    except MillraceError as e:
+        raise as_api_error(e) from e
+
+
+ROUTES = [Route("/", page), Route("/status.json", status), Route("/page/{name}", asset)]

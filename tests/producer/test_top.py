@@ -1,0 +1,220 @@
+"""`millrace top`: printed once, as lines of JSON, and live in a terminal of 80 columns."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+import pty
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import redis
+
+from fake_worker import FakeWorker, register
+from millrace import AsyncClient, Client, WorkerInfo
+from millrace.embedded import EmbeddedRedis, free_port
+from millrace.overview import Overview, Throughput, read_overview
+from millrace.overview_rows import age, printable
+from millrace_schemas import QueueKeys, encode, queue_of
+
+_ROOT = Path(__file__).resolve().parents[2]
+_PATHS = os.pathsep.join(str(_ROOT / part) for part in ("schemas", "producer"))
+_LONG = "Qwen/Qwen3-0.6B-Instruct-2507-with-a-name-that-goes-on"
+_HIDE, _SHOW = b"\x1b[?1049h", b"\x1b[?1049l"
+
+
+def environment(columns: int = 80) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": _PATHS, "COLUMNS": str(columns), "TERM": "xterm"}
+
+
+def top(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "millrace", "top", "--redis-url", url, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment())
+
+
+def info(name: str = "w-1", model: str = "demo", **numbers: float | str) -> WorkerInfo:
+    given = {"host": "h", "pid": 1, "device": "cpu", "started_at": 1.0, "beat_at": 100.0, **numbers}
+    return WorkerInfo(name=name, model=model, **given)
+
+
+def beat(raw: redis.Redis, worker: WorkerInfo) -> None:
+    keys = QueueKeys(queue_of(worker.model))
+    raw.set(keys.worker(worker.name), encode(worker))
+    raw.zadd(keys.workers, {worker.name: 1.0})
+
+
+@contextmanager
+def in_terminal(url: str, *arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """The command in a terminal of 80 columns, and that terminal's other end."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    command = [sys.executable, "-m", "millrace", "top", "--redis-url", url, *arguments]
+    process = subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment(), start_new_session=True
+    )
+    os.close(theirs)
+    try:
+        yield process, ours
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        os.close(ours)
+
+
+def read_until(terminal: int, wanted: bytes) -> bytes:
+    seen = b""
+    limit = time.monotonic() + 30
+    while wanted not in seen:
+        assert time.monotonic() < limit, seen
+        if select.select([terminal], [], [], 1)[0]:
+            try:
+                seen += os.read(terminal, 65536)
+            except OSError:
+                # The other end is closed.
+                assert wanted in seen, seen
+    return seen
+
+
+def test_once_fits_80_columns(redis_url: str, raw: redis.Redis) -> None:
+    register(redis_url, _LONG)
+    numbers = {"running": 256, "waiting": 1024, "kv_usage": 0.97, "finished": 1234567, "output_tokens": 1234567890}
+    beat(raw, info("gpu-host-0.example-12345-abcdef", _LONG, device="NVIDIA H200", beat_at=time.time(), **numbers))
+    reason = "killed \x1b[31m3 [red]workers[/red] " + "and on " * 20
+    raw.xadd(QueueKeys(queue_of(_LONG)).dead, {"code": "too_many_attempts", "reason": reason, "attempts": 3})
+    with Client(redis_url, _LONG) as client:
+        client.submit_many([{"prompt": "a", "lane": "batch"}] * 1200)
+    done = top(redis_url, "--once")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "1 worker" in lines
+    for cell in ("1,200", "256", "1,024", "97%", "1,234,567", "1,234,567,890", "too_many_attempts", "[red]"):
+        assert cell in done.stdout, cell
+    assert "…" not in done.stdout
+    assert "\x1b" not in done.stdout
+    # A name goes on in further lines, whole.
+    column = "".join(line.split(" ", 1)[0] for line in lines[lines.index("1 worker") + 1 :])
+    assert "gpu-host-0.example-12345-abcdef" in column
+
+
+def test_json_once(redis_url: str) -> None:
+    with FakeWorker(redis_url), Client(redis_url) as client:
+        client.submit("hello").result(timeout=20)
+        limit = time.monotonic() + 20
+        while not client.queue_stats().workers:
+            assert time.monotonic() < limit
+        done = top(redis_url, "--once", "--json")
+    assert (done.returncode, done.stderr, done.stdout.count("\n")) == (0, "", 1)
+    found = json.loads(done.stdout)
+    assert [w["name"] for w in found["queues"][0]["workers"]] == ["fake"]
+    assert (found["models"][0]["name"], found["dead"]) == ("demo", [])
+
+
+def test_json_goes_on_until_a_signal(redis_url: str, client: Client) -> None:
+    command = [sys.executable, "-m", "millrace", "top", "--redis-url", redis_url, "--json", "--interval", "0.2"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()) as process:
+        assert process.stdout is not None
+        waiting = []
+        for line in process.stdout:
+            waiting.append(json.loads(line)["queues"][0]["lanes"]["interactive"]["waiting"])
+            if len(waiting) == 1:
+                client.submit("a")
+            if waiting[-1]:
+                break
+        assert waiting[0] == 0
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+    assert (process.returncode, errors) == (0, b"")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_live_until_a_signal(redis_url: str, client: Client, raw: redis.Redis, number: int) -> None:
+    now = time.time()
+    beat(raw, info("w-1", output_tokens=1000, beat_at=now))
+    with in_terminal(redis_url, "--interval", "0.2") as (process, terminal):
+        assert _HIDE in read_until(terminal, b"w-1")
+        beat(raw, info("w-1", output_tokens=5321, beat_at=now + 10))
+        read_until(terminal, b"432 output tokens/s")
+        process.send_signal(number)
+        seen = read_until(terminal, _SHOW)
+        assert process.wait(20) == (0 if number == signal.SIGINT else 128 + number)
+    assert b"Traceback" not in seen
+
+
+def test_live_through_an_outage(client: Client) -> None:
+    with EmbeddedRedis() as server:
+        register(server.url)
+        with in_terminal(server.url, "--interval", "0.2") as (process, terminal):
+            read_until(terminal, b"demo")
+            server.stop()
+            read_until(terminal, b"not up to date")
+            assert process.poll() is None
+            process.send_signal(signal.SIGINT)
+            read_until(terminal, _SHOW)
+            assert process.wait(20) == 0
+
+
+def test_no_redis_and_no_model(redis_url: str) -> None:
+    assert "no model is registered" in top(redis_url).stdout
+    done = top(f"redis://127.0.0.1:{free_port()}/0")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert "Redis" in done.stderr
+
+
+def test_throughput_is_that_between_heartbeats() -> None:
+    known = Throughput()
+    first = info(output_tokens=100, beat_at=100.0)
+    known.update([first, info("w-2", "other", output_tokens=5)])
+    assert known.of(first) is None
+    second = info(output_tokens=300, beat_at=104.0)
+    known.update([second])
+    assert known.of(second) == 50.0
+    # No new heartbeat: the rate stays.
+    known.update([second])
+    assert known.of(second) == 50.0
+    # Started again under its name.
+    known.update([info(output_tokens=10, beat_at=110.0)])
+    assert known.of(second) is None
+    known.update([])
+    assert known.of(second) is None
+    assert known.of(info("w-2", "other")) is None
+
+
+def test_an_overview_is_of_all_queues(redis_url: str, raw: redis.Redis) -> None:
+    async def read() -> Overview:
+        async with AsyncClient(redis_url) as client:
+            return await read_overview(client)
+
+    assert asyncio.run(read()) == Overview(models=[], queues=[], dead=[])
+    for model in ("b", "a"):
+        register(redis_url, model)
+        for n in range(8):
+            raw.xadd(QueueKeys(model).dead, {"code": "undecodable", "reason": f"{model}{n}"})
+    found = asyncio.run(read())
+    assert [m.name for m in found.models] == [q.model for q in found.queues] == ["a", "b"]
+    # The newest ten, whatever the queue.
+    assert [d.reason for d in found.dead] == [f"a{n}" for n in range(7, -1, -1)] + ["b7", "b6"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(None, "-"), (-3.0, "0 s"), (59.0, "59 s"), (90.0, "1.5 min"), (5400.0, "1.5 h"), (129600.0, "1.5 d")],
+)
+def test_ages(seconds: float | None, words: str) -> None:
+    assert age(seconds) == words
+
+
+def test_what_steers_a_terminal_is_replaced() -> None:
+    assert printable("a\x1b[2J\u202eb\x07\n c ü 漢") == "a\ufffd[2J\ufffdb\ufffd c ü 漢"
