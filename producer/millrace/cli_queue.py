@@ -6,8 +6,10 @@ from typing import Annotated
 
 import typer
 from rich.table import Column, Table
+from rich.text import Text
 
 from .cli_output import AsJson, RedisUrl, connect, print_json, print_table
+from .overview_rows import printable
 from .queue_stats import QueueStats
 
 app = typer.Typer(no_args_is_help=True, help="Look into a model's queue.")
@@ -42,7 +44,9 @@ def dead(
         return
     table = Table("entry", "job", "code", "attempts", "reason")
     for entry in entries:
-        table.add_row(entry.id, entry.job or "-", entry.code, str(entry.attempts), entry.reason)
+        # Whatever stands in the stream, also what nobody could read: it must not steer the terminal.
+        cells = (entry.id, entry.job or "-", entry.code, str(entry.attempts), entry.reason)
+        table.add_row(*(Text(printable(cell)) for cell in cells))
     print_table(table)
 
 
@@ -88,7 +92,7 @@ def _print_stats(found: QueueStats) -> None:
     )
     for worker in found.workers:
         workers.add_row(
-            worker.name, worker.device, str(worker.leased), str(worker.running), str(worker.waiting),
-            f"{worker.kv_usage:.0%}", str(worker.finished),
+            Text(printable(worker.name)), Text(printable(worker.device)), str(worker.leased), str(worker.running),
+            str(worker.waiting), f"{worker.kv_usage:.0%}", str(worker.finished),
         )  # fmt: skip
     print_table(workers)

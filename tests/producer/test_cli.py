@@ -168,6 +168,15 @@ def test_the_dead(client: Client, run: Run, raw: redis.Redis, keys: QueueKeys) -
     assert not raw.exists(keys.dead)
 
 
+def test_what_the_dead_say_does_not_steer_the_terminal(
+    client: Client, run: Run, raw: redis.Redis, keys: QueueKeys
+) -> None:
+    raw.xadd(keys.dead, {"code": "undecodable", "reason": "\x1b[2J[bold]loud[/bold]"})
+    out = run("queue", "dead").out
+    assert "\x1b" not in out
+    assert "[bold]" in out
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
