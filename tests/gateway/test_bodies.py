@@ -111,7 +111,7 @@ def test_a_client_that_leaves_in_its_request(gateway: GatewayServer, http: httpx
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
     [
-        ("GET", "/", 404, "unknown_url"),
+        ("GET", "/v2", 404, "unknown_url"),
         ("GET", "/v1/chat", 404, "unknown_url"),
         ("POST", "/v1/embeddings", 404, "unknown_url"),
         ("GET", "/v1/jobs/", 404, "unknown_url"),
