@@ -37,7 +37,7 @@ from millrace_schemas import (
 from .async_client import AsyncClient
 from .async_job import AsyncJob
 from .client import Client, Events, Job
-from .errors import ClientClosed, PartlySubmitted, ResultUnavailable
+from .errors import ClientClosed, PartlySubmitted, ResultUnavailable, TooManyJobs
 from .event_stream import EventStream
 from .queue_stats import DeadEntry, LaneStats, QueueStats
 
@@ -82,6 +82,7 @@ __all__ = [
     "Started",
     "Timings",
     "Tokens",
+    "TooManyJobs",
     "UnknownModel",
     "Usage",
     "WorkerInfo",

@@ -24,10 +24,10 @@ from millrace_schemas import (
 )
 
 from .async_job import AsyncJob, raise_unless_completed
-from .backend import Backend, QueueView
+from .backend import Backend, QueueView, Refusal
 from .config import DEFAULT_REDIS_URL
 from .connection import Connection
-from .errors import PartlySubmitted
+from .errors import PartlySubmitted, TooManyJobs
 from .event_stream import START, EventStream
 from .queue_stats import DeadEntry, QueueStats
 from .redis_backend import RedisBackend
@@ -83,21 +83,23 @@ class AsyncClient:
         deadline: Deadline | None = None,
         stream: bool = False,
         metadata: Mapping[str, str] | None = None,
+        webhook: str | None = None,
         idempotency_key: str | None = None,
     ) -> AsyncJob:
         """Queues one job and returns its handle.
 
         Give a prompt, a prompt with system, messages or prompt_token_ids. `result_to` is "redis" or
         "s3://bucket/prefix". `deadline` is a datetime with a time zone, a timedelta from now, or Unix seconds; a job
-        that has not ended by then expires. With `stream`, tokens can be read from `events()`. Submitting again under an
-        `idempotency_key` within a day makes nothing and returns the first job, whatever the other arguments say.
+        that has not ended by then expires. With `stream`, tokens can be read from `events()`. `webhook` is a URL that a
+        gateway calls when the job has ended. Submitting again under an `idempotency_key` within a day makes nothing
+        and returns the first job, whatever the other arguments say.
 
-        Raises InvalidRequest naming the field, UnknownModel naming the registered ones, QueueUnavailable.
+        Raises InvalidRequest naming the field, UnknownModel naming the registered ones, TooManyJobs, QueueUnavailable.
         """
         fields = {
             "prompt": prompt, "system": system, "messages": messages, "prompt_token_ids": prompt_token_ids,
             "model": model, "sampling": sampling, "lane": lane, "result_to": result_to, "deadline": deadline,
-            "stream": stream, "metadata": metadata, "idempotency_key": idempotency_key,
+            "stream": stream, "metadata": metadata, "webhook": webhook, "idempotency_key": idempotency_key,
         }  # fmt: skip
         submission = await self._prepare(fields)
         (job_id,) = await self._enqueue([submission])
@@ -236,7 +238,9 @@ class AsyncClient:
         """The ids of the jobs, in order: new ones, or those first made under the same idempotency keys."""
         ids: list[str] = []
         for submission, job_id in zip(submissions, await self._backend.enqueue(submissions), strict=True):
-            if job_id is None:
+            if job_id is Refusal.TOO_MANY_JOBS:
+                raise TooManyJobs(submission.request.tenant, submission.max_unfinished)
+            if job_id is Refusal.UNKNOWN_MODEL:
                 self._registry.forget(submission.request.model)
                 raise await self._registry.unknown(submission.request.model)
             ids.append(job_id)

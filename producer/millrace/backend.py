@@ -7,6 +7,7 @@ millrace.testing has the other.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import Enum, auto
 from typing import Protocol
 
 from millrace_schemas import Event, JobRecord, JobState, ModelInfo, Request, Result
@@ -18,6 +19,13 @@ from .submission import Submission
 JOB_TTL = 7 * 86_400
 #: Seconds in which an idempotency key names its job.
 IDEMPOTENCY_TTL = 86_400
+
+
+class Refusal(Enum):
+    """Why no job was made."""
+
+    UNKNOWN_MODEL = auto()
+    TOO_MANY_JOBS = auto()
 
 
 class ModelSource(Protocol):
@@ -77,8 +85,8 @@ class Backend(ModelSource, EventSource, Protocol):
         """The time that deadlines are measured with, Unix seconds."""
         ...
 
-    async def enqueue(self, submissions: Sequence[Submission]) -> list[str | None]:
-        """The ids of the jobs, in order: new ones, or those first made under the same keys; None: unknown model."""
+    async def enqueue(self, submissions: Sequence[Submission]) -> list[str | Refusal]:
+        """The ids of the jobs, in order: new ones, or those first made under the same keys."""
         ...
 
     async def record(self, job_id: str) -> JobRecord | None:

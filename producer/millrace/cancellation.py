@@ -37,7 +37,7 @@ async def cancel_job(connection: Connection, job_id: str) -> JobState:
         reply = await connection.script(
             "cancel",
             [keys.job(job_id), keys.result(job_id), keys.tokens(job_id), keys.events(job_id), keys.delayed,
-             keys.deadlines],
+             keys.deadlines, keys.webhooks, keys.unfinished_prefix],
             [job_id, attempts, encode(result), encode(Finished(result)), RESULT_TTL, keys.done(job_id), keys.control],
         )  # fmt: skip
         answer = reply.decode()

@@ -46,6 +46,7 @@ def submit(
     deadline: Annotated[float | None, typer.Option(metavar="SECONDS", help="From now; the job then expires.")] = None,
     metadata: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="May be repeated.")] = None,
     idempotency_key: Annotated[str | None, typer.Option(help="The same key makes one job.")] = None,
+    webhook: Annotated[str | None, typer.Option(metavar="URL", help="A gateway calls it at the job's end.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the answer and print it.")] = False,
     stream: Annotated[bool, typer.Option("--stream", help="Print the answer while it is made.")] = False,
     timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="Longest wait; the job goes on.")] = None,
@@ -72,6 +73,7 @@ def submit(
             stream=stream,
             metadata=_pairs(metadata or ()),
             idempotency_key=idempotency_key,
+            webhook=webhook,
         )
         if stream:
             _print_stream(job, as_json)

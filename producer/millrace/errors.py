@@ -3,6 +3,7 @@
 MillraceError
 ├── ResultUnavailable     the result is an object in S3 and cannot be fetched
 ├── ClientClosed          the client was closed, or belongs to another process
+├── TooManyJobs           the tenant has as many unfinished jobs as it may have
 ├── WorkerDied            the demo's worker ended before its work was done
 └── QueueUnavailable
     └── PartlySubmitted   submit_many broke off; it says which jobs are queued
@@ -21,6 +22,15 @@ class ResultUnavailable(MillraceError):
 
 class ClientClosed(MillraceError):
     """The client's connections are closed."""
+
+
+class TooManyJobs(MillraceError):
+    """No job was made: `tenant` may have `limit` unfinished jobs in a queue, and has them."""
+
+    def __init__(self, tenant: str, limit: int):
+        super().__init__(f"{tenant} has {limit:,} jobs under way, which is its limit; submit more when some have ended")
+        self.tenant = tenant
+        self.limit = limit
 
 
 class WorkerDied(MillraceError):

@@ -24,7 +24,7 @@ from millrace_schemas import (
 )
 
 from . import s3
-from .backend import IDEMPOTENCY_TTL, JOB_TTL
+from .backend import IDEMPOTENCY_TTL, JOB_TTL, Refusal
 from .cancellation import cancel_job
 from .connection import TRANSIENT, Connection
 from .queue_stats import QueueReader
@@ -37,6 +37,7 @@ _RECORD_FIELDS = ("state", "attempts", "created_at", "started_at", "finished_at"
 _MARGIN = 5.0
 _EVENTS = 64
 _RECONNECT_PAUSE = 0.1
+_REFUSALS = {b"unknown_model": Refusal.UNKNOWN_MODEL, b"too_many_jobs": Refusal.TOO_MANY_JOBS}
 
 
 class RedisBackend:
@@ -66,9 +67,9 @@ class RedisBackend:
         found = await self._connection.call(read)
         return [None if data is None else decode(data, ModelInfo) for data in found]
 
-    async def enqueue(self, submissions: Sequence[Submission]) -> list[str | None]:
+    async def enqueue(self, submissions: Sequence[Submission]) -> list[str | Refusal]:
         replies = await self._connection.script_many("enqueue", [_enqueue_call(s) for s in submissions])
-        return [None if reply[0] == b"unknown_model" else reply[1].decode() for reply in replies]
+        return [_REFUSALS.get(reply[0]) or reply[1].decode() for reply in replies]
 
     async def record(self, job_id: str) -> JobRecord | None:
         key = QueueKeys(queue_of_job(job_id)).job(job_id)
@@ -126,12 +127,24 @@ class RedisBackend:
 def _enqueue_call(submission: Submission) -> tuple[list[str], list[Any]]:
     request, keys = submission.request, QueueKeys(submission.queue)
     job = keys.job(submission.id)
-    idem = job if submission.idempotency_key is None else keys.idempotency(submission.idempotency_key)
+    idem = job if submission.idempotency_key is None else keys.idempotency(submission.idempotency_key, request.tenant)
     idem_ttl = 0 if submission.idempotency_key is None else IDEMPOTENCY_TTL
     deadline = "" if request.deadline is None else repr(request.deadline)
     return (
-        [job, keys.lanes[request.lane], idem, keys.model, keys.deadlines],
-        [submission.id, submission.data, request.lane, int(request.stream), deadline, JOB_TTL, idem_ttl, 1],
+        [job, keys.lanes[request.lane], idem, keys.model, keys.deadlines, keys.unfinished(request.tenant)],
+        [
+            submission.id,
+            submission.data,
+            request.lane,
+            int(request.stream),
+            deadline,
+            JOB_TTL,
+            idem_ttl,
+            1,
+            request.tenant,
+            request.webhook or "",
+            submission.max_unfinished,
+        ],
     )
 
 

@@ -30,7 +30,7 @@ from millrace_schemas.job import MAX_IDEMPOTENCY_KEY
 #: What `submit` takes besides the idempotency key.
 FIELDS = (
     "prompt", "system", "messages", "prompt_token_ids", "model", "sampling", "lane", "result_to", "deadline", "stream",
-    "metadata",
+    "metadata", "webhook",
 )  # fmt: skip
 
 MessageLike = Message | Mapping[str, str]
@@ -46,13 +46,15 @@ class Submission:
     request: Request
     data: bytes
     idempotency_key: str | None
+    #: Unfinished jobs that the request's tenant may have, this one included; 0: any number.
+    max_unfinished: int = 0
 
     @classmethod
-    def of(cls, request: Request, idempotency_key: str | None = None) -> Submission:
+    def of(cls, request: Request, idempotency_key: str | None = None, max_unfinished: int = 0) -> Submission:
         """Raises InvalidRequest on text that is not UTF-8, on too many bytes and on an unusable key."""
         _check_key(idempotency_key)
         queue = queue_of(request.model)
-        return cls(new_job_id(queue), queue, request, _encode(request), idempotency_key)
+        return cls(new_job_id(queue), queue, request, _encode(request), idempotency_key, max_unfinished)
 
 
 def build_request(fields: Mapping[str, Any], *, model: str, now: float) -> Request:

@@ -10,6 +10,7 @@ import msgspec
 
 from .errors import ErrorCode, InvalidRequest
 from .sampling import Sampling
+from .webhook import check_webhook
 
 #: Largest encoded Request that a queue takes, in bytes. Larger inputs belong in S3.
 MAX_JOB_BYTES = 4 * 1024 * 1024
@@ -19,8 +20,10 @@ MAX_METADATA_KEY = 64
 MAX_METADATA_VALUE = 512
 MAX_IDEMPOTENCY_KEY = 256
 MAX_MODEL_NAME = 200
+MAX_TENANT_NAME = 64
 
 _MODEL_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-/")
+_TENANT_CHARACTERS = _MODEL_CHARACTERS - {".", "/"}
 #: Crockford's base32, lower case: ids sort by time as text and survive URLs and shells.
 _BASE32 = "0123456789abcdefghjkmnpqrstvwxyz"
 
@@ -65,6 +68,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     #: Publish tokens while they are made, for `events()`.
     stream: bool = False
     metadata: dict[str, str] = {}
+    #: On whose behalf: tenants share neither ids, idempotency keys nor cached prefixes. "": the queue's own producers.
+    tenant: str = ""
+    #: URL that is told when the job has ended.
+    webhook: str | None = None
 
     def __post_init__(self) -> None:
         check_model_name(self.model)
@@ -84,6 +91,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         if self.deadline is not None and not 0 < self.deadline < 1e11:
             raise InvalidRequest(f"deadline is Unix time in seconds, not {self.deadline}", param="deadline")
         self._check_metadata()
+        check_tenant(self.tenant)
+        if self.webhook is not None:
+            check_webhook(self.webhook)
 
     def _check_token_ids(self, ids: tuple[int, ...]) -> None:
         if not ids:
@@ -142,6 +152,15 @@ def check_model_name(model: str) -> None:
             f"model names have 1 to {MAX_MODEL_NAME} characters of A-Z a-z 0-9 . _ - /, not {model[:80]!r}",
             param="model",
             code=ErrorCode.UNKNOWN_MODEL,
+        )
+
+
+def check_tenant(tenant: str) -> None:
+    """Raises InvalidRequest unless `tenant` is "" or a name: [A-Za-z0-9_-], at most 64 characters."""
+    if len(tenant) > MAX_TENANT_NAME or not _TENANT_CHARACTERS.issuperset(tenant):
+        raise InvalidRequest(
+            f"tenants have names of 1 to {MAX_TENANT_NAME} characters of A-Z a-z 0-9 _ -, not {tenant[:80]!r}",
+            param="tenant",
         )
 
 

@@ -8,13 +8,17 @@ All keys of a queue share the hash tag `{queue}`, so a script may touch several 
     millrace:{q}:delayed              zset     job id -> Unix time at which a script puts it back into its lane
     millrace:{q}:deadlines            zset     job id -> Unix time at which a script expires it
     millrace:{q}:job:<id>             hash     request (bytes), lane, state, attempts, created_at, started_at,
-                                               finished_at, owner, entry, cancel_requested, deadline, progress
+                                               finished_at, owner, entry, cancel_requested, deadline, progress,
+                                               tenant, webhook
     millrace:{q}:tokens:<id>          string   checkpoint: the tokens so far, 4 bytes little-endian each
     millrace:{q}:events:<id>          stream   {e: event bytes} of a job with stream = true
     millrace:{q}:result:<id>          string   Result bytes, written once
     millrace:{q}:done:<id>            channel  published when the job becomes terminal
     millrace:{q}:control              channel  "cancel <id>" and "reclaim" to the queue's workers
     millrace:{q}:idem:<key>           string   job id made under this idempotency key
+    millrace:{q}:idem@<tenant>:<key>  string   likewise, of a tenant
+    millrace:{q}:unfinished:<tenant>  zset     id of a tenant's job without an end -> Unix time at which it was made
+    millrace:{q}:webhooks             zset     id of an ended job with a webhook -> Unix time at which to call it
     millrace:{q}:model                string   ModelInfo bytes, kept alive by workers
     millrace:{q}:worker:<name>        string   WorkerInfo bytes, kept alive by its heartbeat
     millrace:{q}:workers              zset     worker name -> last beat, Unix time
@@ -34,7 +38,10 @@ MODELS = "millrace:models"
 class QueueKeys:
     """The keys of one queue."""
 
-    __slots__ = ("_prefix", "control", "dead", "deadlines", "delayed", "lanes", "model", "queue", "workers")
+    __slots__ = (
+        "_prefix", "control", "dead", "deadlines", "delayed", "lanes", "model", "queue", "unfinished_prefix",
+        "webhooks", "workers",
+    )  # fmt: skip
 
     def __init__(self, queue: str):
         self.queue = queue
@@ -46,6 +53,9 @@ class QueueKeys:
         self.control = prefix + "control"
         self.model = prefix + "model"
         self.workers = prefix + "workers"
+        self.webhooks = prefix + "webhooks"
+        #: finish.lua and cancel.lua read the tenant that follows from the job.
+        self.unfinished_prefix = prefix + "unfinished:"
 
     @property
     def prefix(self) -> str:
@@ -67,8 +77,11 @@ class QueueKeys:
     def done(self, job_id: str) -> str:
         return f"{self._prefix}done:{job_id}"
 
-    def idempotency(self, key: str) -> str:
-        return f"{self._prefix}idem:{key}"
+    def idempotency(self, key: str, tenant: str = "") -> str:
+        return f"{self._prefix}idem@{tenant}:{key}" if tenant else f"{self._prefix}idem:{key}"
+
+    def unfinished(self, tenant: str) -> str:
+        return self.unfinished_prefix + tenant
 
     def worker(self, name: str) -> str:
         return f"{self._prefix}worker:{name}"

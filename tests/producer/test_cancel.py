@@ -6,7 +6,7 @@ import pytest
 import redis
 
 from fake_worker import FakeWorker
-from millrace import Client, ErrorCode, Finished, JobCancelled, JobState, Result, cancellation
+from millrace import Client, ErrorCode, Finished, JobCancelled, JobState, Request, Result, cancellation
 from millrace_schemas import TERMINAL, TRANSITIONS, JobEvent, QueueKeys, decode
 
 
@@ -39,6 +39,15 @@ def test_the_script_makes_the_moves_of_the_table(
         assert job.record().cancel_requested
         assert not raw.exists(keys.result(job.id))
         assert messages == [(keys.control, f"cancel {job.id}")]
+
+
+def test_a_cancelled_job_is_told_and_counts_no_more(client: Client, raw: redis.Redis, keys: QueueKeys) -> None:
+    (job,) = client.submit_many([Request(model="demo", prompt="a", tenant="acme", webhook="https://example.com/hooks")])
+    assert raw.zrange(keys.unfinished("acme"), 0, -1) == [job.id.encode()]
+    assert raw.zcard(keys.webhooks) == 0
+    job.cancel()
+    assert raw.zcard(keys.unfinished("acme")) == 0
+    assert raw.zrange(keys.webhooks, 0, -1) == [job.id.encode()]
 
 
 def test_a_queued_job_ends_at_once(client: Client, raw: redis.Redis, keys: QueueKeys) -> None:

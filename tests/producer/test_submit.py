@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import datetime
 import threading
 import time
@@ -17,11 +18,18 @@ from millrace import (
     JobNotFound,
     JobState,
     Message,
+    ModelInfo,
     PartlySubmitted,
     Request,
     Sampling,
     UnknownModel,
 )
+from millrace.backend import Backend, Refusal
+from millrace.connection import Connection
+from millrace.redis_backend import RedisBackend
+from millrace.submission import Submission
+from millrace.testing.memory_backend import MemoryBackend
+from millrace.testing.memory_store import MemoryStore
 from millrace_schemas import MODELS, QueueKeys, decode, new_job_id
 
 
@@ -109,6 +117,33 @@ def test_one_idempotency_key_makes_one_job(client: Client, raw: redis.Redis, key
     assert len(raw.keys(keys.job("*"))) == 1
     assert 0 < raw.ttl(keys.idempotency("order-17")) <= 86_400
     assert client.submit("hi", idempotency_key="order-18").id not in found
+
+
+def test_tenants_share_neither_idempotency_keys_nor_limits(redis_url: str) -> None:
+    register(redis_url)
+
+    async def enqueue(backend: Backend, tenant: str, key: str, most: int = 0) -> str | Refusal:
+        request = Request(model="demo", prompt="a", tenant=tenant)
+        (made,) = await backend.enqueue([Submission.of(request, key, most)])
+        return made
+
+    async def body(backend: Backend) -> None:
+        ids = [await enqueue(backend, tenant, "order-17") for tenant in ("", "acme", "other", "acme")]
+        assert ids[1] == ids[3]
+        assert len(set(ids)) == 3
+        assert await enqueue(backend, "acme", "order-18", 1) is Refusal.TOO_MANY_JOBS
+        assert await enqueue(backend, "acme", "order-17", 1) == ids[1]
+        assert isinstance(await enqueue(backend, "acme", "order-18", 2), str)
+        assert isinstance(await enqueue(backend, "third", "order-18", 1), str)
+
+    async def both() -> None:
+        backend = RedisBackend(Connection(redis_url))
+        await body(backend)
+        await backend.close()
+        store = MemoryStore([ModelInfo(name="demo", max_model_len=9, vocab_size=9, has_chat_template=True)], bool)
+        await body(MemoryBackend(store))
+
+    asyncio.run(both())
 
 
 def test_many_jobs(client: Client, raw: redis.Redis, keys: QueueKeys) -> None:

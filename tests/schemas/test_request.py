@@ -13,7 +13,9 @@ from millrace_schemas.job import (
     MAX_METADATA_PAIRS,
     MAX_METADATA_VALUE,
     MAX_MODEL_NAME,
+    MAX_TENANT_NAME,
 )
+from millrace_schemas.webhook import MAX_WEBHOOK_URL
 
 USER = Message(Role.USER, "hello")
 
@@ -46,6 +48,20 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("metadata", {"metadata": {"": "x"}}),
     ("metadata", {"metadata": {"k" * (MAX_METADATA_KEY + 1): "x"}}),
     ("metadata", {"metadata": {"k": "v" * (MAX_METADATA_VALUE + 1)}}),
+    ("tenant", {"tenant": "a/b"}),
+    ("tenant", {"tenant": "x" * (MAX_TENANT_NAME + 1)}),
+    ("webhook", {"webhook": ""}),
+    ("webhook", {"webhook": "example.com/hook"}),
+    ("webhook", {"webhook": "ftp://example.com/"}),
+    ("webhook", {"webhook": "https:///path"}),
+    ("webhook", {"webhook": "https://user:secret@example.com/"}),
+    ("webhook", {"webhook": "https://example.com/#part"}),
+    ("webhook", {"webhook": "https://example.com/a b"}),
+    ("webhook", {"webhook": "https://exämple.com/"}),
+    ("webhook", {"webhook": "https://example.com:0/"}),
+    ("webhook", {"webhook": "https://example.com:99999/"}),
+    ("webhook", {"webhook": "https://[::1/"}),
+    ("webhook", {"webhook": "https://example.com/".ljust(MAX_WEBHOOK_URL + 1, "x")}),
 ]
 
 GOOD: list[dict[str, Any]] = [
@@ -57,6 +73,9 @@ GOOD: list[dict[str, Any]] = [
     {"result_to": "s3://bucket"},
     {"result_to": "s3://bucket/a/b"},
     {"metadata": {str(i): "" for i in range(MAX_METADATA_PAIRS)}},
+    {"tenant": "Acme_1-x"},
+    {"webhook": "https://example.com/".ljust(MAX_WEBHOOK_URL, "x")},
+    {"webhook": "http://[::1]:8080/hook?a=b"},
     {"metadata": {"k" * MAX_METADATA_KEY: "v" * MAX_METADATA_VALUE}},
 ]
 

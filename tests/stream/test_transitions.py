@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from millrace_schemas import TRANSITIONS, JobEvent, JobState, Lane
+from millrace_schemas import TERMINAL, TRANSITIONS, JobEvent, JobState, Lane
 from millrace_worker.stream.closing import Ending, GiveBack
 from millrace_worker.stream.consumer import Entries
 from millrace_worker.stream.scripts import PROMOTE, Call, run
@@ -28,6 +28,8 @@ async def make_move(parts: Parts, state: JobState, event: JobEvent, mode: str) -
         assert await run(parts.client, GiveBack(leased.lease, "retry").call(probe.keys, parts.name, 60))
     elif state in ENDS.values():
         assert await run(parts.client, ending_of(leased, state).call(probe.keys, parts.name, 60))
+    probe.redis.hset(probe.keys.job(job), mapping={"tenant": "acme", "webhook": "https://example.com"})
+    probe.redis.zadd(probe.keys.unfinished("acme"), {job: 1})
     before = probe.job(job)
     if event is JobEvent.LEASE:
         entry = probe.redis.xadd(probe.keys.lanes[Lane.INTERACTIVE], {"job": job}).decode()
@@ -54,6 +56,9 @@ def test_every_move(redis_url: str, probe: QueueProbe, state: JobState, event: J
                 assert after == before
             else:
                 assert after["state"] == expected
+            ended = expected in TERMINAL
+            assert (probe.redis.zscore(probe.keys.webhooks, job) is not None) == ended
+            assert (probe.redis.zscore(probe.keys.unfinished("acme"), job) is None) == ended
 
     with_parts(redis_url, body)
 

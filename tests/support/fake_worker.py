@@ -129,6 +129,10 @@ class FakeWorker:
             if job[b"state"].decode() not in TERMINAL:
                 result = self._answer(job_id, decode(job[b"request"], Request), job)
                 self._end(pipe, job_id, result, stream=job[b"stream"] == b"1")
+                if b"tenant" in job:
+                    pipe.zrem(self.keys.unfinished(job[b"tenant"].decode()), job_id)
+                if b"webhook" in job:
+                    pipe.zadd(self.keys.webhooks, {job_id: time.time()})
             pipe.execute()
         self.finished.append(job_id)
 

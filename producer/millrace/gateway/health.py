@@ -6,8 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from millrace import AsyncClient
-
+from .caller import client_of
 from .errors import JSONResponse, unavailable
 
 
@@ -17,7 +16,7 @@ async def healthz(request: Request) -> Response:
 
 async def readyz(request: Request) -> Response:
     """200 with the models that a live worker serves; 503 when there is none, or no Redis."""
-    client: AsyncClient = request.app.state.client
+    client = client_of(request)
     served = [info.name for info in await client.models() if (await client.queue_stats(info.name)).workers]
     if not served:
         raise unavailable("no live worker; start one: millrace worker --model <name>", "no_live_worker")

@@ -12,12 +12,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from millrace import AsyncClient, EventStream
+from millrace import EventStream
 from millrace.event_stream import START
 from millrace.submission import FIELDS
 from millrace_schemas import TERMINAL, JobRecord, JobState, Result, ResultTimeout
 
 from .body import idempotency_key, read_json
+from .caller import client_of
 from .errors import JSONResponse, invalid
 from .settings import GatewaySettings
 from .sse import EventResponse, event
@@ -28,7 +29,7 @@ _NAMES = frozenset({*FIELDS, "idempotency_key"})
 
 async def create(request: Request) -> Response:
     """202 with the id of one job, or those of a list, all of which are checked before the first is queued."""
-    client: AsyncClient = request.app.state.client
+    client = client_of(request)
     settings: GatewaySettings = request.app.state.settings
     key, body = idempotency_key(request), await read_json(request)
     if isinstance(body, dict):
@@ -48,7 +49,7 @@ async def create(request: Request) -> Response:
 
 async def read(request: Request) -> Response:
     """State and, once there is one, result; with `wait`, as soon as there is one or after so many seconds."""
-    client: AsyncClient = request.app.state.client
+    client = client_of(request)
     job_id, wait = request.path_params["id"], _wait(request)
     result: Result | None = None
     record = await client.record(job_id)
@@ -64,7 +65,7 @@ async def read(request: Request) -> Response:
 
 async def cancel(request: Request) -> Response:
     """The state after it: `cancelled`, `in_progress` when the worker was told, or the end that the job had."""
-    client: AsyncClient = request.app.state.client
+    client = client_of(request)
     job_id = request.path_params["id"]
     state = await client.cancel(job_id)
     return JSONResponse({**_job(job_id), "state": state, "cancel_requested": state is JobState.IN_PROGRESS})
@@ -72,7 +73,7 @@ async def cancel(request: Request) -> Response:
 
 async def events(request: Request) -> Response:
     """What happens to a job with `stream`, from its begin or behind `Last-Event-ID`."""
-    client: AsyncClient = request.app.state.client
+    client = client_of(request)
     stream = client.events(request.path_params["id"], request.headers.get("last-event-id", START))
     slot = request.app.state.slots.take()
     return EventResponse(_events(stream), settings=request.app.state.settings, slot=slot)

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from millrace import AsyncClient, QueueStats
 from millrace_schemas import MillraceError
 
+from .caller import client_of
 from .sse import StreamSlots
 
 #: Seconds that a scrape waits for Redis.
@@ -65,7 +66,7 @@ async def metrics(request: Request) -> Response:
     for (method, route, status), number in sorted(counts.by_label.items()):
         lines.append(f'millrace_gateway_requests_total{{method="{method}",route="{route}",status="{status}"}} {number}')
     lines += ["# TYPE millrace_gateway_streams gauge", f"millrace_gateway_streams {slots.used}"]
-    queues = await _queues(state.client)
+    queues = await _queues(client_of(request))
     lines += ["# TYPE millrace_redis_up gauge", f"millrace_redis_up {int(queues is not None)}"]
     lines += _describe(queues or [])
     return Response("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")

@@ -8,18 +8,19 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from millrace import AsyncClient, ModelInfo
+from millrace import ModelInfo
 
+from .caller import client_of
 from .errors import ApiError, JSONResponse
 
 
 async def list_models(request: Request) -> Response:
-    client: AsyncClient = request.app.state.client
+    client = client_of(request)
     return JSONResponse({"object": "list", "data": [_model(info) for info in await client.models()]})
 
 
 async def get_model(request: Request) -> Response:
-    client: AsyncClient = request.app.state.client
+    client = client_of(request)
     name = request.path_params["name"]
     registered = await client.models()
     for info in registered:

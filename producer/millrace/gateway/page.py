@@ -12,11 +12,11 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from millrace import AsyncClient
 from millrace.overview import Overview, read_overview
 from millrace.overview_rows import rows_of
 from millrace_schemas import MillraceError
 
+from .caller import client_of
 from .errors import ApiError, JSONResponse, as_api_error, unavailable
 from .page_html import render
 
@@ -77,7 +77,7 @@ async def asset(request: Request) -> Response:
 
 
 async def _read(request: Request) -> Overview:
-    client: AsyncClient = request.app.state.client
+    client = client_of(request)
     try:
         async with asyncio.timeout(_PATIENCE):
             return await read_overview(client)

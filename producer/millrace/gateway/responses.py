@@ -16,6 +16,7 @@ from millrace import AsyncClient, JobNotFound, MillraceError, ResultTimeout
 from millrace_schemas import TERMINAL, JobState
 
 from .body import idempotency_key, read_object
+from .caller import client_of
 from .errors import ApiError, JSONResponse, invalid
 from .params import rename
 from .responses_body import NAMES, Asked, read_response
@@ -34,7 +35,7 @@ async def create(request: Request) -> Response:
     key = idempotency_key(request)
     if asked.fields["stream"]:
         return await _create_stream(request, asked, key)
-    client: AsyncClient = request.app.state.client
+    client = client_of(request)
     job = await submit(request, asked.fields, key, NAMES)
     headers = {"x-request-id": job.id}
     if asked.background:
@@ -50,7 +51,7 @@ async def create(request: Request) -> Response:
 
 async def retrieve(request: Request) -> Response:
     """The Response as it is now; with `stream=true` its events, those behind number `starting_after`."""
-    client: AsyncClient = request.app.state.client
+    client = client_of(request)
     id_ = request.path_params["id"]
     job_id, stream, after = job_of(id_), _wants_stream(request), _starting_after(request)
     try:
@@ -72,7 +73,7 @@ async def retrieve(request: Request) -> Response:
 
 async def cancel(request: Request) -> Response:
     """The Response after it, `in_progress` when its worker has been told but has not ended it yet."""
-    client: AsyncClient = request.app.state.client
+    client = client_of(request)
     id_ = request.path_params["id"]
     job_id = job_of(id_)
     try:
@@ -101,7 +102,7 @@ async def delete(request: Request) -> Response:
 
 
 async def _create_stream(request: Request, asked: Asked, key: str | None) -> Response:
-    client: AsyncClient = request.app.state.client
+    client = client_of(request)
     slot = request.app.state.slots.take()
     try:
         job = await submit(request, asked.fields, key, NAMES)

@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 
-from millrace import AsyncClient, AsyncJob, Result
+from millrace import AsyncJob, Result
 from millrace_schemas import MillraceError, ResultTimeout
 from millrace_schemas.aio import end_tasks
 
+from .caller import client_of
 from .errors import ApiError
 from .params import rename
 from .settings import GatewaySettings
@@ -57,7 +58,7 @@ async def submit(
     request: Request, fields: Mapping[str, Any], idempotency_key: str | None, names: Mapping[str, str]
 ) -> AsyncJob:
     """Submits a job of these arguments; errors speak of the body's `names`."""
-    client: AsyncClient = request.app.state.client
+    client = client_of(request)
     try:
         return await client.submit(**fields, idempotency_key=idempotency_key)
     except MillraceError as e:

@@ -6,11 +6,14 @@
 --      4 events     stream  {e: event bytes} of a job with stream = 1
 --      5 delayed    zset    job id -> Unix time
 --      6 deadlines  zset    job id -> Unix time
+--      7 webhooks   zset    job id -> Unix time
+--      8 prefix of the tenants' unfinished jobs (the rest of the key is in the job; same hash tag)
 -- ARGV 1 id  2 attempts that the Result was built for  3 Result bytes  4 Finished event bytes  5 ttl, seconds
 --      6 done channel  7 control channel
 -- Returns the state that the job is in now; "requested" when its worker will end it; "changed" when the attempts are
 -- not ARGV 2 any more, so the Result must be built anew; "missing" when there is no such job.
-local state, attempts, stream = unpack(redis.call('HMGET', KEYS[1], 'state', 'attempts', 'stream'))
+local state, attempts, stream, tenant, webhook =
+  unpack(redis.call('HMGET', KEYS[1], 'state', 'attempts', 'stream', 'tenant', 'webhook'))
 if not state then return 'missing' end
 if state == 'in_progress' then
   redis.call('HSET', KEYS[1], 'cancel_requested', 1)
@@ -32,5 +35,7 @@ if stream == '1' then
 end
 redis.call('ZREM', KEYS[5], ARGV[1])
 redis.call('ZREM', KEYS[6], ARGV[1])
+if tenant then redis.call('ZREM', KEYS[8] .. tenant, ARGV[1]) end
+if webhook then redis.call('ZADD', KEYS[7], clock[1], ARGV[1]) end
 redis.call('PUBLISH', ARGV[6], 'cancelled')
 return 'cancelled'

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from millrace import ClientClosed, DeadEntry, LaneStats, QueueStats
+from millrace.backend import Refusal
 from millrace.queue_stats import check_entry_id
 from millrace.submission import Submission
 from millrace.waiter import judge, timed_out
@@ -53,7 +54,7 @@ class MemoryBackend:
             queue_of(model)
         return [self._store.models.get(model) for model in models]
 
-    async def enqueue(self, submissions: Sequence[Submission]) -> list[str | None]:
+    async def enqueue(self, submissions: Sequence[Submission]) -> list[str | Refusal]:
         self._store.check_up()
         return self._store.enqueue(submissions)
 

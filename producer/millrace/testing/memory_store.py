@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-from millrace.backend import IDEMPOTENCY_TTL, JOB_TTL
+from millrace.backend import IDEMPOTENCY_TTL, JOB_TTL, Refusal
 from millrace.cancellation import RESULT_TTL, cancelled_result
 from millrace.queue_stats import DeadEntry
 from millrace.submission import Submission
@@ -27,6 +27,7 @@ from millrace_schemas import (
     JobState,
     ModelInfo,
     QueueUnavailable,
+    queue_of,
 )
 
 from .answers import Ending
@@ -48,7 +49,7 @@ class MemoryStore:
         self.dead: dict[str, list[DeadEntry]] = {}
         self._answer = answer
         self._jobs: dict[str, FakeJob] = {}
-        self._keys: dict[tuple[str, str], tuple[str, float]] = {}
+        self._keys: dict[tuple[str, str, str], tuple[str, float]] = {}
         self._timers: list[tuple[float, int, FakeJob]] = []
         self._numbers = itertools.count(1)
         self._listeners: dict[str, set[_Listener]] = {}
@@ -79,9 +80,9 @@ class MemoryStore:
         if self._down:
             raise QueueUnavailable("no Redis at memory: the fake plays an outage")
 
-    def enqueue(self, submissions: Sequence[Submission]) -> list[str | None]:
+    def enqueue(self, submissions: Sequence[Submission]) -> list[str | Refusal]:
         """As scripts/enqueue.lua, then the answers."""
-        ids: list[str | None] = []
+        ids: list[str | Refusal] = []
         new: list[FakeJob] = []
         with self._lock:
             for submission in submissions:
@@ -169,25 +170,31 @@ class MemoryStore:
                 if not self._listeners[job_id]:
                     del self._listeners[job_id]
 
-    def _enqueue(self, submission: Submission, new: list[FakeJob]) -> str | None:
-        now, key = self.now(), submission.idempotency_key
+    def _enqueue(self, submission: Submission, new: list[FakeJob]) -> str | Refusal:
+        now, key, tenant = self.now(), submission.idempotency_key, submission.request.tenant
         if key is not None:
-            first, until = self._keys.get((submission.queue, key), ("", 0.0))
+            first, until = self._keys.get((submission.queue, tenant, key), ("", 0.0))
             if until > now:
                 return first
         model = self.models.get(submission.request.model)
         if model is None:
-            return None
+            return Refusal.UNKNOWN_MODEL
+        if tenant and 0 < submission.max_unfinished <= self._unfinished(submission.queue, tenant):
+            return Refusal.TOO_MANY_JOBS
         job = FakeJob(submission.id, submission.request, key, now, model.vocab_size)
         self._jobs[job.id] = job
         self.made.append(job)
         new.append(job)
         if key is not None:
-            self._keys[submission.queue, key] = job.id, now + IDEMPOTENCY_TTL
+            self._keys[submission.queue, tenant, key] = job.id, now + IDEMPOTENCY_TTL
         self._at(now + JOB_TTL, job)
         if job.request.deadline is not None:
             self._at(job.request.deadline, job)
         return job.id
+
+    def _unfinished(self, queue: str, tenant: str) -> int:
+        living = (job for job in self._jobs.values() if job.state not in TERMINAL)
+        return sum(job.request.tenant == tenant and queue_of(job.request.model) == queue for job in living)
 
     def _get(self, job_id: str) -> FakeJob:
         job = self.find(job_id)

@@ -53,7 +53,7 @@ class Ending:
             FINISH,
             (
                 *(keys.job(job), keys.result(job), keys.tokens(job), keys.events(job), keys.lanes[lease.lane]),
-                *(keys.deadlines, keys.delayed, keys.dead, keys.done(job)),
+                *(keys.deadlines, keys.delayed, keys.dead, keys.done(job), keys.webhooks, keys.unfinished_prefix),
             ),
             (
                 *(consumer if self.owned else "", lease.attempt, GROUP, lease.entry, job, self.result.state),
