@@ -11,6 +11,9 @@ import pytest
 from fake_worker import FakeWorker, register
 from millrace_schemas.job import new_job_id
 
+#: A job that never was.
+GONE = "demo-01jd3vq6x0m5t9n8q2w4e7r1yz"
+
 
 @pytest.mark.parametrize(
     ("given", "param"),
@@ -107,7 +110,7 @@ def test_a_model_without_chat_template(ai: openai.OpenAI, redis_url: str) -> Non
     assert (refused.value.param, refused.value.code) == ("input", "no_chat_template")
 
 
-@pytest.mark.parametrize("id_", ["resp_1", "nonsense", f"resp_{new_job_id('demo')}", new_job_id("demo")])
+@pytest.mark.parametrize("id_", ["resp_1", "nonsense", f"resp_{GONE}", GONE])
 def test_responses_that_are_not_there(ai: openai.OpenAI, id_: str) -> None:
     for ask in (
         lambda: ai.responses.retrieve(id_),
