@@ -3,7 +3,7 @@
 MillraceError
 ├── ResultUnavailable     the result is an object in S3 and cannot be fetched
 ├── ClientClosed          the client was closed, or belongs to another process
-├── TooManyJobs           the tenant has as many unfinished jobs as it may have
+├── TooManyJobs           the tenant would have more unfinished jobs than it may have
 ├── RateLimited           an API key has used what it may use a minute
 ├── NotPermitted          a tenant asked for what only operators may see
 ├── WorkerDied            the demo's worker ended before its work was done
@@ -27,10 +27,10 @@ class ClientClosed(MillraceError):
 
 
 class TooManyJobs(MillraceError):
-    """No job was made: `tenant` may have `limit` unfinished jobs in a queue, and has them."""
+    """No job was made: `tenant` may have `limit` unfinished jobs in a queue, and would have more."""
 
     def __init__(self, tenant: str, limit: int):
-        super().__init__(f"{tenant} has {limit:,} jobs under way, which is its limit; submit more when some have ended")
+        super().__init__(f"{tenant} may have {limit:,} unfinished jobs in a queue, and this makes more; wait until some have ended")
         self.tenant = tenant
         self.limit = limit
 

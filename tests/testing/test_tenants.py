@@ -98,7 +98,7 @@ def test_a_view_in_a_view_is_narrower(client: Client) -> None:
 def test_unfinished_jobs_are_limited(site: Site, client: Client) -> None:
     view = client.for_tenant("acme", max_jobs=2)
     first, second = view.submit("a", idempotency_key="k"), view.submit("b")
-    with pytest.raises(TooManyJobs, match="2 jobs under way") as caught:
+    with pytest.raises(TooManyJobs, match="may have 2 unfinished jobs") as caught:
         view.submit("c")
     assert (caught.value.tenant, caught.value.limit) == ("acme", 2)
     # What is there already takes no place, and others have their own.
