@@ -30,7 +30,9 @@ class TooManyJobs(MillraceError):
     """No job was made: `tenant` may have `limit` unfinished jobs in a queue, and would have more."""
 
     def __init__(self, tenant: str, limit: int):
-        super().__init__(f"{tenant} may have {limit:,} unfinished jobs in a queue, and this makes more; wait until some have ended")
+        super().__init__(
+            f"{tenant} may have {limit:,} unfinished jobs in a queue, and this makes more; wait until some have ended"
+        )
         self.tenant = tenant
         self.limit = limit
 

@@ -60,24 +60,25 @@ class KeyCache:
             task.exception()
 
     async def _read(self, key_id: str) -> ApiKey | None:
-        known = self._keys.get(key_id)
+        known, asked = self._keys.get(key_id), time.monotonic()
         try:
             async with asyncio.timeout(_PATIENCE):
                 key = await self._store.find(key_id)
         except (QueueUnavailable, TimeoutError) as e:
             if known is None:
                 raise QueueUnavailable(f"the key cannot be looked up: {str(e) or 'Redis does not answer'}") from e
-            key = known.key
+            key, asked = known.key, time.monotonic()
         except DecodeError:
             # Another release's. It opens nothing here.
             key = None
-        self._remember(key_id, key)
+        # From the question on: a revocation may have overtaken the answer.
+        self._remember(key_id, _Seen(key, asked + self._seconds))
         return key
 
-    def _remember(self, key_id: str, key: ApiKey | None) -> None:
+    def _remember(self, key_id: str, seen: _Seen) -> None:
         self._keys.pop(key_id, None)
         self._strangers.pop(key_id, None)
-        place, most = (self._strangers, _STRANGERS) if key is None else (self._keys, _KEYS)
-        place[key_id] = _Seen(key, time.monotonic() + self._seconds)
+        place, most = (self._strangers, _STRANGERS) if seen.key is None else (self._keys, _KEYS)
+        place[key_id] = seen
         if len(place) > most:
             place.popitem(last=False)
