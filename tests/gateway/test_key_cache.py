@@ -36,8 +36,10 @@ class CountingStore(KeyStore):
 @asynccontextmanager
 async def connected(url: str, retry_for: float = 10.0) -> AsyncIterator[CountingStore]:
     connection = Connection(url, retry_for=retry_for)
-    yield CountingStore(connection)
-    await connection.close()
+    try:
+        yield CountingStore(connection)
+    finally:
+        await connection.close()
 
 
 def with_store(url: str, do: Callable[[CountingStore], Awaitable[None]]) -> None:
