@@ -77,7 +77,7 @@ class AsyncClient:
         self._max_jobs = 0
 
     @property
-    def connection(self) -> Connection | None:
+    def _connection(self) -> Connection | None:
         """To the Redis of this client, for what else is kept there; None for a view and for a test's fake."""
         return self._backend.connection if isinstance(self._backend, RedisBackend) else None
 

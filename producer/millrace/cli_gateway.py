@@ -87,7 +87,7 @@ def _settings(host: str, require_keys: bool, allow_open: bool, origins: tuple[st
 
 async def _check_keys(client: AsyncClient, host: str) -> None:
     """Raises MillraceError when nobody could be let in."""
-    connection = client.connection
+    connection = client._connection
     if connection is None or not await KeyStore(connection).any_live():
         raise MillraceError(
             f"the gateway on --host {host} asks for API keys, and there is none in this Redis; "

@@ -64,7 +64,7 @@ def create_app(client: AsyncClient, settings: GatewaySettings | None = None) -> 
 
 
 def _know_keys(app: Starlette, client: AsyncClient, settings: GatewaySettings) -> None:
-    connection = client.connection
+    connection = client._connection
     if connection is not None:
         app.add_middleware(
             Authenticate,
