@@ -79,7 +79,7 @@ class AsyncClient:
     @property
     def _connection(self) -> Connection | None:
         """To the Redis of this client, for what else is kept there; None for a view and for a test's fake."""
-        return self._backend.connection if isinstance(self._backend, RedisBackend) else None
+        return self._backend._connection if isinstance(self._backend, RedisBackend) else None
 
     def for_tenant(
         self, tenant: str, *, max_jobs: int = 0, sees_all: bool = False, meter: Meter | None = None

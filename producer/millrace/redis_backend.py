@@ -47,15 +47,15 @@ class RedisBackend:
     """The Backend over one Redis; see backend.py for what its methods do."""
 
     def __init__(self, connection: Connection):
-        self.connection = connection
+        self._connection = connection
         self._waiter = ResultWaiter(connection)
 
     async def now(self) -> float:
-        return await self.connection.now()
+        return await self._connection.now()
 
     async def model_names(self) -> list[str]:
         now = await self.now()
-        found = await self.connection.call(lambda redis: redis.zrangebyscore(MODELS, now, "+inf"))
+        found = await self._connection.call(lambda redis: redis.zrangebyscore(MODELS, now, "+inf"))
         return sorted(name.decode() for name in found)
 
     async def registrations(self, models: Sequence[str]) -> list[ModelInfo | None]:
@@ -67,34 +67,34 @@ class RedisBackend:
                     pipe.get(key)
                 return list(await pipe.execute())
 
-        found = await self.connection.call(read)
+        found = await self._connection.call(read)
         return [None if data is None else decode(data, ModelInfo) for data in found]
 
     async def admit(self, submissions: Sequence[Submission]) -> Sequence[Submission]:
-        return await admit(self.connection, submissions)
+        return await admit(self._connection, submissions)
 
     async def enqueue(self, submissions: Sequence[Submission]) -> list[str | Refusal]:
-        replies = await self.connection.script_many("enqueue", [_enqueue_call(s) for s in submissions])
+        replies = await self._connection.script_many("enqueue", [_enqueue_call(s) for s in submissions])
         return [_REFUSALS.get(reply[0]) or reply[1].decode() for reply in replies]
 
     async def record(self, job_id: str) -> JobRecord | None:
         key = QueueKeys(queue_of_job(job_id)).job(job_id)
-        return _record(job_id, await self.connection.call(lambda redis: redis.hmget(key, list(_RECORD_FIELDS))))
+        return _record(job_id, await self._connection.call(lambda redis: redis.hmget(key, list(_RECORD_FIELDS))))
 
     async def request(self, job_id: str) -> Request | None:
         key = QueueKeys(queue_of_job(job_id)).job(job_id)
-        data = await self.connection.call(lambda redis: redis.hget(key, "request"))
+        data = await self._connection.call(lambda redis: redis.hget(key, "request"))
         return None if data is None else decode(data, Request)
 
     async def wait(self, job_id: str, timeout: float | None) -> Result:
         return await self._waiter.wait(job_id, timeout)
 
     async def cancel(self, job_id: str) -> JobState:
-        return await cancel_job(self.connection, job_id)
+        return await cancel_job(self._connection, job_id)
 
     async def streaming_state(self, job_id: str) -> tuple[JobState, bool] | None:
         key = QueueKeys(queue_of_job(job_id)).job(job_id)
-        state, stream = await self.connection.call(lambda redis: redis.hmget(key, ["state", "stream"]))
+        state, stream = await self._connection.call(lambda redis: redis.hmget(key, ["state", "stream"]))
         return None if state is None else (JobState(state.decode()), stream == b"1")
 
     async def read_events(self, job_id: str, after: str, block: float | None) -> list[tuple[str, Event]]:
@@ -104,30 +104,30 @@ class RedisBackend:
         while True:
             try:
                 async with asyncio.timeout((block or 0) + _MARGIN):
-                    reply: Any = await self.connection.blocking.xread(streams, count=_EVENTS, block=milliseconds)
+                    reply: Any = await self._connection.blocking.xread(streams, count=_EVENTS, block=milliseconds)
                 entries = reply[0][1] if reply else []
                 return [(entry.decode(), decode(fields[b"e"], Event)) for entry, fields in entries]  # type: ignore[arg-type]
             except (RedisError, OSError) as e:
                 # TimeoutError of asyncio is an OSError too.
                 if not isinstance(e, TRANSIENT):
-                    raise self.connection.translate(e) from e
-            await self.connection.call(lambda redis: redis.ping())
+                    raise self._connection.translate(e) from e
+            await self._connection.call(lambda redis: redis.ping())
             await asyncio.sleep(_RECONNECT_PAUSE)
 
     async def stored_result(self, job_id: str) -> Result | None:
         key = QueueKeys(queue_of_job(job_id)).result(job_id)
-        data = await self.connection.call(lambda redis: redis.get(key))
+        data = await self._connection.call(lambda redis: redis.get(key))
         return None if data is None else decode(data, Result)
 
     async def load(self, result: Result) -> Result:
         return await s3.load(result)
 
     def queue(self, model: str) -> QueueReader:
-        return QueueReader(self.connection, model)
+        return QueueReader(self._connection, model)
 
     async def close(self) -> None:
         await self._waiter.close()
-        await self.connection.close()
+        await self._connection.close()
 
 
 def _enqueue_call(submission: Submission) -> tuple[list[str], list[Any]]:
