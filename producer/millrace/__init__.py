@@ -37,7 +37,7 @@ from millrace_schemas import (
 from .async_client import AsyncClient
 from .async_job import AsyncJob
 from .client import Client, Events, Job
-from .errors import ClientClosed, PartlySubmitted, ResultUnavailable, TooManyJobs
+from .errors import ClientClosed, NotPermitted, PartlySubmitted, RateLimited, ResultUnavailable, TooManyJobs
 from .event_stream import EventStream
 from .queue_stats import DeadEntry, LaneStats, QueueStats
 
@@ -70,9 +70,11 @@ __all__ = [
     "Message",
     "MillraceError",
     "ModelInfo",
+    "NotPermitted",
     "PartlySubmitted",
     "QueueStats",
     "QueueUnavailable",
+    "RateLimited",
     "Request",
     "Result",
     "ResultTimeout",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,6 +23,7 @@ from millrace_schemas import (
     UnknownModel,
     queue_of_job,
 )
+from millrace_schemas.job import check_tenant
 
 from .async_job import AsyncJob, raise_unless_completed
 from .backend import Backend, QueueView, Refusal
@@ -30,9 +32,11 @@ from .connection import Connection
 from .errors import PartlySubmitted, TooManyJobs
 from .event_stream import START, EventStream
 from .queue_stats import DeadEntry, QueueStats
+from .rates import Meter
 from .redis_backend import RedisBackend
 from .registry import ModelRegistry
 from .submission import Deadline, MessageLike, Submission, build_request, check_against_model, recheck_request
+from .tenant_backend import TenantBackend
 
 #: Jobs, and bytes, of one round trip of submit_many.
 _CHUNK, _CHUNK_BYTES = 256, 4 * 1024 * 1024
@@ -68,6 +72,29 @@ class AsyncClient:
         self.model = model
         self._backend = backend
         self._registry = ModelRegistry(backend)
+        #: Of a view: what its jobs get. None: what they bring.
+        self._tenant: str | None = None
+        self._max_jobs = 0
+
+    @property
+    def _connection(self) -> Connection | None:
+        """To the Redis of this client, for what else is kept there; None for a view and for a test's fake."""
+        return self._backend._connection if isinstance(self._backend, RedisBackend) else None
+
+    def for_tenant(
+        self, tenant: str, *, max_jobs: int = 0, sees_all: bool = False, meter: Meter | None = None
+    ) -> AsyncClient:
+        """A view for `tenant` ("": the jobs of no tenant), over the same connections; closing it closes nothing.
+
+        Its jobs are the tenant's, and all others raise JobNotFound as if they were not there, unless it `sees_all`.
+        Queues and dead entries raise NotPermitted. `max_jobs` is how many unfinished jobs in a queue the tenant may
+        have for a submit to be taken, 0 any number; a list is taken whole or, with TooManyJobs, not at all.
+        """
+        check_tenant(tenant)
+        view = AsyncClient._over(TenantBackend(self._backend, None if sees_all else tenant, meter), self.model)
+        view._registry = self._registry
+        view._tenant, view._max_jobs = tenant, max_jobs
+        return view
 
     async def submit(
         self,
@@ -102,7 +129,7 @@ class AsyncClient:
             "stream": stream, "metadata": metadata, "webhook": webhook, "idempotency_key": idempotency_key,
         }  # fmt: skip
         submission = await self._prepare(fields)
-        (job_id,) = await self._enqueue([submission])
+        (job_id,) = await self._enqueue(await self._backend.admit([submission]))
         return AsyncJob(self, job_id)
 
     async def submit_many(self, requests: Iterable[Request | Mapping[str, Any]]) -> list[AsyncJob]:
@@ -120,7 +147,7 @@ class AsyncClient:
             except UnknownModel as e:
                 raise UnknownModel(f"requests[{i}]: {e}") from e
         ids: list[str] = []
-        for chunk in _chunks(submissions):
+        for chunk in _chunks(await self._backend.admit(submissions)):
             try:
                 ids += await self._enqueue(chunk)
             except (QueueUnavailable, UnknownModel) as e:
@@ -230,9 +257,12 @@ class AsyncClient:
             request = build_request(fields, model=await self._registry.resolve(model), now=now)
         else:
             raise InvalidRequest(f"expected a Request or a mapping of submit's arguments, got {type(given).__name__}")
-        submission = Submission.of(request, key)
-        check_against_model(request, await self._registry.info(request.model))
-        return submission
+        if self._tenant is not None:
+            request = msgspec.structs.replace(request, tenant=self._tenant)
+        submission = Submission.of(request, key, self._max_jobs)
+        info = await self._registry.info(request.model)
+        check_against_model(request, info)
+        return replace(submission, context=info.max_model_len)
 
     async def _enqueue(self, submissions: Sequence[Submission]) -> list[str]:
         """The ids of the jobs, in order: new ones, or those first made under the same idempotency keys."""

@@ -85,6 +85,13 @@ class Backend(ModelSource, EventSource, Protocol):
         """The time that deadlines are measured with, Unix seconds."""
         ...
 
+    async def admit(self, submissions: Sequence[Submission]) -> Sequence[Submission]:
+        """Called once with all jobs that one caller submits together, before they are written: as they are to be.
+
+        Raises TooManyJobs when there is no room for all of several, RateLimited.
+        """
+        ...
+
     async def enqueue(self, submissions: Sequence[Submission]) -> list[str | Refusal]:
         """The ids of the jobs, in order: new ones, or those first made under the same keys."""
         ...

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from millrace_schemas import MillraceError
 
 from . import config
+from .api_keys import KeyStore
 from .async_client import AsyncClient
 from .cli_output import RedisUrl
 from .extra_commands import CommandNotInstalled
 from .termination import terminated_as_exit
+
+if TYPE_CHECKING:
+    from .gateway import GatewaySettings
 
 Port = Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")]
 
@@ -23,28 +27,32 @@ def gateway(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Port = 8000,
     model: Annotated[str | None, typer.Option(help="Of jobs that name none. Default: the one registered.")] = None,
-    allow_open: Annotated[
-        bool, typer.Option("--allow-open", help="Listen on a --host that other machines reach. There are no keys.")
+    require_keys: Annotated[
+        bool,
+        typer.Option("--require-keys", help="Ask for API keys on a loopback --host, too; elsewhere it always does."),
     ] = False,
+    allow_open: Annotated[
+        bool,
+        typer.Option("--allow-open", help="Ask for no keys, whatever the --host: everybody who reaches it is let in."),
+    ] = False,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ORIGIN", help="Let pages of this site call from browsers; may be given again."),
+    ] = None,
     redis_url: RedisUrl = None,
 ) -> None:
     """Serve an OpenAI-shaped HTTP API."""
     check_installed("gateway")
-    from .gateway import GatewaySettings
-    from .gateway.hosts import LOOPBACK
-    from .gateway.server import is_loopback, listen, make_server, url_of
+    from .gateway.server import listen, make_server, url_of
 
-    if not (allow_open or is_loopback(host)):
-        raise MillraceError(
-            f"--host {host} lets everybody who reaches this machine use the queue, as the gateway asks for no key; "
-            "put a proxy that does in front of 127.0.0.1, or say --allow-open"
-        )
+    settings = _settings(host, require_keys, allow_open, tuple(cors_origin or ()))
 
     async def serve() -> None:
-        with listen(host, port) as sock:
-            async with AsyncClient(config.redis_url(redis_url), model) as client:
-                hosts = None if allow_open else LOOPBACK | {host}
-                server = make_server(client, GatewaySettings(allowed_hosts=hosts))
+        async with AsyncClient(config.redis_url(redis_url), model) as client:
+            if settings.require_keys:
+                await _check_keys(client, host)
+            with listen(host, port) as sock:
+                server = make_server(client, settings)
                 typer.echo(f"millrace gateway: {url_of(sock)}/v1", err=True)
                 await server.serve([sock])
 
@@ -54,6 +62,37 @@ def gateway(
         except KeyboardInterrupt:
             # Ctrl-C is how it ends.
             return
+
+
+def _settings(host: str, require_keys: bool, allow_open: bool, origins: tuple[str, ...]) -> GatewaySettings:
+    """Raises MillraceError on flags that contradict each other."""
+    from .gateway import GatewaySettings
+    from .gateway.cors import check_origin
+    from .gateway.hosts import LOOPBACK
+    from .gateway.server import is_loopback
+
+    if require_keys and allow_open:
+        raise MillraceError("--require-keys asks for keys and --allow-open for none; say one of them")
+    required = require_keys or not (allow_open or is_loopback(host))
+    for origin in origins:
+        check_origin(origin)
+    if "*" in origins and not required:
+        raise MillraceError(
+            "--cors-origin '*' lets every page in a browser use the queue; name the origins, or say --require-keys"
+        )
+    # Pages that give their own name to this machine have no key.
+    hosts = None if required or allow_open else LOOPBACK | {host}
+    return GatewaySettings(require_keys=required, allowed_hosts=hosts, cors_origins=origins)
+
+
+async def _check_keys(client: AsyncClient, host: str) -> None:
+    """Raises MillraceError when nobody could be let in."""
+    connection = client._connection
+    if connection is None or not await KeyStore(connection).any_live():
+        raise MillraceError(
+            f"the gateway on --host {host} asks for API keys, and there is none in this Redis; "
+            "make one with `millrace keys create --name ...`, or say --allow-open to let everybody in who reaches it"
+        )
 
 
 def check_installed(command: str) -> None:

@@ -102,6 +102,9 @@ class Client(_Blocking[AsyncClient]):
     See AsyncClient for the arguments. Close it, or use it as a context manager.
     """
 
+    #: Closing a view closes nothing.
+    _is_view = False
+
     def __init__(
         self,
         url: str = DEFAULT_REDIS_URL,
@@ -120,6 +123,13 @@ class Client(_Blocking[AsyncClient]):
         client = cls.__new__(cls)
         _Blocking.__init__(client, Portal(), target)
         return client
+
+    def for_tenant(self, tenant: str, *, max_jobs: int = 0) -> Client:
+        """A view of one tenant's jobs; see AsyncClient.for_tenant. It ends with this client."""
+        view = Client.__new__(Client)
+        _Blocking.__init__(view, self._portal, self._target.for_tenant(tenant, max_jobs=max_jobs))
+        view._is_view = True
+        return view
 
     submit = _making(Job, AsyncClient.submit)
     submit_many = _making(_jobs, AsyncClient.submit_many)
@@ -145,7 +155,7 @@ class Client(_Blocking[AsyncClient]):
 
     def close(self) -> None:
         """Closes the connections; waits under way raise ClientClosed. The jobs go on."""
-        if not self._portal.closed:
+        if not self._is_view and not self._portal.closed:
             self._portal.run(self._target.aclose())
             self._portal.close()
 

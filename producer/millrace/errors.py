@@ -3,7 +3,9 @@
 MillraceError
 ├── ResultUnavailable     the result is an object in S3 and cannot be fetched
 ├── ClientClosed          the client was closed, or belongs to another process
-├── TooManyJobs           the tenant has as many unfinished jobs as it may have
+├── TooManyJobs           the tenant would have more unfinished jobs than it may have
+├── RateLimited           an API key has used what it may use a minute
+├── NotPermitted          a tenant asked for what only operators may see
 ├── WorkerDied            the demo's worker ended before its work was done
 └── QueueUnavailable
     └── PartlySubmitted   submit_many broke off; it says which jobs are queued
@@ -25,12 +27,34 @@ class ClientClosed(MillraceError):
 
 
 class TooManyJobs(MillraceError):
-    """No job was made: `tenant` may have `limit` unfinished jobs in a queue, and has them."""
+    """No job was made: `tenant` may have `limit` unfinished jobs in a queue, and would have more."""
 
     def __init__(self, tenant: str, limit: int):
-        super().__init__(f"{tenant} has {limit:,} jobs under way, which is its limit; submit more when some have ended")
+        super().__init__(
+            f"{tenant} may have {limit:,} unfinished jobs in a queue, and this makes more; wait until some have ended"
+        )
         self.tenant = tenant
         self.limit = limit
+
+
+class RateLimited(MillraceError):
+    """No job was made: `what`, "requests" or "tokens", has a `limit` a minute, and `wanted` were too many.
+
+    `retry_after` is in seconds; None: it can never be, as the limit is smaller than what was wanted.
+    """
+
+    def __init__(self, key_id: str, what: str, limit: int, wanted: int, retry_after: float | None):
+        then = "that is more than it may ever use at once; ask for less"
+        if retry_after is not None:
+            then = f"try again in {retry_after:.3g} s"
+        super().__init__(f"key {key_id} may use {limit:,} {what} a minute, and this takes {wanted:,}: {then}")
+        self.what = what
+        self.limit = limit
+        self.retry_after = retry_after
+
+
+class NotPermitted(MillraceError):
+    """The message says who may."""
 
 
 class WorkerDied(MillraceError):

@@ -24,6 +24,7 @@ from millrace_schemas import (
 )
 
 from . import s3
+from .admission import admit
 from .backend import IDEMPOTENCY_TTL, JOB_TTL, Refusal
 from .cancellation import cancel_job
 from .connection import TRANSIENT, Connection
@@ -32,7 +33,9 @@ from .submission import Submission
 from .waiter import ResultWaiter
 
 #: The record's fields in the job's hash, in the order in which they are read.
-_RECORD_FIELDS = ("state", "attempts", "created_at", "started_at", "finished_at", "worker", "cancel_requested")
+_RECORD_FIELDS = (
+    "state", "attempts", "created_at", "started_at", "finished_at", "worker", "cancel_requested", "tenant",
+)  # fmt: skip
 #: How much later than asked a blocking read may answer before its connection counts as dead, seconds.
 _MARGIN = 5.0
 _EVENTS = 64
@@ -66,6 +69,9 @@ class RedisBackend:
 
         found = await self._connection.call(read)
         return [None if data is None else decode(data, ModelInfo) for data in found]
+
+    async def admit(self, submissions: Sequence[Submission]) -> Sequence[Submission]:
+        return await admit(self._connection, submissions)
 
     async def enqueue(self, submissions: Sequence[Submission]) -> list[str | Refusal]:
         replies = await self._connection.script_many("enqueue", [_enqueue_call(s) for s in submissions])
@@ -149,7 +155,7 @@ def _enqueue_call(submission: Submission) -> tuple[list[str], list[Any]]:
 
 
 def _record(job_id: str, values: list[bytes | None]) -> JobRecord | None:
-    state, attempts, created, started, finished, worker, cancel = values
+    state, attempts, created, started, finished, worker, cancel, tenant = values
     if state is None:
         return None
     return JobRecord(
@@ -161,4 +167,5 @@ def _record(job_id: str, values: list[bytes | None]) -> JobRecord | None:
         finished_at=float(finished) if finished else None,
         worker=worker.decode() if worker else None,
         cancel_requested=cancel == b"1",
+        tenant=tenant.decode() if tenant else "",
     )

@@ -48,6 +48,8 @@ class Submission:
     idempotency_key: str | None
     #: Unfinished jobs that the request's tenant may have, this one included; 0: any number.
     max_unfinished: int = 0
+    #: Tokens of prompt and answer together that its model takes; 0: nobody asked.
+    context: int = 0
 
     @classmethod
     def of(cls, request: Request, idempotency_key: str | None = None, max_unfinished: int = 0) -> Submission:

@@ -143,6 +143,7 @@ class JobRecord(msgspec.Struct, frozen=True):
     finished_at: float | None = None
     worker: str | None = None
     cancel_requested: bool = False
+    tenant: str = ""
 
 
 def check_model_name(model: str) -> None:

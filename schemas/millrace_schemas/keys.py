@@ -24,7 +24,12 @@ All keys of a queue share the hash tag `{queue}`, so a script may touch several 
     millrace:{q}:workers              zset     worker name -> last beat, Unix time
     millrace:models                   zset     model name -> Unix time at which its registration ends
 
-Every key but the streams of work and the zsets has a time to live.
+Keys of the gateway share the hash tag `{@}`, which no queue can have:
+
+    millrace:{@}:keys                 hash     id of an API key -> ApiKey bytes, with a digest of its secret
+    millrace:{@}:rate:<key id>        hash     requests, tokens: Unix time at which the key's allowance is whole
+
+Every key but the streams of work, the zsets and the API keys has a time to live.
 """
 
 from __future__ import annotations
@@ -33,6 +38,7 @@ from .job import Lane
 
 GROUP = "workers"
 MODELS = "millrace:models"
+API_KEYS = "millrace:{@}:keys"
 
 
 class QueueKeys:
@@ -85,3 +91,8 @@ class QueueKeys:
 
     def worker(self, name: str) -> str:
         return f"{self._prefix}worker:{name}"
+
+
+def rate_key(key_id: str) -> str:
+    """What is left of an API key's allowances per minute."""
+    return f"millrace:{{@}}:rate:{key_id}"

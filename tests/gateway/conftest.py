@@ -11,6 +11,7 @@ import redis
 
 from fake_worker import FakeWorker, register
 from gateway_server import GatewayServer
+from key_maker import KeyMaker
 from millrace.embedded import EmbeddedRedis
 from millrace.gateway import GatewaySettings
 from millrace_schemas import QueueKeys, Request, decode
@@ -80,6 +81,43 @@ def http(gateway: GatewayServer, clients: tuple[httpx2.Client, openai.OpenAI]) -
 def ai(gateway: GatewayServer, clients: tuple[httpx2.Client, openai.OpenAI]) -> openai.OpenAI:
     """OpenAI's client, as anybody would make it."""
     return clients[1]
+
+
+@pytest.fixture(scope="session")
+def running_locked_gateway(redis_server: EmbeddedRedis) -> Iterator[GatewayServer]:
+    settings = GatewaySettings(
+        require_keys=True, key_seconds=0.2, keep_alive=0.3, cors_origins=("https://app.example",)
+    )
+    with GatewayServer(redis_server.url, settings) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def locked_clients(running_locked_gateway: GatewayServer) -> Iterator[tuple[httpx2.Client, openai.OpenAI]]:
+    url = running_locked_gateway.url
+    with (
+        httpx2.Client(base_url=url, timeout=20) as http,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="none", timeout=20, max_retries=0) as ai,
+    ):
+        yield http, ai
+
+
+@pytest.fixture
+def locked(redis_url: str, locked_clients: tuple[httpx2.Client, openai.OpenAI]) -> httpx2.Client:
+    """Of a gateway that asks for keys and remembers them for 0.2 s, before an empty Redis with "demo" registered."""
+    register(redis_url)
+    return locked_clients[0]
+
+
+@pytest.fixture
+def locked_ai(locked: httpx2.Client, locked_clients: tuple[httpx2.Client, openai.OpenAI]) -> openai.OpenAI:
+    """Likewise; its key is none."""
+    return locked_clients[1]
+
+
+@pytest.fixture
+def make_key(redis_url: str) -> KeyMaker:
+    return KeyMaker(redis_url)
 
 
 @pytest.fixture

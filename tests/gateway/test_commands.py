@@ -21,8 +21,10 @@ import pytest
 from typer.testing import CliRunner
 
 from fake_worker import FakeWorker
+from key_maker import KeyMaker
 from millrace import Client, MillraceError
 from millrace.cli import app
+from millrace.cli_gateway import _settings
 from millrace.embedded import free_port
 from millrace.gateway.server import CannotListen, is_loopback, listen
 
@@ -88,11 +90,51 @@ def test_others_are_not_let_in_by_accident(redis_url: str) -> None:
     for host in ("0.0.0.0", "::", "192.168.1.7"):
         refused = CliRunner().invoke(app, ["gateway", "--host", host, "--port", "0", "--redis-url", redis_url])
         assert isinstance(refused.exception, MillraceError)
+        assert "`millrace keys create" in str(refused.exception)
         assert "--allow-open" in str(refused.exception)
     with millrace("gateway", "--host", "0.0.0.0", "--port", "0", "--allow-open", "--redis-url", redis_url) as process:
         assert process.stderr is not None
         port = process.stderr.readline().rsplit(":", 1)[1].split("/")[0]
         assert httpx2.get(f"http://127.0.0.1:{port}/healthz").status_code == 200
+
+
+def test_others_are_let_in_with_a_key(redis_url: str) -> None:
+    headers = KeyMaker(redis_url).headers()
+    with millrace("gateway", "--host", "0.0.0.0", "--port", "0", "--redis-url", redis_url) as process:
+        assert process.stderr is not None
+        port = process.stderr.readline().rsplit(":", 1)[1].split("/")[0]
+        url = f"http://127.0.0.1:{port}/v1/models"
+        assert httpx2.get(url).status_code == 401
+        assert httpx2.get(url, headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--require-keys", "there is none in this Redis; make one with `millrace keys create"),
+        ("--require-keys --allow-open", "say one of them"),
+        ("--cors-origin *", "name the origins, or say --require-keys"),
+        ("--cors-origin https://a.example --cors-origin a.example", "is an origin like https://app.example.com"),
+    ],
+)
+def test_flags_that_cannot_be(redis_url: str, flags: str, words: str) -> None:
+    refused = CliRunner().invoke(app, ["gateway", *flags.split(), "--port", "0", "--redis-url", redis_url])
+    assert isinstance(refused.exception, MillraceError)
+    assert words in str(refused.exception)
+
+
+def test_what_flags_mean() -> None:
+    def settings(host: str, *, keys: bool = False, allow_open: bool = False) -> tuple[bool, bool]:
+        made = _settings(host, keys, allow_open, ("https://a.example",))
+        assert made.cors_origins == ("https://a.example",)
+        return made.require_keys, made.allowed_hosts is not None
+
+    assert settings("127.0.0.1") == (False, True)
+    assert settings("127.0.0.1", keys=True) == (True, False)
+    assert settings("127.0.0.1", allow_open=True) == (False, False)
+    assert settings("0.0.0.0") == (True, False)
+    assert settings("0.0.0.0", allow_open=True) == (False, False)
+    assert _settings("0.0.0.0", False, False, ("*",)).require_keys
 
 
 def test_loopback() -> None:

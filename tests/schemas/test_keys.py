@@ -7,8 +7,9 @@ import re
 import pytest
 from redis.crc import key_slot
 
-from millrace_schemas import MODELS, Lane, QueueKeys, new_job_id, queue_of, queue_of_job
+from millrace_schemas import MODELS, InvalidRequest, Lane, QueueKeys, new_job_id, queue_of, queue_of_job
 from millrace_schemas import keys as keys_module
+from millrace_schemas.keys import API_KEYS, rate_key
 
 ID = "demo-01jd3vq6x0m5t9n8q2w4e7r1yz"
 
@@ -22,11 +23,11 @@ def every_key(queue: str) -> set[str]:
 
 
 def test_the_docstring_lists_exactly_the_keys_that_are_built() -> None:
-    listed = set(re.findall(r"^ +(millrace:\S+)", keys_module.__doc__ or "", re.MULTILINE))
-    names = {"{q}": "{demo}", "<id>": ID, "<key>": "order-17", "<name>": "host-1", "<tenant>": "acme"}
+    listed = set(re.findall(r"^ +(millrace:\S+(?: id>)?)", keys_module.__doc__ or "", re.MULTILINE))
+    names = {"{q}": "{demo}", "<id>": ID, "<key>": "order-17", "<name>": "host-1", "<tenant>": "acme", "<key id>": "k1"}
     for placeholder, name in names.items():
         listed = {key.replace(placeholder, name) for key in listed}
-    assert listed == every_key("demo") | {MODELS}
+    assert listed == every_key("demo") | {MODELS, API_KEYS, rate_key("k1")}
 
 
 @pytest.mark.parametrize("model", ["demo", "org/model-7b", "a.b_c--d", "x" * 200])
@@ -42,6 +43,12 @@ def test_a_hostile_idempotency_key_or_worker_name_stays_in_the_slot() -> None:
     for name in ("{other}", "}{", "a:b", "{}", "ключ"):
         assert key_slot(keys.idempotency(name).encode()) == slot
         assert key_slot(keys.worker(name).encode()) == slot
+
+
+def test_the_gateways_keys_share_a_slot_that_is_no_queues() -> None:
+    assert key_slot(API_KEYS.encode()) == key_slot(rate_key("k1").encode()) == key_slot(b"@")
+    with pytest.raises(InvalidRequest):
+        queue_of("@")
 
 
 def test_queues_do_not_share_keys() -> None:

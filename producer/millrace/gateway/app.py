@@ -7,11 +7,15 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from millrace import AsyncClient
+from millrace.api_keys import KeyStore
 from millrace_schemas import MillraceError
 
 from . import chat, completions, health, jobs, metrics, models, page, responses
+from .authentication import Authenticate
+from .cors import allow_origins
 from .errors import ApiError, answer_error
 from .hosts import CheckHost
+from .key_cache import KeyCache
 from .metrics import CountRequests, RequestCounts
 from .settings import GatewaySettings
 from .sse import StreamSlots
@@ -49,7 +53,25 @@ def create_app(client: AsyncClient, settings: GatewaySettings | None = None) -> 
     app.state.settings = settings
     app.state.slots = StreamSlots(settings.max_streams)
     app.state.counts = RequestCounts()
+    # The last one is the outermost.
+    _know_keys(app, client, settings)
     if settings.allowed_hosts is not None:
         app.add_middleware(CheckHost, allowed=settings.allowed_hosts)
+    if settings.cors_origins:
+        allow_origins(app, settings.cors_origins)
     app.add_middleware(CountRequests, counts=app.state.counts, routes=ROUTES)
     return app
+
+
+def _know_keys(app: Starlette, client: AsyncClient, settings: GatewaySettings) -> None:
+    connection = client._connection
+    if connection is not None:
+        app.add_middleware(
+            Authenticate,
+            client=client,
+            connection=connection,
+            keys=KeyCache(KeyStore(connection), settings.key_seconds),
+            required=settings.require_keys,
+        )
+    elif settings.require_keys:
+        raise ValueError("require_keys needs a client of a Redis: that is where the keys are")

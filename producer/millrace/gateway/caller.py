@@ -6,8 +6,11 @@ from starlette.requests import Request
 
 from millrace import AsyncClient
 
+#: Where the scope of a request with an API key has its client.
+CLIENT = "millrace.client"
+
 
 def client_of(request: Request) -> AsyncClient:
     """The client to serve this request with."""
-    client: AsyncClient = request.app.state.client
+    client: AsyncClient = request.scope.get(CLIENT, request.app.state.client)
     return client

@@ -15,7 +15,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from millrace.errors import ClientClosed, PartlySubmitted, ResultUnavailable
+from millrace.errors import (
+    ClientClosed,
+    NotPermitted,
+    PartlySubmitted,
+    RateLimited,
+    ResultUnavailable,
+    TooManyJobs,
+)
 from millrace_schemas import (
     ErrorCode,
     InvalidRequest,
@@ -26,6 +33,8 @@ from millrace_schemas import (
     ResultTimeout,
     UnknownModel,
 )
+
+from .rate_headers import retry_headers
 
 #: Seconds after which it is worth asking again when Redis or the workers were away.
 RETRY_AFTER = 5
@@ -110,6 +119,12 @@ def as_api_error(error: Exception) -> ApiError:
         return ApiError(404, str(error), code="model_not_found", param="model")
     if isinstance(error, JobNotFound):
         return ApiError(404, str(error), code="job_not_found")
+    if isinstance(error, RateLimited):
+        return _too_fast(error)
+    if isinstance(error, TooManyJobs):
+        return too_many(str(error), "requests", "too_many_jobs", retry_headers(RETRY_AFTER))
+    if isinstance(error, NotPermitted):
+        return ApiError(403, str(error), code="operator_key_required")
     if isinstance(error, PartlySubmitted):
         lists = {"submitted": error.submitted, "unsure": error.unsure}
         return ApiError(503, str(error), code="partly_submitted", headers=_NO_RETRY, extra=lists)
@@ -129,9 +144,22 @@ def unavailable(message: str, code: str) -> ApiError:
     return ApiError(503, message, code=code, headers={"retry-after": str(RETRY_AFTER)})
 
 
+def too_many(message: str, type_: str, code: str, headers: Mapping[str, str]) -> ApiError:
+    """A 429; its type is, as with OpenAI, what there was too much of: "requests" or "tokens"."""
+    error = ApiError(429, message, code=code, headers=headers)
+    error.type = type_
+    return error
+
+
 async def answer_error(request: Request, error: Exception) -> Response:
     """Starlette's handler of all exceptions."""
     return as_api_error(error).response()
+
+
+def _too_fast(error: RateLimited) -> ApiError:
+    # A request that is larger than its allowance will always be.
+    headers = _NO_RETRY if error.retry_after is None else retry_headers(error.retry_after)
+    return too_many(str(error), error.what, "rate_limit_exceeded", headers)
 
 
 def _of_code(code: ErrorCode, message: str, param: str | None) -> ApiError:

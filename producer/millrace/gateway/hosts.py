@@ -32,7 +32,7 @@ class CheckHost:
                 error = ApiError(
                     403,
                     f"this gateway answers for {', '.join(sorted(self._allowed))} only, not for {name[:100]!r}; "
-                    "`millrace gateway --allow-open` takes every name",
+                    "`millrace gateway` takes every name with --require-keys or --allow-open",
                     code="host_not_allowed",
                 )
                 await error.response()(scope, receive, send)

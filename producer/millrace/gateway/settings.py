@@ -9,6 +9,12 @@ from dataclasses import dataclass
 class GatewaySettings:
     #: Names that requests may have in their Host header; None: any.
     allowed_hosts: frozenset[str] | None = None
+    #: Whether requests need an API key. Where not, one that is live counts all the same, and all else does not matter.
+    require_keys: bool = False
+    #: Seconds that a key is remembered: a revocation counts everywhere after so many.
+    key_seconds: float = 5.0
+    #: Origins whose pages may call from a browser; "*" is all of them.
+    cors_origins: tuple[str, ...] = ()
     #: Longest body of a request, in bytes. A job itself has at most MAX_JOB_BYTES; JSON may escape, and lists repeat.
     max_body_bytes: int = 16 * 1024 * 1024
     #: Arrays and objects within each other.

@@ -72,6 +72,7 @@ class FakeJob:
             finished_at=self.finished_at,
             worker=WORKER if self.attempts else None,
             cancel_requested=self.cancel_requested,
+            tenant=self.request.tenant,
         )
 
     def start(self, now: float) -> None:

@@ -54,6 +54,11 @@ class MemoryBackend:
             queue_of(model)
         return [self._store.models.get(model) for model in models]
 
+    async def admit(self, submissions: Sequence[Submission]) -> Sequence[Submission]:
+        self._store.check_up()
+        self._store.check_room(submissions)
+        return submissions
+
     async def enqueue(self, submissions: Sequence[Submission]) -> list[str | Refusal]:
         self._store.check_up()
         return self._store.enqueue(submissions)

@@ -11,11 +11,13 @@ import heapq
 import itertools
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from millrace.backend import IDEMPOTENCY_TTL, JOB_TTL, Refusal
 from millrace.cancellation import RESULT_TTL, cancelled_result
+from millrace.errors import TooManyJobs
 from millrace.queue_stats import DeadEntry
 from millrace.submission import Submission
 from millrace_schemas import (
@@ -79,6 +81,16 @@ class MemoryStore:
         """Raises QueueUnavailable during an outage."""
         if self._down:
             raise QueueUnavailable("no Redis at memory: the fake plays an outage")
+
+    def check_room(self, submissions: Sequence[Submission]) -> None:
+        """As scripts/reserve.lua, without keeping anything. Raises TooManyJobs."""
+        with self._lock:
+            self._settle()
+            wanted = Counter((s.queue, s.request.tenant) for s in submissions if self._needs_room(s))
+            for submission in submissions:
+                queue, tenant, most = submission.queue, submission.request.tenant, submission.max_unfinished
+                if tenant and 0 < most < self._unfinished(queue, tenant) + wanted[queue, tenant]:
+                    raise TooManyJobs(tenant, most)
 
     def enqueue(self, submissions: Sequence[Submission]) -> list[str | Refusal]:
         """As scripts/enqueue.lua, then the answers."""
@@ -191,6 +203,10 @@ class MemoryStore:
         if job.request.deadline is not None:
             self._at(job.request.deadline, job)
         return job.id
+
+    def _needs_room(self, submission: Submission) -> bool:
+        key = (submission.queue, submission.request.tenant, submission.idempotency_key or "")
+        return self._keys.get(key, ("", 0.0))[1] <= self.now()
 
     def _unfinished(self, queue: str, tenant: str) -> int:
         living = (job for job in self._jobs.values() if job.state not in TERMINAL)
