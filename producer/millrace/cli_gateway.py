@@ -13,6 +13,7 @@ from millrace_schemas import MillraceError
 from . import config
 from .async_client import AsyncClient
 from .cli_output import RedisUrl
+from .connection import Connection
 from .extra_commands import CommandNotInstalled
 from .termination import terminated_as_exit
 
@@ -26,13 +27,24 @@ def gateway(
     allow_open: Annotated[
         bool, typer.Option("--allow-open", help="Listen on a --host that other machines reach. There are no keys.")
     ] = False,
+    webhooks: Annotated[bool, typer.Option("--webhooks/--no-webhooks", help="Deliver webhooks of ended jobs.")] = True,
+    webhook_allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NETWORK|HOST",
+            help="Private network, like 10.0.0.0/8, or host name that webhooks may reach. May be repeated.",
+        ),
+    ] = None,
     redis_url: RedisUrl = None,
 ) -> None:
-    """Serve an OpenAI-shaped HTTP API."""
+    """Serve an OpenAI-shaped HTTP API, and call the webhooks of jobs that end."""
     check_installed("gateway")
     from .gateway import GatewaySettings
     from .gateway.hosts import LOOPBACK
     from .gateway.server import is_loopback, listen, make_server, url_of
+    from .gateway.webhook_addresses import Allowed
+    from .gateway.webhook_dispatcher import Dispatcher
+    from .gateway.webhook_settings import WebhookSettings
 
     if not (allow_open or is_loopback(host)):
         raise MillraceError(
@@ -40,11 +52,15 @@ def gateway(
             "put a proxy that does in front of 127.0.0.1, or say --allow-open"
         )
 
+    webhook_settings = WebhookSettings(allowed=Allowed.of(webhook_allow or ()))
+
     async def serve() -> None:
         with listen(host, port) as sock:
             async with AsyncClient(config.redis_url(redis_url), model) as client:
                 hosts = None if allow_open else LOOPBACK | {host}
-                server = make_server(client, GatewaySettings(allowed_hosts=hosts))
+                url = config.redis_url(redis_url)
+                dispatcher = Dispatcher(Connection(url), webhook_settings) if webhooks else None
+                server = make_server(client, GatewaySettings(allowed_hosts=hosts), dispatcher)
                 typer.echo(f"millrace gateway: {url_of(sock)}/v1", err=True)
                 await server.serve([sock])
 
@@ -59,7 +75,7 @@ def gateway(
 def check_installed(command: str) -> None:
     """Raises CommandNotInstalled with the extra that brings what the gateway needs."""
     try:
-        for package in ("starlette", "uvicorn"):
+        for package in ("starlette", "uvicorn", "httpcore2"):
             importlib.import_module(package)
     except ImportError as e:
         raise CommandNotInstalled(

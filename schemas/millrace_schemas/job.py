@@ -10,7 +10,7 @@ import msgspec
 
 from .errors import ErrorCode, InvalidRequest
 from .sampling import Sampling
-from .webhook import check_webhook
+from .webhook import WebhookRecord, check_webhook
 
 #: Largest encoded Request that a queue takes, in bytes. Larger inputs belong in S3.
 MAX_JOB_BYTES = 4 * 1024 * 1024
@@ -143,6 +143,8 @@ class JobRecord(msgspec.Struct, frozen=True):
     finished_at: float | None = None
     worker: str | None = None
     cancel_requested: bool = False
+    #: None: the job has no webhook.
+    webhook: WebhookRecord | None = None
 
 
 def check_model_name(model: str) -> None:

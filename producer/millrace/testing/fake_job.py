@@ -22,6 +22,7 @@ from millrace_schemas import (
     Timings,
     Tokens,
     Usage,
+    WebhookRecord,
     advance,
 )
 
@@ -72,6 +73,7 @@ class FakeJob:
             finished_at=self.finished_at,
             worker=WORKER if self.attempts else None,
             cancel_requested=self.cancel_requested,
+            webhook=None if self.request.webhook is None else WebhookRecord(),
         )
 
     def start(self, now: float) -> None:
