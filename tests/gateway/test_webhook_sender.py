@@ -7,6 +7,7 @@ import ssl
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,6 +80,20 @@ def test_a_host_can_be_allowed_by_its_name() -> None:
         (answer,) = post(f"http://localhost:{receiver.port}/")
         assert answer.error.startswith("localhost is no public address")
         assert len(receiver.calls) == 1
+
+
+def test_a_status_is_an_answer_whatever_follows() -> None:
+    def trickle(handler: Any) -> None:
+        time.sleep(0.5)
+        handler.wfile.write(b"HTTP/1.1 204 OK\r\ncontent-length: 100\r\n\r\n")
+        time.sleep(1.5)
+
+    def break_off(handler: Any) -> None:
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nnonsense")
+
+    for answer in (trickle, break_off):
+        with Receiver(answer) as receiver:
+            assert post(receiver.url, allow=["127.0.0.1"])[0].delivered
 
 
 def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

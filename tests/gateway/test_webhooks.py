@@ -12,12 +12,14 @@ import httpx2
 import openai
 import pytest
 import redis
+from typer.testing import CliRunner
 
 from backends import until
 from fake_worker import FakeWorker, register
 from gateway_server import GatewayServer
 from millrace import Client, ErrorCode, ErrorInfo, JobState, Request, Result, WebhookRecord
 from millrace.cancellation import RESULT_TTL
+from millrace.cli import app
 from millrace.embedded import EmbeddedRedis
 from millrace.gateway.webhook_addresses import Allowed
 from millrace.gateway.webhook_settings import WebhookSettings
@@ -168,6 +170,26 @@ def test_openais_client_unwraps_what_responses_send(url: str, worker: FakeWorker
             ai.webhooks.unwrap(call.body + b" ", call.headers, secret=secret())
 
 
+def test_two_secrets_sign_while_one_takes_the_place_of_the_other(
+    client: Client, worker: FakeWorker, redis_url: str, raw: redis.Redis
+) -> None:
+    old, new = (millrace(redis_url, "secret", *more).strip() for more in ([], ["--rotate"]))
+    with Receiver() as receiver:
+        client.submit("a", webhook=receiver.url)
+        (call,) = receiver.wait()
+        assert len(call.headers["webhook-signature"].split(" ")) == 2
+        assert call.event(old) == call.event(new)
+        with openai.OpenAI(api_key="none", http_client=httpx2.Client(verify=False)) as ai:
+            for secret in (old, new):
+                ai.webhooks.unwrap(call.body, call.headers, secret=secret)
+        raw.hdel(webhook_secret(""), "previous")
+        client.submit("a", webhook=receiver.url)
+        later = receiver.wait(2)[1]
+    assert later.event(new)
+    with pytest.raises(ValueError, match="no signature fits"):
+        later.event(old)
+
+
 def test_a_failed_call_is_repeated_with_its_id(client: Client, worker: FakeWorker, secret: Callable[[], str]) -> None:
     with Receiver(500, 404, 200) as receiver:
         job = client.submit("a", webhook=receiver.url)
@@ -186,18 +208,15 @@ def test_it_is_given_up_and_can_be_sent_again(
         assert settled(client, job.id) == WebhookRecord("failed", 4, "HTTP 500")
         assert not raw.exists(keys.webhooks)
         assert 0 < raw.ttl(keys.job(job.id)) <= RESULT_TTL
-        retry(redis_url, job.id)
+        millrace(redis_url, "retry", job.id)
         receiver.wait(5)
         until(lambda: webhook_of(client, job.id) == WebhookRecord("delivered", 1, None))
 
 
-def retry(redis_url: str, job_id: str) -> None:
-    from typer.testing import CliRunner
-
-    from millrace.cli import app
-
-    done = CliRunner().invoke(app, ["webhooks", "retry", job_id, "--redis-url", redis_url])
+def millrace(redis_url: str, *arguments: str) -> str:
+    done = CliRunner().invoke(app, ["webhooks", *arguments, "--redis-url", redis_url])
     assert done.exit_code == 0, done.exception
+    return done.output
 
 
 def test_gone_means_gone(client: Client, worker: FakeWorker) -> None:

@@ -80,21 +80,26 @@ class Sender:
 
     async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> Answer:
         """Raises nothing but what cancels it."""
-        limit = f"no answer within {self._timeout:g} s"
+        answers: list[Answer] = []
         try:
             async with asyncio.timeout(self._timeout):
-                return await self._post(url, body, headers)
+                await self._post(url, body, headers, answers.append)
         except TimeoutError:
-            return Answer(reason=limit)
+            reason = f"no answer within {self._timeout:g} s"
         except _Refused as e:
-            return Answer(reason=str(e))
+            reason = str(e)
         except _ERRORS as e:
-            return Answer(reason=_explain(e))
+            reason = _explain(e)
+        # What goes wrong behind the status changes nothing.
+        return answers[0] if answers else Answer(reason=reason)
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _post(self, url: str, body: bytes, headers: Mapping[str, str]) -> Answer:
+    async def _post(
+        self, url: str, body: bytes, headers: Mapping[str, str], answered: Callable[[Answer], None]
+    ) -> None:
+        """Says what the status was as soon as it is there."""
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port or _PORTS[parts.scheme]
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
@@ -105,11 +110,9 @@ class Sender:
         )
         try:
             async with connection.stream("POST", place, headers=list(sent.items()), content=body) as response:
-                answer = Answer(response.status, retry_after=_retry_after(response.headers))
-                with contextlib.suppress(TimeoutError, *_ERRORS):
-                    async with asyncio.timeout(_BODY_TIMEOUT):
-                        await _drain(response)
-                return answer
+                answered(Answer(response.status, retry_after=_retry_after(response.headers)))
+                async with asyncio.timeout(_BODY_TIMEOUT):
+                    await _drain(response)
         finally:
             await connection.aclose()
 
