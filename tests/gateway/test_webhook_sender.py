@@ -45,7 +45,7 @@ def post(url: str, *, names: Names | None = None, allow: Sequence[str] = (), cou
 def test_a_name_that_changes_its_mind() -> None:
     """The first answer is checked and used; nobody asks again between check and connection."""
     names = Names(["127.0.0.1"], ["127.0.0.2"])
-    with Receiver() as here, Receiver(host="127.0.0.2") as there:
+    with Receiver() as here, Receiver(host="127.0.0.2", port=here.port) as there:
         url = f"http://rebinding.example:{here.port}/"
         first, second = post(url, names=names, allow=["127.0.0.1"], count=2)
         assert first.delivered

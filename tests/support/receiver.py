@@ -31,7 +31,7 @@ class Call:
 class Receiver:
     """Listens on a free port from `with` to its end. Each call gets the next answer; the last one is repeated."""
 
-    def __init__(self, *answers: Answer, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None):
+    def __init__(self, *answers: Answer, host: str = "127.0.0.1", port: int = 0, tls: ssl.SSLContext | None = None):
         self.answers = list(answers or (204,))
         self.calls: list[Call] = []
         self.most_at_once = 0
@@ -55,7 +55,7 @@ class Receiver:
             def handle_error(self, request: object, client_address: object) -> None:
                 """Gateways may leave."""
 
-        self._server = Server((host, 0), Handler)
+        self._server = Server((host, port), Handler)
         if tls is not None:
             self._server.socket = tls.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
         self.port = self._server.server_address[1]
