@@ -12,9 +12,12 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 import millrace
 from millrace import AsyncClient, InvalidRequest, JobError, JobNotFound, MillraceError
+from millrace.webhooks import InvalidSignature, verify
 
 # The same words for everybody: a worker computes them once and keeps them in its prefix cache.
 SYSTEM = "You answer customers of a bookshop, in one short paragraph."
+# In place of your database.
+ANSWERS: dict[str, str] = {}
 
 
 @asynccontextmanager
@@ -33,8 +36,8 @@ async def explain(request: Request, error: MillraceError) -> JSONResponse:
     if isinstance(error, JobError):
         statuses = {"context_length_exceeded": 422, "cancelled": 410, "deadline_exceeded": 504}
         return JSONResponse({"error": error.error.code}, statuses.get(error.error.code, 502))
-    if isinstance(error, InvalidRequest | JobNotFound):
-        return JSONResponse({"error": str(error)}, 400 if isinstance(error, InvalidRequest) else 404)
+    if isinstance(error, InvalidRequest | InvalidSignature | JobNotFound):
+        return JSONResponse({"error": str(error)}, 404 if isinstance(error, JobNotFound) else 400)
     # No Redis, or no worker so far. The message is for your log; the caller may simply ask again.
     return JSONResponse({"error": "unavailable"}, 503, {"Retry-After": "5"})
 
@@ -51,6 +54,7 @@ async def ask(client: Client, question: Annotated[str, Body(embed=True)], idempo
     # The key is the caller's: only the caller knows that two requests are one. Keys are the whole queue's, so put the
     # user's id in front once there are users. After the deadline nobody waits for the answer, so nobody should work.
     options = {"stream": True, "deadline": timedelta(minutes=5), "idempotency_key": idempotency_key}
+    options["webhook"] = os.environ.get("MILLRACE_WEBHOOK_URL")  # of `told` below, as a gateway reaches it
     job = await client.submit(system=SYSTEM, prompt=question, **options)
     return {"id": job.id}
 
@@ -88,3 +92,11 @@ async def stream(events: Annotated[millrace.EventStream, Depends(follow)]) -> As
 @app.delete("/answers/{job_id}")
 async def cancel(client: Client, job_id: str):
     return {"state": await client.cancel(job_id)}  # in_progress: its worker was told, and ends it at its next step
+
+
+@app.post("/webhooks", status_code=204)
+async def told(client: Client, request: Request) -> None:
+    # Nothing gets past this but what Millrace has signed. It may come twice: the second time changes nothing here.
+    event = verify(await request.body(), request.headers, os.environ["MILLRACE_WEBHOOK_SECRET"])
+    if event.type == "job.completed":
+        ANSWERS[event.job_id] = (await client.result(event.job_id, timeout=0)).text

@@ -11,11 +11,14 @@ from flask import Flask, Response, request
 
 import millrace
 from millrace import Client, InvalidRequest, JobError, JobNotFound, MillraceError
+from millrace.webhooks import InvalidSignature, verify
 
 # The same words for everybody: a worker computes them once and keeps them in its prefix cache.
 SYSTEM = "You answer customers of a bookshop, in one short paragraph."
 # Seconds. A request that waits holds a thread.
 MAX_WAIT = 20.0
+# In place of your database.
+ANSWERS: dict[str, str] = {}
 app = Flask(__name__)
 
 
@@ -33,8 +36,8 @@ def explain(error: MillraceError):
     if isinstance(error, JobError):
         statuses = {"context_length_exceeded": 422, "cancelled": 410, "deadline_exceeded": 504}
         return {"error": error.error.code}, statuses.get(error.error.code, 502)
-    if isinstance(error, InvalidRequest | JobNotFound):
-        return {"error": str(error)}, 400 if isinstance(error, InvalidRequest) else 404
+    if isinstance(error, InvalidRequest | InvalidSignature | JobNotFound):
+        return {"error": str(error)}, 404 if isinstance(error, JobNotFound) else 400
     # No Redis, or no worker so far. The message is for your log; the caller may simply ask again.
     return {"error": "unavailable"}, 503, {"Retry-After": "5"}
 
@@ -45,6 +48,7 @@ def ask():
     # user's id in front once there are users. After the deadline nobody waits for the answer, so nobody should work.
     key = request.headers.get("Idempotency-Key", "")
     options = {"stream": True, "deadline": timedelta(minutes=5), "idempotency_key": key}
+    options["webhook"] = os.environ.get("MILLRACE_WEBHOOK_URL")  # of `told` below, as a gateway reaches it
     body = request.get_json()
     job = get_client().submit(system=SYSTEM, prompt=body.get("question") if isinstance(body, dict) else None, **options)
     return {"id": job.id}, 202
@@ -85,3 +89,12 @@ def sse(events: millrace.Events) -> Iterator[str]:
 @app.delete("/answers/<job_id>")
 def cancel(job_id: str):
     return {"state": get_client().cancel(job_id)}  # in_progress: its worker was told, and ends it at its next step
+
+
+@app.post("/webhooks")
+def told():
+    # Nothing gets past this but what Millrace has signed. It may come twice: the second time changes nothing here.
+    event = verify(request.get_data(), request.headers, os.environ["MILLRACE_WEBHOOK_SECRET"])
+    if event.type == "job.completed":
+        ANSWERS[event.job_id] = get_client().result(event.job_id, timeout=0).text
+    return "", 204

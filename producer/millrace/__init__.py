@@ -31,6 +31,8 @@ from millrace_schemas import (
     Tokens,
     UnknownModel,
     Usage,
+    WebhookRecord,
+    WebhookState,
     WorkerInfo,
 )
 
@@ -87,5 +89,7 @@ __all__ = [
     "TooManyJobs",
     "UnknownModel",
     "Usage",
+    "WebhookRecord",
+    "WebhookState",
     "WorkerInfo",
 ]

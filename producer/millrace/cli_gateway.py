@@ -14,6 +14,7 @@ from . import config
 from .api_keys import KeyStore
 from .async_client import AsyncClient
 from .cli_output import RedisUrl
+from .connection import Connection
 from .extra_commands import CommandNotInstalled
 from .termination import terminated_as_exit
 
@@ -39,20 +40,35 @@ def gateway(
         list[str] | None,
         typer.Option(metavar="ORIGIN", help="Let pages of this site call from browsers; may be given again."),
     ] = None,
+    webhooks: Annotated[bool, typer.Option("--webhooks/--no-webhooks", help="Deliver webhooks of ended jobs.")] = True,
+    webhook_allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NETWORK|HOST",
+            help="Private network, like 10.0.0.0/8, or host name that webhooks may reach. May be repeated.",
+        ),
+    ] = None,
     redis_url: RedisUrl = None,
 ) -> None:
-    """Serve an OpenAI-shaped HTTP API."""
+    """Serve an OpenAI-shaped HTTP API, and call the webhooks of jobs that end."""
     check_installed("gateway")
     from .gateway.server import listen, make_server, url_of
+    from .gateway.webhook_addresses import Allowed
+    from .gateway.webhook_dispatcher import Dispatcher
+    from .gateway.webhook_settings import WebhookSettings
 
     settings = _settings(host, require_keys, allow_open, tuple(cors_origin or ()))
 
+    webhook_settings = WebhookSettings(allowed=Allowed.of(webhook_allow or ()))
+
     async def serve() -> None:
-        async with AsyncClient(config.redis_url(redis_url), model) as client:
+        url = config.redis_url(redis_url)
+        async with AsyncClient(url, model) as client:
             if settings.require_keys:
                 await _check_keys(client, host)
             with listen(host, port) as sock:
-                server = make_server(client, settings)
+                dispatcher = Dispatcher(Connection(url), webhook_settings) if webhooks else None
+                server = make_server(client, settings, dispatcher)
                 typer.echo(f"millrace gateway: {url_of(sock)}/v1", err=True)
                 await server.serve([sock])
 
@@ -98,7 +114,7 @@ async def _check_keys(client: AsyncClient, host: str) -> None:
 def check_installed(command: str) -> None:
     """Raises CommandNotInstalled with the extra that brings what the gateway needs."""
     try:
-        for package in ("starlette", "uvicorn"):
+        for package in ("starlette", "uvicorn", "httpcore2"):
             importlib.import_module(package)
     except ImportError as e:
         raise CommandNotInstalled(

@@ -18,10 +18,13 @@ from millrace_schemas import (
     QueueKeys,
     Request,
     Result,
+    WebhookRecord,
+    WebhookState,
     decode,
     queue_of,
     queue_of_job,
 )
+from millrace_schemas.keys import WEBHOOK_QUEUES
 
 from . import s3
 from .admission import admit
@@ -34,7 +37,8 @@ from .waiter import ResultWaiter
 
 #: The record's fields in the job's hash, in the order in which they are read.
 _RECORD_FIELDS = (
-    "state", "attempts", "created_at", "started_at", "finished_at", "worker", "cancel_requested", "tenant",
+    "state", "attempts", "created_at", "started_at", "finished_at", "worker", "cancel_requested", "tenant", "webhook",
+    "webhook_state", "webhook_attempts", "webhook_error",
 )  # fmt: skip
 #: How much later than asked a blocking read may answer before its connection counts as dead, seconds.
 _MARGIN = 5.0
@@ -74,6 +78,10 @@ class RedisBackend:
         return await admit(self._connection, submissions)
 
     async def enqueue(self, submissions: Sequence[Submission]) -> list[str | Refusal]:
+        queues = {s.queue for s in submissions if s.request.webhook}
+        if queues:
+            # First, and in a command of its own, as it is another slot: gateways must know where to look.
+            await self._connection.call(lambda redis: redis.sadd(WEBHOOK_QUEUES, *queues))
         replies = await self._connection.script_many("enqueue", [_enqueue_call(s) for s in submissions])
         return [_REFUSALS.get(reply[0]) or reply[1].decode() for reply in replies]
 
@@ -155,7 +163,7 @@ def _enqueue_call(submission: Submission) -> tuple[list[str], list[Any]]:
 
 
 def _record(job_id: str, values: list[bytes | None]) -> JobRecord | None:
-    state, attempts, created, started, finished, worker, cancel, tenant = values
+    state, attempts, created, started, finished, worker, cancel, tenant, webhook, *told = values
     if state is None:
         return None
     return JobRecord(
@@ -168,4 +176,13 @@ def _record(job_id: str, values: list[bytes | None]) -> JobRecord | None:
         worker=worker.decode() if worker else None,
         cancel_requested=cancel == b"1",
         tenant=tenant.decode() if tenant else "",
+        webhook=None if webhook is None else _webhook(*told),
+    )
+
+
+def _webhook(state: bytes | None, attempts: bytes | None, error: bytes | None) -> WebhookRecord:
+    return WebhookRecord(
+        state=WebhookState(state.decode()) if state else WebhookState.PENDING,
+        attempts=int(attempts or 0),
+        error=error.decode(errors="replace") if error else None,
     )

@@ -19,6 +19,7 @@ from millrace_schemas.aio import end_tasks
 
 from .async_client import AsyncClient
 from .cli_gateway import Port, check_installed
+from .connection import Connection
 from .demo_tasks import PROMPT_OF_TASK, make_example, system_prompt
 from .demo_worker import MODEL, DemoWorker
 from .embedded import EmbeddedRedis
@@ -67,9 +68,15 @@ async def _serve(sock: socket.socket, redis_url: str, worker: DemoWorker) -> Non
     from .gateway import GatewaySettings
     from .gateway.hosts import LOOPBACK
     from .gateway.server import make_server, url_of
+    from .gateway.webhook_addresses import Allowed
+    from .gateway.webhook_dispatcher import Dispatcher
+    from .gateway.webhook_settings import WebhookSettings
 
     async with AsyncClient(redis_url) as client:
-        server = make_server(client, GatewaySettings(allowed_hosts=LOOPBACK))
+        # What is tried out here receives on this machine.
+        here = WebhookSettings(allowed=Allowed.of(("127.0.0.0/8", "::1", "localhost")))
+        dispatcher = Dispatcher(Connection(redis_url), here)
+        server = make_server(client, GatewaySettings(allowed_hosts=LOOPBACK), dispatcher)
 
         async def watch() -> None:
             try:

@@ -24,6 +24,7 @@ from .registry import ModelInfo, WorkerInfo
 from .result import Choice, FinishReason, Result, Timings, Usage
 from .sampling import Sampling
 from .states import TERMINAL, TRANSITIONS, JobEvent, JobState, advance
+from .webhook import WebhookRecord, WebhookState
 
 __all__ = [
     "GROUP",
@@ -65,6 +66,8 @@ __all__ = [
     "Tokens",
     "UnknownModel",
     "Usage",
+    "WebhookRecord",
+    "WebhookState",
     "WorkerInfo",
     "advance",
     "decode",

@@ -10,7 +10,7 @@ import msgspec
 
 from .errors import ErrorCode, InvalidRequest
 from .sampling import Sampling
-from .webhook import check_webhook
+from .webhook import WebhookRecord, check_webhook
 
 #: Largest encoded Request that a queue takes, in bytes. Larger inputs belong in S3.
 MAX_JOB_BYTES = 4 * 1024 * 1024
@@ -144,6 +144,8 @@ class JobRecord(msgspec.Struct, frozen=True):
     worker: str | None = None
     cancel_requested: bool = False
     tenant: str = ""
+    #: None: the job has no webhook.
+    webhook: WebhookRecord | None = None
 
 
 def check_model_name(model: str) -> None:

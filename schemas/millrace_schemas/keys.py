@@ -9,7 +9,7 @@ All keys of a queue share the hash tag `{queue}`, so a script may touch several 
     millrace:{q}:deadlines            zset     job id -> Unix time at which a script expires it
     millrace:{q}:job:<id>             hash     request (bytes), lane, state, attempts, created_at, started_at,
                                                finished_at, owner, entry, cancel_requested, deadline, progress,
-                                               tenant, webhook
+                                               tenant, webhook, webhook_state, webhook_attempts, webhook_error, ttl
     millrace:{q}:tokens:<id>          string   checkpoint: the tokens so far, 4 bytes little-endian each
     millrace:{q}:events:<id>          stream   {e: event bytes} of a job with stream = true
     millrace:{q}:result:<id>          string   Result bytes, written once
@@ -18,18 +18,22 @@ All keys of a queue share the hash tag `{queue}`, so a script may touch several 
     millrace:{q}:idem:<key>           string   job id made under this idempotency key
     millrace:{q}:idem@<tenant>:<key>  string   likewise, of a tenant
     millrace:{q}:unfinished:<tenant>  zset     id of a tenant's job without an end -> Unix time at which it was made
-    millrace:{q}:webhooks             zset     id of an ended job with a webhook -> Unix time at which to call it
+    millrace:{q}:webhooks             zset     id of an ended job with a webhook -> Unix time at which to call it; and a
+                                               channel of the same name, on which such ids are published
     millrace:{q}:model                string   ModelInfo bytes, kept alive by workers
     millrace:{q}:worker:<name>        string   WorkerInfo bytes, kept alive by its heartbeat
     millrace:{q}:workers              zset     worker name -> last beat, Unix time
     millrace:models                   zset     model name -> Unix time at which its registration ends
+    millrace:webhook-queues           set      queues that ever had a job with a webhook
+    millrace:webhook-secret@<tenant>  hash     current, previous, previous_until: secrets that sign webhooks
 
 Keys of the gateway share the hash tag `{@}`, which no queue can have:
 
     millrace:{@}:keys                 hash     id of an API key -> ApiKey bytes, with a digest of its secret
     millrace:{@}:rate:<key id>        hash     requests, tokens: Unix time at which the key's allowance is whole
 
-Every key but the streams of work, the zsets and the API keys has a time to live.
+Every key but the streams of work, the zsets, the set of queues, the webhooks' secrets and the API keys has a time to
+live.
 """
 
 from __future__ import annotations
@@ -39,6 +43,9 @@ from .job import Lane
 GROUP = "workers"
 MODELS = "millrace:models"
 API_KEYS = "millrace:{@}:keys"
+WEBHOOK_QUEUES = "millrace:webhook-queues"
+#: Of the channels `millrace:{q}:webhooks`, for PSUBSCRIBE.
+WEBHOOK_CHANNELS = "millrace:{*}:webhooks"
 
 
 class QueueKeys:
@@ -96,3 +103,7 @@ class QueueKeys:
 def rate_key(key_id: str) -> str:
     """What is left of an API key's allowances per minute."""
     return f"millrace:{{@}}:rate:{key_id}"
+
+
+def webhook_secret(tenant: str) -> str:
+    return f"millrace:webhook-secret@{tenant}"

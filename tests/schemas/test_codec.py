@@ -21,7 +21,7 @@ every_type = pytest.mark.parametrize("type_", {str(t): t for _, t in WIRE_VALUES
 _PARTS = {"Choice", "Message", "Timings", "Usage"}
 
 #: What an older reader may read as far as it understands it.
-_NOTICES = ("job-record", "model-info", "worker-info")
+_NOTICES = ("job-record", "model-info", "webhook-record", "worker-info")
 
 
 def with_version(body: Any) -> bytes:

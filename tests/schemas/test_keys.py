@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 
 import pytest
@@ -9,7 +10,7 @@ from redis.crc import key_slot
 
 from millrace_schemas import MODELS, InvalidRequest, Lane, QueueKeys, new_job_id, queue_of, queue_of_job
 from millrace_schemas import keys as keys_module
-from millrace_schemas.keys import API_KEYS, rate_key
+from millrace_schemas.keys import API_KEYS, WEBHOOK_CHANNELS, WEBHOOK_QUEUES, rate_key, webhook_secret
 
 ID = "demo-01jd3vq6x0m5t9n8q2w4e7r1yz"
 
@@ -27,7 +28,14 @@ def test_the_docstring_lists_exactly_the_keys_that_are_built() -> None:
     names = {"{q}": "{demo}", "<id>": ID, "<key>": "order-17", "<name>": "host-1", "<tenant>": "acme", "<key id>": "k1"}
     for placeholder, name in names.items():
         listed = {key.replace(placeholder, name) for key in listed}
-    assert listed == every_key("demo") | {MODELS, API_KEYS, rate_key("k1")}
+    fixed = {MODELS, API_KEYS, WEBHOOK_QUEUES, rate_key("k1"), webhook_secret("acme")}
+    assert listed == every_key("demo") | fixed
+
+
+def test_one_pattern_finds_the_webhooks_of_all_queues() -> None:
+    for queue in ("demo", "org--model-7b"):
+        assert fnmatch.fnmatchcase(QueueKeys(queue).webhooks, WEBHOOK_CHANNELS)
+        assert not fnmatch.fnmatchcase(QueueKeys(queue).control, WEBHOOK_CHANNELS)
 
 
 @pytest.mark.parametrize("model", ["demo", "org/model-7b", "a.b_c--d", "x" * 200])

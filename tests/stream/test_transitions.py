@@ -63,6 +63,29 @@ def test_every_move(redis_url: str, probe: QueueProbe, state: JobState, event: J
     with_parts(redis_url, body)
 
 
+def test_a_job_with_a_webhook_waits_until_it_is_told(redis_url: str, probe: QueueProbe) -> None:
+    """Its time to live is kept, to begin then; and whoever tells is woken."""
+
+    async def body(parts: Parts) -> None:
+        for webhook in (True, False):
+            job = probe.submit([1, 2])
+            leased = await parts.lease_one()
+            if webhook:
+                probe.redis.hset(probe.keys.job(job), "webhook", "https://example.com")
+            with probe.redis.pubsub() as listening:
+                listening.subscribe(probe.keys.webhooks)
+                assert listening.get_message(timeout=5) is not None
+                assert await run(parts.client, ending_of(leased, JobState.COMPLETED).call(probe.keys, parts.name, 60))
+                message = listening.get_message(timeout=0.2)
+            assert (message is not None and message["data"] == job.encode()) is webhook
+            assert probe.job(job).get("ttl") == ("60" if webhook else None)
+            for key in (probe.keys.job(job), probe.keys.result(job)):
+                assert (probe.redis.ttl(key) > 600_000) is webhook
+                assert probe.redis.ttl(key) > 0
+
+    with_parts(redis_url, body)
+
+
 def test_promotion_leaves_the_state(redis_url: str, probe: QueueProbe) -> None:
     async def body(parts: Parts) -> None:
         job = probe.submit([1, 2])

@@ -132,7 +132,8 @@ class FakeWorker:
                 if b"tenant" in job:
                     pipe.zrem(self.keys.unfinished(job[b"tenant"].decode()), job_id)
                 if b"webhook" in job:
-                    pipe.zadd(self.keys.webhooks, {job_id: time.time()})
+                    pipe.zadd(self.keys.webhooks, {job_id: int(time.time())})
+                    pipe.publish(self.keys.webhooks, job_id)
             pipe.execute()
         self.finished.append(job_id)
 

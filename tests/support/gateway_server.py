@@ -9,16 +9,28 @@ from types import TracebackType
 import uvicorn
 
 from millrace import AsyncClient
+from millrace.connection import Connection
 from millrace.gateway import GatewaySettings
 from millrace.gateway.server import listen, make_server, url_of
+from millrace.gateway.webhook_dispatcher import Dispatcher
+from millrace.gateway.webhook_settings import WebhookSettings
 
 
 class GatewayServer:
     """Listens on a free port of this machine from `with` to its end."""
 
-    def __init__(self, redis_url: str, settings: GatewaySettings | None = None, *, retry_for: float = 10.0):
+    def __init__(
+        self,
+        redis_url: str,
+        settings: GatewaySettings | None = None,
+        *,
+        retry_for: float = 10.0,
+        webhooks: WebhookSettings | None = None,
+    ):
+        """Delivers webhooks only when it is told how."""
         self._redis_url = redis_url
         self._settings = settings
+        self._webhooks = webhooks
         self._retry_for = retry_for
         self._socket = listen("127.0.0.1", 0)
         self.url = url_of(self._socket)
@@ -28,7 +40,10 @@ class GatewayServer:
 
     async def _serve(self) -> None:
         async with AsyncClient(self._redis_url, retry_for=self._retry_for) as client:
-            self._server = make_server(client, self._settings)
+            dispatcher = None
+            if self._webhooks is not None:
+                dispatcher = Dispatcher(Connection(self._redis_url, retry_for=self._retry_for), self._webhooks)
+            self._server = make_server(client, self._settings, dispatcher)
             self._ready.set()
             await self._server.serve([self._socket])
 

@@ -24,6 +24,7 @@ from millrace_schemas import (
     Timings,
     Tokens,
     Usage,
+    WebhookRecord,
     WorkerInfo,
 )
 
@@ -89,9 +90,10 @@ WIRE_VALUES: dict[str, tuple[Any, Any]] = {
     "tokens": (Tokens(start=4, token_ids=(1, 2, 3), text="abc", index=1), Event),
     "finished": (Finished(RESULT), Event),
     "job-record": (
-        JobRecord("demo-1", "in_progress", 2, 1.5, 2.5, None, "host-1", True),
+        JobRecord("demo-1", "in_progress", 2, 1.5, 2.5, None, "host-1", True, WebhookRecord("retrying", 2, "HTTP 500")),
         JobRecord,
     ),
+    "webhook-record": (WebhookRecord("failed", 10, "HTTP 404"), WebhookRecord),
     "model-info": (ModelInfo(name="demo", max_model_len=2048, vocab_size=512, has_chat_template=True), ModelInfo),
     "worker-info": (
         WorkerInfo(

@@ -19,6 +19,7 @@ from .key_cache import KeyCache
 from .metrics import CountRequests, RequestCounts
 from .settings import GatewaySettings
 from .sse import StreamSlots
+from .webhook_dispatcher import Dispatcher
 
 #: Every part brings its own.
 ROUTES: list[Route] = [
@@ -33,10 +34,13 @@ ROUTES: list[Route] = [
 ]
 
 
-def create_app(client: AsyncClient, settings: GatewaySettings | None = None) -> Starlette:
-    """The application over `client`, which it uses and leaves open.
+def create_app(
+    client: AsyncClient, settings: GatewaySettings | None = None, dispatcher: Dispatcher | None = None
+) -> Starlette:
+    """The application over `client`, which it uses and leaves open. The dispatcher runs for the app's lifespan.
 
-    Handlers find `client`, `settings`, `slots` (of streams) and `counts` (of requests) in `request.app.state`.
+    Handlers find `client`, `settings`, `slots` (of streams), `counts` (of requests) and `dispatcher` (of webhooks, or
+    None) in `request.app.state`.
     """
     settings = settings or GatewaySettings()
     app = Starlette(
@@ -47,10 +51,12 @@ def create_app(client: AsyncClient, settings: GatewaySettings | None = None) -> 
             MillraceError: answer_error,
             Exception: answer_error,
         },
+        lifespan=None if dispatcher is None else lambda app: dispatcher.running(),
     )
     app.router.redirect_slashes = False
     app.state.client = client
     app.state.settings = settings
+    app.state.dispatcher = dispatcher
     app.state.slots = StreamSlots(settings.max_streams)
     app.state.counts = RequestCounts()
     # The last one is the outermost.

@@ -16,6 +16,7 @@ from millrace_schemas import MillraceError
 
 from .caller import client_of
 from .sse import StreamSlots
+from .webhook_dispatcher import Dispatcher
 
 #: Seconds that a scrape waits for Redis.
 _PATIENCE = 5.0
@@ -66,10 +67,22 @@ async def metrics(request: Request) -> Response:
     for (method, route, status), number in sorted(counts.by_label.items()):
         lines.append(f'millrace_gateway_requests_total{{method="{method}",route="{route}",status="{status}"}} {number}')
     lines += ["# TYPE millrace_gateway_streams gauge", f"millrace_gateway_streams {slots.used}"]
+    lines += _describe_webhooks(state.dispatcher)
     queues = await _queues(client_of(request))
     lines += ["# TYPE millrace_redis_up gauge", f"millrace_redis_up {int(queues is not None)}"]
     lines += _describe(queues or [])
     return Response("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
+
+
+def _describe_webhooks(dispatcher: Dispatcher | None) -> Iterator[str]:
+    if dispatcher is None:
+        return
+    yield "# TYPE millrace_gateway_webhooks_total counter"
+    for outcome, number in sorted(dispatcher.counts.items()):
+        yield f'millrace_gateway_webhooks_total{{outcome="{outcome}"}} {number}'
+    yield "# TYPE millrace_webhooks_waiting gauge"
+    for queue, number in sorted(dispatcher.waiting.items()):
+        yield f'millrace_webhooks_waiting{{queue="{queue}"}} {number}'
 
 
 async def _queues(client: AsyncClient) -> list[QueueStats] | None:

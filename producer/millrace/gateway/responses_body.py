@@ -15,12 +15,14 @@ from .params import COMMON, LACKING, check_names, common_fields
 #: The pair of a job's metadata that holds what a Response repeats and a job has no field for; values below.
 MARK = "millrace.response"
 BACKGROUND, INSTRUCTIONS = "background", "instructions"
+#: Among them: a webhook is to speak of a response. Others need no such mark.
+RESPONSE = "response"
 #: Fields of a job by the names that bodies have for them.
 NAMES: Mapping[str, str] = {"prompt": "input", "messages": "input", "max_tokens": "max_output_tokens"}
 
 _KNOWN = (COMMON - {"max_tokens", "stream_options"}) | {
     "input", "instructions", "max_output_tokens", "background", "store", "text", "reasoning", "safety_identifier",
-    "prompt_cache_key",
+    "prompt_cache_key", "webhook",
 }  # fmt: skip
 _LACKING: dict[str, tuple[Any, ...]] = {
     **LACKING,
@@ -78,6 +80,9 @@ def read_response(body: Mapping[str, Any]) -> Asked:
             raise invalid("instructions must be a string", param="instructions")
         messages.insert(0, {"role": "system", "content": given["instructions"]})
         marks.append(INSTRUCTIONS)
+    if "webhook" in given:
+        fields["webhook"] = given["webhook"]
+        marks.append(RESPONSE)
     return Asked({**fields, "messages": messages, "metadata": _metadata(fields["metadata"], marks)}, background)
 
 

@@ -13,6 +13,7 @@ from millrace_schemas import MillraceError
 
 from .app import create_app
 from .settings import GatewaySettings
+from .webhook_dispatcher import Dispatcher
 
 #: Seconds that a stopping gateway gives to answers under way. Their jobs go on in any case.
 GRACE = 3
@@ -56,16 +57,18 @@ def url_of(sock: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def make_server(client: AsyncClient, settings: GatewaySettings | None = None) -> uvicorn.Server:
+def make_server(
+    client: AsyncClient, settings: GatewaySettings | None = None, dispatcher: Dispatcher | None = None
+) -> uvicorn.Server:
     """For `await server.serve([sock])`, which returns after SIGINT or SIGTERM, or when `should_exit` is set.
 
     uvicorn raises the signal again at its end: KeyboardInterrupt, or whatever SIGTERM does in this process.
     """
     config = uvicorn.Config(
-        create_app(client, settings),
+        create_app(client, settings, dispatcher),
         http="h11",
         ws="none",
-        lifespan="off",
+        lifespan="off" if dispatcher is None else "on",
         log_level="warning",
         access_log=False,
         server_header=False,

@@ -22,6 +22,7 @@ from millrace_schemas import (
     Timings,
     Tokens,
     Usage,
+    WebhookRecord,
     advance,
 )
 
@@ -73,6 +74,7 @@ class FakeJob:
             worker=WORKER if self.attempts else None,
             cancel_requested=self.cancel_requested,
             tenant=self.request.tenant,
+            webhook=None if self.request.webhook is None else WebhookRecord(),
         )
 
     def start(self, now: float) -> None:

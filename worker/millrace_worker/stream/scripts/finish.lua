@@ -3,7 +3,7 @@
 --      10 webhooks, 11 prefix of the tenants' unfinished jobs (the rest of the key is in the job; same hash tag)
 -- ARGV 1 consumer ("" ends a job that is queued, for the queue itself), 2 attempt, 3 group, 4 entry id, 5 job id,
 --      6 terminal state, 7 result bytes, 8 bytes of the last Tokens event or "", 9 bytes of the Finished event or "",
---      10 time to live in s, 11.. fields of an entry for the dead stream, if any
+--      10 time to live in s; a job with a webhook keeps for it, and begins it when somebody was told, 11.. fields of an entry for the dead stream, if any
 -- returns 1 ended | 2 this attempt had ended it already (lost reply) | 0 the lease is lost: nothing changed
 local h = redis.call('HMGET', KEYS[1], 'state', 'owner', 'attempts', 'stream', 'tenant', 'webhook')
 local owned = h[2] == ARGV[1] and h[3] == ARGV[2]
@@ -14,13 +14,15 @@ elseif h[1] ~= 'in_progress' or not owned then
   return 0
 end
 local t = redis.call('TIME')
-redis.call('SET', KEYS[2], ARGV[7], 'NX', 'EX', ARGV[10])
+-- Until then it lives as jobs without an end do: whoever is told at last must still find the result.
+local ttl = h[6] and math.max(tonumber(ARGV[10]), 604800) or ARGV[10]
+redis.call('SET', KEYS[2], ARGV[7], 'NX', 'EX', ttl)
 redis.call('HSET', KEYS[1], 'state', ARGV[6], 'finished_at', t[1] .. '.' .. string.format('%06d', tonumber(t[2])))
-redis.call('EXPIRE', KEYS[1], ARGV[10])
+redis.call('EXPIRE', KEYS[1], ttl)
 if h[4] == '1' then
   if ARGV[8] ~= '' then redis.call('XADD', KEYS[4], '*', 'e', ARGV[8]) end
   if ARGV[9] ~= '' then redis.call('XADD', KEYS[4], '*', 'e', ARGV[9]) end
-  redis.call('EXPIRE', KEYS[4], ARGV[10])
+  redis.call('EXPIRE', KEYS[4], ttl)
 end
 if ARGV[4] ~= '' then
   redis.call('XACK', KEYS[5], ARGV[3], ARGV[4])
@@ -30,7 +32,11 @@ redis.call('DEL', KEYS[3])
 redis.call('ZREM', KEYS[6], ARGV[5])
 redis.call('ZREM', KEYS[7], ARGV[5])
 if h[5] then redis.call('ZREM', KEYS[11] .. h[5], ARGV[5]) end
-if h[6] then redis.call('ZADD', KEYS[10], t[1], ARGV[5]) end
+if h[6] then
+  redis.call('HSET', KEYS[1], 'ttl', ARGV[10])
+  redis.call('ZADD', KEYS[10], t[1], ARGV[5])
+  redis.call('PUBLISH', KEYS[10], ARGV[5])
+end
 if #ARGV > 10 then redis.call('XADD', KEYS[8], '*', unpack(ARGV, 11)) end
 redis.call('PUBLISH', KEYS[9], ARGV[6])
 return 1

@@ -1,0 +1,39 @@
+"""What a receiver is told of a job: that it has ended, and how. Never its prompt or its answer, which it may fetch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from millrace.webhooks import Event
+from millrace_schemas import Request, Result
+
+from .responses_body import MARK
+from .responses_object import response_id, status_of
+
+
+def event_id(job_id: str) -> str:
+    """One for each job, as each ends once. Without the queue's name: a dot in it would make signatures ambiguous."""
+    return f"evt_{job_id[-26:]}"
+
+
+def event_of(job_id: str, request: Request, result: Result, finished_at: float) -> bytes:
+    """The body of a webhook, byte for byte the same for every call about this job."""
+    if MARK in request.metadata:
+        kind, data = f"response.{status_of(result)}", {"id": response_id(job_id)}
+    else:
+        kind, data = f"job.{result.state}", _data(job_id, request, result)
+    return msgspec.json.encode(Event(id=event_id(job_id), type=kind, created_at=int(finished_at), data=data))
+
+
+def _data(job_id: str, request: Request, result: Result) -> dict[str, Any]:
+    error = None if result.error is None else {"code": result.error.code, "message": result.error.message}
+    return {
+        "id": job_id,
+        "model": request.model,
+        "state": result.state,
+        "metadata": request.metadata,
+        "error": error,
+        "usage": msgspec.structs.asdict(result.usage),
+    }
