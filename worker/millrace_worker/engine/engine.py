@@ -61,7 +61,13 @@ class Engine:
             max_num_batched_tokens=config.max_num_batched_tokens,
             enable_prefix_caching=config.enable_prefix_caching,
         )
-        self.runner = ModelRunner(model, cache, max_num_seqs=config.max_num_seqs, max_model_len=max_model_len)
+        self.runner = ModelRunner(
+            model,
+            cache,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            max_model_len=max_model_len,
+        )
         if self.device.type == "cuda":
             self.runner.warm_up(model_config.vocab_size)
             if not config.enforce_eager:

@@ -52,10 +52,9 @@ class DecodeGraphs:
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
 
     @torch.inference_mode()
-    def capture(self) -> None:
-        """Captures all sizes, the largest first, so that the smaller ones fit into its memory."""
+    def capture(self, pool: Any) -> None:
+        """Captures all sizes into `pool`, the largest first, so that the smaller ones fit into its memory."""
         start, before = time.perf_counter(), torch.cuda.mem_get_info(self._kv_cache.device)[0]
-        pool = torch.cuda.graph_pool_handle()
         for size in reversed(self._sizes):
             batch = self._batch(size)
             # Whatever is compiled or allocated on first use must be there before the capture.
@@ -82,11 +81,11 @@ class DecodeGraphs:
         """
         n = len(input_ids)
         size = next(size for size in self._sizes if size >= n)
-        _fill(self._input_ids[:size], input_ids, 0)
-        _fill(self._positions[:size], positions, 0)
-        _fill(self._slots[:size], slots, -1)
-        _fill(self._context[:size], context, 0)
-        self._tables[:n, : tables.shape[1]].copy_(_pinned(tables), non_blocking=True)
+        fill(self._input_ids[:size], input_ids, 0)
+        fill(self._positions[:size], positions, 0)
+        fill(self._slots[:size], slots, -1)
+        fill(self._context[:size], context, 0)
+        self._tables[:n, : tables.shape[1]].copy_(pinned(tables), non_blocking=True)
         graph, logits = self._graphs[size]
         graph.replay()
         return logits[:n]
@@ -105,11 +104,12 @@ class DecodeGraphs:
         )
 
 
-def _fill(target: torch.Tensor, values: np.ndarray, padding: int) -> None:
+def fill(target: torch.Tensor, values: np.ndarray, padding: int) -> None:
+    """Sends `values`, and `padding` behind them, to `target` on the device."""
     padded = np.full(len(target), padding, dtype=np.int32 if target.dtype == torch.int32 else np.int64)
     padded[: len(values)] = values
-    target.copy_(_pinned(padded), non_blocking=True)
+    target.copy_(pinned(padded), non_blocking=True)
 
 
-def _pinned(array: np.ndarray) -> torch.Tensor:
+def pinned(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array)).pin_memory()

@@ -78,6 +78,12 @@ class StepInputs:
         )
 
     @property
+    def prefill_bounds(self) -> np.ndarray:
+        """First token of each prefill, and the end of the last: [S - num_decodes + 1] int32."""
+        bounds = np.concatenate(([self.num_decodes], self.ends[self.num_decodes :]))
+        return bounds.astype(np.int32)
+
+    @property
     def is_decode(self) -> bool:
         """Whether every sequence adds one token and samples the next."""
         return self.num_decodes == len(self.counts) and bool(self.samples.all())

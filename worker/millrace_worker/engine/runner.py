@@ -13,6 +13,7 @@ from millrace_worker.models.decoder import Decoder
 
 from .graphs import DecodeGraphs
 from .inputs import SequenceTables, StepInputs
+from .mixed_graphs import MixedGraphs
 from .step import Scheduled, Step
 
 
@@ -34,22 +35,36 @@ class SamplingBatch:
 class ModelRunner:
     """Runs steps on one device over one KV cache."""
 
-    def __init__(self, model: Decoder, kv_cache: torch.Tensor, *, max_num_seqs: int, max_model_len: int) -> None:
+    def __init__(
+        self,
+        model: Decoder,
+        kv_cache: torch.Tensor,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        max_model_len: int,
+    ) -> None:
         self.model = model
         self.kv_cache = kv_cache
         self.block_size = kv_cache.shape[4]
         self.device = kv_cache.device
         self.max_num_seqs = max_num_seqs
+        self.max_num_batched_tokens = max_num_batched_tokens
         self.max_blocks = -(-max_model_len // self.block_size)
         self.tables = SequenceTables(max_num_seqs, self.max_blocks)
-        #: Replays of decode steps, once `capture` was called.
+        #: Replays of decode steps, and of short steps with prefills, once `capture` was called.
         self.graphs: DecodeGraphs | None = None
+        self.mixed_graphs: MixedGraphs | None = None
 
     def capture(self) -> None:
-        """Captures decode steps into CUDA graphs."""
-        graphs = DecodeGraphs(self.model, self.kv_cache, max_num_seqs=self.max_num_seqs, max_blocks=self.max_blocks)
-        graphs.capture()
-        self.graphs = graphs
+        """Captures decode steps and short mixed ones into CUDA graphs, which share their memory."""
+        pool = torch.cuda.graph_pool_handle()
+        sizes = {"max_num_seqs": self.max_num_seqs, "max_blocks": self.max_blocks}
+        mixed = MixedGraphs(self.model, self.kv_cache, max_tokens=self.max_num_batched_tokens, **sizes)
+        mixed.capture(pool)
+        graphs = DecodeGraphs(self.model, self.kv_cache, **sizes)
+        graphs.capture(pool)
+        self.graphs, self.mixed_graphs = graphs, mixed
 
     def warm_up(self, vocab_size: int) -> None:
         """Compiles the sampler, which no trial step has run, before the first job waits for it."""
@@ -75,7 +90,8 @@ class ModelRunner:
             return self.graphs.forward(
                 inputs.input_ids, inputs.positions, inputs.slots, inputs.block_tables, inputs.context_lens
             )
-        prefill_ends = inputs.ends[inputs.num_decodes :] - inputs.num_decodes
+        if self.mixed_graphs is not None and self.mixed_graphs.fits(inputs):
+            return self.mixed_graphs.forward(inputs)
         batch = ForwardBatch(
             input_ids=self._tensor(inputs.input_ids),
             positions=self._tensor(inputs.positions),
@@ -83,7 +99,7 @@ class ModelRunner:
             num_decodes=inputs.num_decodes,
             block_tables=self._tensor(inputs.block_tables),
             context_lens=self._tensor(inputs.context_lens),
-            cu_seqlens_q=self._tensor(np.concatenate(([0], prefill_ends)).astype(np.int32)),
+            cu_seqlens_q=self._tensor(inputs.prefill_bounds),
             max_query_len=int(inputs.counts[inputs.num_decodes :].max(initial=0)),
             logits_rows=self._tensor(inputs.ends[inputs.samples] - 1),
         )
