@@ -1,11 +1,13 @@
 # The first run of any target installs into .venv; later runs use neither pip nor the network.
 #   PYTHON=python3.12   the Python to make .venv with
 #   ARGS="..."          passed on by demo, test and bench
+#   JOBS=2              processes that share the tests
 .DEFAULT_GOAL := help
 .PHONY: help demo test check format bench clean
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+JOBS ?= 2
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,7 +16,7 @@ demo: $(INSTALLED) ## Run jobs through a private Redis and a worker, on any mach
 	@$(BIN)/millrace demo $(ARGS)
 
 test: $(INSTALLED) ## Run the tests
-	@$(BIN)/pytest $(ARGS)
+	@$(BIN)/pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 check: $(INSTALLED) ## Check format, lint, types and import rules
 	@$(BIN)/ruff format --check .
