@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ import torch
 
 from millrace_worker.models.batch import ForwardBatch
 from millrace_worker.models.decoder import Decoder
+
+from .last_tokens import LastTokens
 
 log = structlog.get_logger()
 
@@ -36,9 +39,12 @@ class DecodeGraphs:
     A step with fewer rows runs in the next larger graph; the rows behind it have no context and write nowhere.
     """
 
-    def __init__(self, model: Decoder, kv_cache: torch.Tensor, *, max_num_seqs: int, max_blocks: int) -> None:
+    def __init__(
+        self, model: Decoder, kv_cache: torch.Tensor, last_tokens: LastTokens, *, max_num_seqs: int, max_blocks: int
+    ) -> None:
         self._model = model
         self._kv_cache = kv_cache
+        self._last_tokens = last_tokens
         self._sizes = graph_sizes(max_num_seqs)
         device = kv_cache.device
         ints: dict[str, Any] = {"dtype": torch.int64, "device": device}
@@ -58,11 +64,11 @@ class DecodeGraphs:
         for size in reversed(self._sizes):
             batch = self._batch(size)
             # Whatever is compiled or allocated on first use must be there before the capture.
-            self._model.forward(batch, self._kv_cache)
+            self._forward(batch)
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool):
-                logits = self._model.forward(batch, self._kv_cache)
+                logits = self._forward(batch)
             self._graphs[size] = (graph, logits)
         taken = before - torch.cuda.mem_get_info(self._kv_cache.device)[0]
         log.info(
@@ -89,6 +95,10 @@ class DecodeGraphs:
         graph, logits = self._graphs[size]
         graph.replay()
         return logits[:n]
+
+    def _forward(self, batch: ForwardBatch) -> torch.Tensor:
+        known = replace(batch, input_ids=self._last_tokens.resolve(batch.input_ids))
+        return self._model.forward(known, self._kv_cache)
 
     def _batch(self, size: int) -> ForwardBatch:
         return ForwardBatch(

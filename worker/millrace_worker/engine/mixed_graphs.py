@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from millrace_worker.models.decoder import Decoder
 
 from .graphs import fill, pinned
 from .inputs import StepInputs
+from .last_tokens import LastTokens
 
 log = structlog.get_logger()
 
@@ -71,10 +72,18 @@ class MixedGraphs:
     """
 
     def __init__(
-        self, model: Decoder, kv_cache: torch.Tensor, *, max_num_seqs: int, max_tokens: int, max_blocks: int
+        self,
+        model: Decoder,
+        kv_cache: torch.Tensor,
+        last_tokens: LastTokens,
+        *,
+        max_num_seqs: int,
+        max_tokens: int,
+        max_blocks: int,
     ) -> None:
         self._model = model
         self._kv_cache = kv_cache
+        self._last_tokens = last_tokens
         self._max_num_seqs = max_num_seqs
         self._sizes = mixed_sizes(max_tokens)
         device, longest = kv_cache.device, self._sizes[-1]
@@ -95,11 +104,11 @@ class MixedGraphs:
             for rows in self._rows(size):
                 batch = self._batch(size, self._sequences[rows])
                 # Whatever is compiled or allocated on first use must be there before the capture.
-                self._model.forward(batch, self._kv_cache)
+                self._forward(batch)
                 torch.cuda.synchronize()
                 graph = torch.cuda.CUDAGraph()
                 with torch.cuda.graph(graph, pool=pool):
-                    logits = self._model.forward(batch, self._kv_cache)
+                    logits = self._forward(batch)
                 self._graphs[size, rows] = (graph, logits)
         taken = before - torch.cuda.mem_get_info(self._kv_cache.device)[0]
         log.info(
@@ -130,6 +139,10 @@ class MixedGraphs:
     def _rows(self, size: int) -> list[int]:
         """For how many decodes there are graphs of `size` tokens."""
         return sorted({min(_FEW, self._max_num_seqs, size), min(self._max_num_seqs, size)})
+
+    def _forward(self, batch: ForwardBatch) -> torch.Tensor:
+        known = replace(batch, input_ids=self._last_tokens.resolve(batch.input_ids))
+        return self._model.forward(known, self._kv_cache)
 
     def _batch(self, size: int, sequences: _Sequences) -> ForwardBatch:
         return ForwardBatch(
