@@ -94,7 +94,7 @@ def _print(model: str, rows: list[dict[str, object]], environment: dict[str, str
         "output_tok_s": "output tok/s",
         "total_tok_s": "total tok/s",
         "steps": "steps",
-        "host_seconds": "host s",
+        "wait_seconds": "waiting s",
         "preemptions": "preempted",
         "kv_waste": "KV waste",
     }

@@ -25,8 +25,9 @@ class Throughput(msgspec.Struct, frozen=True):
     cached_tokens: int
     steps: int
     preemptions: int
-    #: Host seconds outside of the forward pass: scheduling, building tensors, booking results.
-    host_seconds: float
+    #: Seconds in which the host waited for the device. The rest went into scheduling, building tensors, launching and
+    #: booking; on the CPU all of it, as the model runs there too.
+    wait_seconds: float
     #: Share of allocated KV slots that held no token, over all steps.
     kv_waste: float
 
@@ -52,7 +53,7 @@ def run(engine: Engine, jobs: list[Job], temperature: float) -> Throughput:
     Raises ValueError when a request is refused, RuntimeError when an answer has another length than asked for.
     """
     engine.reset_prefix_cache()
-    clock = _Clock(engine)
+    waited = engine.wait_seconds
     outputs = cached = steps = allocated = used = 0
     preemptions = engine.scheduler.num_preemptions
     start = time.perf_counter()
@@ -79,27 +80,6 @@ def run(engine: Engine, jobs: list[Job], temperature: float) -> Throughput:
         cached_tokens=cached,
         steps=steps,
         preemptions=engine.scheduler.num_preemptions - preemptions,
-        host_seconds=seconds - clock.stop(),
+        wait_seconds=engine.wait_seconds - waited,
         kv_waste=1 - used / allocated if allocated else 0.0,
     )
-
-
-class _Clock:
-    """Sums the time inside the runner, whose last act each step is to wait for the sampled ids."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._run = engine.runner.run
-        self._seconds = 0.0
-        engine.runner.run = self._timed  # type: ignore[method-assign]
-
-    def _timed(self, step):  # type: ignore[no-untyped-def]
-        start = time.perf_counter()
-        try:
-            return self._run(step)
-        finally:
-            self._seconds += time.perf_counter() - start
-
-    def stop(self) -> float:
-        self._engine.runner.run = self._run  # type: ignore[method-assign]
-        return self._seconds

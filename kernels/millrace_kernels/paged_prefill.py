@@ -91,7 +91,8 @@ def _paged_prefill_kernel(
     first_token = tl.load(cu_ptr + seq)
     queries = tl.load(cu_ptr + seq + 1) - first_token
     first_row = (tile - _first_tile(cu_ptr, seq, GROUP, TILE_M)) * TILE_M
-    if first_row >= queries * GROUP:
+    # Before the first sequence's rows there may be others'; behind the last one's, the tiles set aside are left over.
+    if first_row < 0 or first_row >= queries * GROUP:
         return
 
     row, dim = first_row + tl.arange(0, TILE_M), tl.arange(0, DIM_PAD)
@@ -139,9 +140,10 @@ def paged_prefill(
 ) -> torch.Tensor:
     """Attention of q [T, Hq, D], whose rows cu_seqlens_q[s] to cu_seqlens_q[s + 1] are the last tokens of context s.
 
+    Other rows are not looked at, and what they give is undefined; where `out` is given, theirs there stay.
+
     cu_seqlens_q [S + 1], context_lens [S] and block_tables [S, M] are int32; a context includes its query tokens, whose
-    keys and values are in the cache already. max_query_len is the largest number of query tokens of a sequence; rows
-    past the last sequence are padding, and what they give is undefined.
+    keys and values are in the cache already. max_query_len is the largest number of query tokens of a sequence.
     """
     check_queries(q, kv, block_tables, out)
     seqs = block_tables.shape[0]
@@ -154,7 +156,11 @@ def paged_prefill(
         raise ValueError(f"max_query_len is {max_query_len} for {q.shape[0]} query tokens; it must be at least 1")
     if not use_triton(q):
         result = paged_prefill_reference(q, kv, block_tables, cu_seqlens_q, context_lens, scale)
-        return result if out is None else out.copy_(result)
+        if out is None:
+            return result
+        rows = slice(int(cu_seqlens_q[0]), int(cu_seqlens_q[-1]))
+        out[rows] = result[rows]
+        return out
     if out is None:
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
     if q.shape[0] and seqs:

@@ -11,6 +11,7 @@ from greedy import greedy_answers, prompts, save
 from millrace_worker.config import EngineConfig
 from millrace_worker.engine.engine import Engine
 from millrace_worker.engine.graphs import graph_sizes
+from millrace_worker.engine.mixed_graphs import mixed_sizes
 from millrace_worker.frames import AddSequence, SequenceParams
 
 MAX_TOKENS = 12
@@ -25,21 +26,30 @@ def test_graph_sizes_end_with_the_largest_batch() -> None:
     assert len(sizes) < 50
 
 
+def test_mixed_sizes_end_with_the_token_budget() -> None:
+    assert mixed_sizes(16) == [16]
+    assert mixed_sizes(96) == [32, 64, 96]
+    assert mixed_sizes(100) == [32, 64, 96, 100]
+    sizes = mixed_sizes(8192)
+    assert sizes[-1] == 2048
+    assert sizes == sorted(set(sizes))
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", ["llama3-tied", "mistral", "qwen2", "qwen3"])
 def test_graphs_and_eager_steps_give_the_ids_of_transformers(name: str, tmp_path: Path) -> None:
     directory = save(name, tmp_path)
-    asked = prompts(64)
+    asked = prompts(128)
     wanted = greedy_answers(directory, asked, MAX_TOKENS, eos=None)
-    for eager, seqs in ((True, 24), (False, 24), (False, 7)):
+    for eager, seqs, budget in ((True, 24, 96), (False, 24, 96), (False, 7, 96), (False, 80, 700), (False, 80, 90)):
         engine = Engine(
             EngineConfig(
                 model=str(directory),
                 device="cuda",
                 dtype="float32",
                 max_num_seqs=seqs,
-                max_num_batched_tokens=96,
+                max_num_batched_tokens=budget,
                 max_model_len=200,
                 kv_cache_memory_bytes=64 * 2**20,
                 enforce_eager=eager,
@@ -51,4 +61,4 @@ def test_graphs_and_eager_steps_give_the_ids_of_transformers(name: str, tmp_path
         while engine.has_work:
             for seq_id, tokens in engine.step().tokens:
                 answers[seq_id] += tokens
-        assert answers == wanted, f"enforce_eager={eager}, max_num_seqs={seqs}"
+        assert answers == wanted, f"enforce_eager={eager}, max_num_seqs={seqs}, max_num_batched_tokens={budget}"

@@ -33,7 +33,9 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return directory, greedy_answers(directory, prompts(64), MAX_TOKENS, eos=None)
 
 
-def make_engine(directory: Path, seqs: int, budget: int, block_size: int, blocks: int, caching: bool) -> Engine:
+def make_engine(
+    directory: Path, seqs: int, budget: int, block_size: int, blocks: int, caching: bool, *, overlap: bool = False
+) -> Engine:
     engine_config = EngineConfig(
         model=str(directory),
         device="cpu",
@@ -45,7 +47,7 @@ def make_engine(directory: Path, seqs: int, budget: int, block_size: int, blocks
         max_model_len=200,
         kv_cache_memory_bytes=blocks * block_bytes(load_config(directory), block_size, torch.float32),
     )
-    return Engine(engine_config)
+    return Engine(engine_config, overlap=overlap)
 
 
 def answer_all(
@@ -67,13 +69,14 @@ def answer_all(
     return answers
 
 
+@pytest.mark.parametrize("overlap", [pytest.param(False, id="one"), pytest.param(True, id="two-in-flight")])
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_greedy_ids_equal_those_of_transformers(
-    case: tuple[Path, list[list[int]]], setting: tuple[int, int, int, int, bool, int]
+    case: tuple[Path, list[list[int]]], setting: tuple[int, int, int, int, bool, int], overlap: bool
 ) -> None:
     directory, wanted = case
     *sizes, a_step = setting
-    engine = make_engine(directory, *sizes)
+    engine = make_engine(directory, *sizes, overlap=overlap)
     greedy = SequenceParams(max_tokens=MAX_TOKENS, temperature=0.0)
     answers = answer_all(engine, prompts(64), [greedy] * 64, a_step)
     assert [answers[i] for i in range(64)] == wanted

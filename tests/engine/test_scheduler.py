@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from fake_model import FakeModel, answer, run_all, run_step, sequence
+from fake_model import FakeModel, Pipeline, answer, run_all, run_step, sequence
 from millrace_bench.workloads import chat
 from millrace_worker.engine.block_pool import BlockPool
 from millrace_worker.engine.scheduler import Scheduler
@@ -129,14 +129,43 @@ def test_without_prefix_caching_nothing_is_shared() -> None:
     assert [cached for _, cached in scheduler.started] == [0, 0]
 
 
-def test_the_youngest_is_preempted_and_resumes_with_its_tokens() -> None:
+@pytest.mark.parametrize("overlap", [False, True])
+def test_the_youngest_is_preempted_and_resumes_with_its_tokens(overlap: bool) -> None:
     scheduler, model = make(num_blocks=8, seqs=3)
     old, young = sequence(1, prompt(12, 1), 12), sequence(2, prompt(8, 2), 12)
     for seq in (old, young):
         scheduler.add(seq)
-    answers = run_all(scheduler, model)
+    answers = run_all(scheduler, model, overlap=overlap)
     assert scheduler.num_preemptions >= 1
     assert answers == {1: answer(prompt(12, 1), 12), 2: answer(prompt(8, 2), 12)}
+
+
+def test_a_step_is_scheduled_while_the_one_before_it_runs() -> None:
+    scheduler, model = make()
+    tokens = answer(prompt(6), 3)
+    by_length, by_stop = sequence(1, prompt(6), max_tokens=2), sequence(2, prompt(6), max_tokens=9, stop=(tokens[1],))
+    scheduler.add(by_length)
+    scheduler.add(by_stop)
+    pipeline = Pipeline(scheduler, model, overlap=True)
+    assert pipeline.step().tokens == []
+    assert pipeline.step().tokens == [(1, [tokens[0]])]  # the other one waits for the prompt's blocks
+    # Its second token is on its way: there is nothing more to schedule for the first sequence.
+    step = scheduler.schedule()
+    assert step is not None
+    assert [part.seq.seq_id for part in step.scheduled] == [2]
+
+
+def test_an_end_that_the_host_could_not_foresee_costs_one_token_that_nobody_sees() -> None:
+    scheduler, model = make()
+    tokens = answer(prompt(6), 3)
+    scheduler.add(sequence(1, prompt(6), max_tokens=9, stop=(tokens[1],)))
+    pipeline = Pipeline(scheduler, model, overlap=True)
+    seen = []
+    while pipeline.has_work:
+        done = pipeline.step()
+        seen.append((done.tokens, done.finished))
+    assert seen == [([], []), ([(1, [tokens[0]])], []), ([(1, [tokens[1]])], [(1, "stop")]), ([], [])]
+    assert scheduler.pool.num_free == 64
 
 
 def test_batch_is_preempted_before_interactive_and_admitted_after_it() -> None:
@@ -200,9 +229,10 @@ def test_abort_gives_everything_back() -> None:
     assert scheduler.pool.num_free == 64
 
 
+@pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("seed", range(20))
-def test_random_traffic_gives_every_sequence_its_own_answer(seed: int) -> None:
-    """Arrivals, shared prefixes, preemption, chunks, aborts: every slot read is checked, every answer is right."""
+def test_random_traffic_gives_every_sequence_its_own_answer(seed: int, overlap: bool) -> None:
+    """Arrivals, shared prefixes, preemption, chunks, stops, aborts: every slot is checked, every answer is right."""
     draw = random.Random(seed)
     scheduler, model = make(
         draw.randrange(12, 40),
@@ -216,18 +246,22 @@ def test_random_traffic_gives_every_sequence_its_own_answer(seed: int) -> None:
     answers: dict[int, list[int]] = {}
     aborted: set[int] = set()
     pending = 40
-    while pending or scheduler.has_work:
+    pipeline = Pipeline(scheduler, model, overlap=overlap)
+    while pending or pipeline.has_work:
         if pending and draw.random() < 0.5:
             pending -= 1
             text = (draw.choice(heads) + prompt(draw.randrange(1, 12), draw.randrange(10**6)))[: capacity - 2]
             length = draw.randrange(1, min(12, capacity - len(text)) + 1)
-            scheduler.add(sequence(pending, text, length, priority=draw.randrange(2)))
             wanted[pending] = answer(text, length)
+            stop = draw.choice(wanted[pending]) if draw.random() < 0.5 else -1
+            scheduler.add(sequence(pending, text, length, priority=draw.randrange(2), stop=(stop,)))
+            if stop >= 0:
+                del wanted[pending][wanted[pending].index(stop) + 1 :]
         elif draw.random() < 0.03 and wanted:
             aborted.add(victim := draw.choice(list(wanted)))
             scheduler.abort(victim)
-        elif scheduler.has_work:
-            for seq_id, tokens in run_step(scheduler, model).tokens:
+        elif pipeline.has_work:
+            for seq_id, tokens in pipeline.step().tokens:
                 answers.setdefault(seq_id, []).extend(tokens)
     for seq_id, tokens in wanted.items():
         if seq_id not in aborted:
@@ -243,7 +277,7 @@ def test_kv_waste_on_the_chat_workload_is_under_four_percent() -> None:
         scheduler.add(sequence(i, job.prompt, job.max_tokens))
     allocated = used = reserved = 0
     while (step := scheduler.schedule()) is not None:
-        load = scheduler.load(step)
+        load = scheduler.load()
         allocated += load.allocated_slots
         used += load.used_slots
         reserved += load.running * max_model_len

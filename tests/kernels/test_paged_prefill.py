@@ -91,6 +91,22 @@ def test_takes_queries_out_of_a_fused_projection() -> None:
     assert_as_good(result, *expect(case, q, [30, 5], 0.125))
 
 
+def test_rows_of_no_sequence_stay() -> None:
+    """Decodes lie before the prefills of a step, padding lies behind them, and so do sequences without tokens."""
+    lengths, contexts = [5, 21, 0, 0], [18, 21, 0, 0]
+    case = paged(contexts, 2, 64, 16, torch.float32)
+    for before, behind in ((3, 4), (70, 0), (0, 40)):
+        q = torch.full((before + 26 + behind, 8, 64), float("nan"), device=DEVICE)
+        own = slice(before, before + 26)
+        q[own] = torch.randn(26, 8, 64, device=DEVICE)
+        out = torch.full_like(q, 7.0)
+        bounds = offsets(lengths) + before
+        # The longest that there may be, as a captured step has it.
+        paged_prefill(q, case.kv, case.block_tables, bounds, case.context_lens, len(q), 0.125, out=out)
+        assert_as_good(out[own], *expect(case, q[own], lengths, 0.125))
+        assert (torch.cat((out[:before], out[before + 26 :])) == 7.0).all()
+
+
 def test_no_tokens_give_no_rows() -> None:
     case = paged([5], 2, 64, 16, torch.float32)
     q = torch.empty(0, 4, 64, device=DEVICE)

@@ -34,7 +34,7 @@ class PagedRun:
         self, chunks: list[tuple[str, list[int]]], decodes: int = 0, rows: list[int] | None = None
     ) -> torch.Tensor:
         """Logits of the wanted rows (default: all) after feeding each (sequence, tokens), the decodes first."""
-        ids, positions, slots, tables, contexts, starts = [], [], [], [], [], [0]
+        ids, positions, slots, tables, contexts, starts = [], [], [], [], [], [decodes]
         for i, (name, tokens) in enumerate(chunks):
             blocks, start = self._blocks.setdefault(name, []), self._length.get(name, 0)
             end = self._length[name] = start + len(tokens)
@@ -121,6 +121,28 @@ def test_a_step_without_wanted_rows_still_fills_the_cache(saved: tuple[Path, Pre
     ids = random_ids(30, seed=5)
     assert run.step([("a", ids[:29])], rows=[]).shape == (0, 97)
     torch.testing.assert_close(run.step([("a", ids[29:])], decodes=1), expected(saved, ids)[29:], **TOLERANCE)
+
+
+def test_fixed_shapes_with_room_for_more_change_nothing(saved: tuple[Path, PreTrainedModel], run: PagedRun) -> None:
+    """One decode and a prompt of 5 where there is room for 4 decodes, 2 prefills and 10 tokens."""
+    ids, prompt = random_ids(20, seed=6), random_ids(5, seed=7)
+    run.step([("a", ids[:19])])
+    blocks, block = run._blocks["a"], run._free.pop()
+    slots = [blocks[1] * BLOCK_SIZE + 3, *(block * BLOCK_SIZE + i for i in range(5)), *[-1] * 4]
+    nothing = [0, 0]
+    batch = ForwardBatch(
+        input_ids=torch.tensor([ids[19], *prompt, *[0] * 4]),
+        positions=torch.tensor([19, *range(5), *[0] * 4]),
+        slot_mapping=torch.tensor(slots),
+        num_decodes=4,
+        block_tables=torch.tensor([blocks, nothing, nothing, nothing, [block, 0], nothing], dtype=torch.int32),
+        context_lens=torch.tensor([20, 0, 0, 0, 5, 0], dtype=torch.int32),
+        cu_seqlens_q=torch.tensor([1, 6, 6], dtype=torch.int32),
+        max_query_len=10,
+        logits_rows=torch.tensor([0, 5]),
+    )
+    wanted = torch.stack((expected(saved, ids)[19], expected(saved, prompt)[4]))
+    torch.testing.assert_close(run.decoder.forward(batch, run.cache), wanted, **TOLERANCE)
 
 
 def test_padding_of_the_decode_part_changes_nothing(saved: tuple[Path, PreTrainedModel], run: PagedRun) -> None:

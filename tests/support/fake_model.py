@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from millrace_worker.engine.scheduler import Completion, Scheduler
 from millrace_worker.engine.sequence import Sequence
-from millrace_worker.engine.step import Step
+from millrace_worker.engine.step import Scheduled, Step
 from millrace_worker.frames import SequenceParams
 
 
@@ -25,28 +25,42 @@ class FakeModel:
     def __init__(self, block_size: int) -> None:
         self.block_size = block_size
         self.slots: dict[int, tuple[int, ...]] = {}
+        #: What a device knows before the host does: the newest token of each row.
+        self.last: dict[int, int] = {}
 
     def run(self, step: Step) -> list[int]:
         sampled = []
-        for part in step.scheduled:
-            seq = part.seq
+        texts = [self._text(part) for part in step.scheduled]
+        for part, text in zip(step.scheduled, texts, strict=True):
             for position in range(part.start, part.start + part.count):
-                self.slots[self._slot(seq, position)] = tuple(seq.tokens[: position + 1])
-        for part in step.scheduled:
+                self.slots[self._slot(part.seq, position)] = tuple(text[: position + 1])
+        for part, text in zip(step.scheduled, texts, strict=True):
             for position in range(part.start + part.count):
-                assert self.slots[self._slot(part.seq, position)] == tuple(part.seq.tokens[: position + 1])
+                assert self.slots[self._slot(part.seq, position)] == tuple(text[: position + 1])
             if part.samples:
-                sampled.append(next_token(part.seq.tokens))
+                sampled.append(next_token(text))
+                self.last[part.seq.row] = sampled[-1]
         return sampled
+
+    def _text(self, part: Scheduled) -> list[int]:
+        tokens = part.seq.tokens
+        return tokens if part.start + part.count <= len(tokens) else [*tokens, self.last[part.seq.row]]
 
     def _slot(self, seq: Sequence, position: int) -> int:
         return seq.block_table[position // self.block_size] * self.block_size + position % self.block_size
 
 
 def sequence(
-    seq_id: int, prompt: list[int], max_tokens: int = 4, *, generated: list[int] | None = None, priority: int = 0
+    seq_id: int,
+    prompt: list[int],
+    max_tokens: int = 4,
+    *,
+    generated: list[int] | None = None,
+    priority: int = 0,
+    stop: tuple[int, ...] = (),
 ) -> Sequence:
-    return Sequence(seq_id, prompt, generated or [], SequenceParams(max_tokens=max_tokens), priority)
+    params = SequenceParams(max_tokens=max_tokens, stop_token_ids=stop)
+    return Sequence(seq_id, prompt, generated or [], params, priority)
 
 
 def run_step(scheduler: Scheduler, model: FakeModel) -> Completion:
@@ -57,10 +71,34 @@ def run_step(scheduler: Scheduler, model: FakeModel) -> Completion:
     return completion
 
 
-def run_all(scheduler: Scheduler, model: FakeModel) -> dict[int, list[int]]:
+class Pipeline:
+    """The engine's loop: with `overlap`, a step is scheduled and run before the one before it is completed."""
+
+    def __init__(self, scheduler: Scheduler, model: FakeModel, *, overlap: bool) -> None:
+        self.scheduler = scheduler
+        self.model = model
+        self.overlap = overlap
+        self.launched: tuple[Step, list[int]] | None = None
+
+    @property
+    def has_work(self) -> bool:
+        return self.launched is not None or self.scheduler.has_work
+
+    def step(self) -> Completion:
+        step = self.scheduler.schedule()
+        launched = None if step is None else (step, self.model.run(step))
+        if self.overlap:
+            launched, self.launched = self.launched, launched
+        completion = Completion() if launched is None else self.scheduler.complete(*launched)
+        self.scheduler.check_integrity()
+        return completion
+
+
+def run_all(scheduler: Scheduler, model: FakeModel, *, overlap: bool = False) -> dict[int, list[int]]:
     """Steps until nothing is left; the tokens of each sequence."""
     answers: dict[int, list[int]] = {}
-    while scheduler.has_work:
-        for seq_id, tokens in run_step(scheduler, model).tokens:
+    pipeline = Pipeline(scheduler, model, overlap=overlap)
+    while pipeline.has_work:
+        for seq_id, tokens in pipeline.step().tokens:
             answers.setdefault(seq_id, []).extend(tokens)
     return answers

@@ -1,8 +1,9 @@
-"""The engine: step = schedule, run, complete."""
+"""The engine: step = schedule, launch, complete."""
 
 from __future__ import annotations
 
 import gc
+import time
 from typing import Any
 
 import structlog
@@ -20,7 +21,7 @@ from millrace_worker.models.decoder import Decoder
 
 from . import kv_cache
 from .block_pool import BlockPool
-from .runner import ModelRunner
+from .runner import Launched, ModelRunner
 from .scheduler import Scheduler
 from .sequence import Sequence
 
@@ -30,8 +31,8 @@ log = structlog.get_logger()
 class Engine:
     """A model, its KV cache and the sequences in them. Single-threaded; `step` until `has_work` is false."""
 
-    def __init__(self, config: EngineConfig) -> None:
-        """Loads the model and takes the memory.
+    def __init__(self, config: EngineConfig, *, overlap: bool | None = None) -> None:
+        """Loads the model and takes the memory. `overlap` keeps two steps in flight; None: on CUDA.
 
         Raises ModelError, in words for the operator, when the model or the memory cannot be had.
         """
@@ -61,11 +62,22 @@ class Engine:
             max_num_batched_tokens=config.max_num_batched_tokens,
             enable_prefix_caching=config.enable_prefix_caching,
         )
-        self.runner = ModelRunner(model, cache, max_num_seqs=config.max_num_seqs, max_model_len=max_model_len)
+        self.runner = ModelRunner(
+            model,
+            cache,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            max_model_len=max_model_len,
+        )
         if self.device.type == "cuda":
             self.runner.warm_up(model_config.vocab_size)
             if not config.enforce_eager:
                 self.runner.capture()
+        #: On a device of its own the next step is launched before the last one's tokens are read.
+        self._overlap = self.device.type == "cuda" if overlap is None else overlap
+        self._launched: Launched | None = None
+        #: Time spent waiting for the device.
+        self.wait_seconds = 0.0
         self._steps = 0
         self._refused: list[Refusal] = []
         self._finished: list[tuple[int, str]] = []
@@ -75,7 +87,8 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return self.scheduler.has_work or bool(self._refused) or bool(self._finished)
+        waiting = self._launched is not None or bool(self._refused) or bool(self._finished)
+        return waiting or self.scheduler.has_work
 
     def add(self, new: AddSequence) -> None:
         """Takes a sequence in; one that can never run is refused in the next StepOutput."""
@@ -94,15 +107,20 @@ class Engine:
         self.scheduler.abort(seq_id)
 
     def step(self) -> StepOutput:
-        """Runs one forward pass, if anything can run, and reports what came of it."""
+        """Launches one forward pass, if anything can run, and reports what came of the one before, or of this one."""
         step = self.scheduler.schedule()
         started, self.scheduler.started = self.scheduler.started, []
         tokens: list[tuple[int, list[int]]] = []
         finished, self._finished = self._finished, []
-        load = self.scheduler.load(step)
-        if step is not None:
-            sampled = self.runner.run(step)
-            completion = self.scheduler.complete(step, sampled)
+        load = self.scheduler.load()
+        launched = None if step is None else self.runner.launch(step)
+        if self._overlap:
+            launched, self._launched = self._launched, launched
+        if launched is not None:
+            start = time.perf_counter()
+            sampled = launched.wait()
+            self.wait_seconds += time.perf_counter() - start
+            completion = self.scheduler.complete(launched.step, sampled)
             tokens = completion.tokens
             finished += completion.finished
         refused, self._refused = self._refused, []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ import torch
 
 from millrace_worker.models.batch import ForwardBatch
 from millrace_worker.models.decoder import Decoder
+
+from .last_tokens import LastTokens
 
 log = structlog.get_logger()
 
@@ -36,9 +39,12 @@ class DecodeGraphs:
     A step with fewer rows runs in the next larger graph; the rows behind it have no context and write nowhere.
     """
 
-    def __init__(self, model: Decoder, kv_cache: torch.Tensor, *, max_num_seqs: int, max_blocks: int) -> None:
+    def __init__(
+        self, model: Decoder, kv_cache: torch.Tensor, last_tokens: LastTokens, *, max_num_seqs: int, max_blocks: int
+    ) -> None:
         self._model = model
         self._kv_cache = kv_cache
+        self._last_tokens = last_tokens
         self._sizes = graph_sizes(max_num_seqs)
         device = kv_cache.device
         ints: dict[str, Any] = {"dtype": torch.int64, "device": device}
@@ -52,18 +58,17 @@ class DecodeGraphs:
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
 
     @torch.inference_mode()
-    def capture(self) -> None:
-        """Captures all sizes, the largest first, so that the smaller ones fit into its memory."""
+    def capture(self, pool: Any) -> None:
+        """Captures all sizes into `pool`, the largest first, so that the smaller ones fit into its memory."""
         start, before = time.perf_counter(), torch.cuda.mem_get_info(self._kv_cache.device)[0]
-        pool = torch.cuda.graph_pool_handle()
         for size in reversed(self._sizes):
             batch = self._batch(size)
             # Whatever is compiled or allocated on first use must be there before the capture.
-            self._model.forward(batch, self._kv_cache)
+            self._forward(batch)
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool):
-                logits = self._model.forward(batch, self._kv_cache)
+                logits = self._forward(batch)
             self._graphs[size] = (graph, logits)
         taken = before - torch.cuda.mem_get_info(self._kv_cache.device)[0]
         log.info(
@@ -82,14 +87,18 @@ class DecodeGraphs:
         """
         n = len(input_ids)
         size = next(size for size in self._sizes if size >= n)
-        _fill(self._input_ids[:size], input_ids, 0)
-        _fill(self._positions[:size], positions, 0)
-        _fill(self._slots[:size], slots, -1)
-        _fill(self._context[:size], context, 0)
-        self._tables[:n, : tables.shape[1]].copy_(_pinned(tables), non_blocking=True)
+        fill(self._input_ids[:size], input_ids, 0)
+        fill(self._positions[:size], positions, 0)
+        fill(self._slots[:size], slots, -1)
+        fill(self._context[:size], context, 0)
+        self._tables[:n, : tables.shape[1]].copy_(pinned(tables), non_blocking=True)
         graph, logits = self._graphs[size]
         graph.replay()
         return logits[:n]
+
+    def _forward(self, batch: ForwardBatch) -> torch.Tensor:
+        known = replace(batch, input_ids=self._last_tokens.resolve(batch.input_ids))
+        return self._model.forward(known, self._kv_cache)
 
     def _batch(self, size: int) -> ForwardBatch:
         return ForwardBatch(
@@ -105,11 +114,12 @@ class DecodeGraphs:
         )
 
 
-def _fill(target: torch.Tensor, values: np.ndarray, padding: int) -> None:
+def fill(target: torch.Tensor, values: np.ndarray, padding: int) -> None:
+    """Sends `values`, and `padding` behind them, to `target` on the device."""
     padded = np.full(len(target), padding, dtype=np.int32 if target.dtype == torch.int32 else np.int64)
     padded[: len(values)] = values
-    target.copy_(_pinned(padded), non_blocking=True)
+    target.copy_(pinned(padded), non_blocking=True)
 
 
-def _pinned(array: np.ndarray) -> torch.Tensor:
+def pinned(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array)).pin_memory()

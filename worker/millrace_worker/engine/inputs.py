@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .last_tokens import pending
 from .sequence import Sequence
 from .step import Scheduled, Step
 
@@ -44,7 +45,7 @@ class SequenceTables:
 class StepInputs:
     """Inputs of one forward pass on the host, in the order of `step.scheduled`. T tokens of S sequences."""
 
-    input_ids: np.ndarray  # [T] int64
+    input_ids: np.ndarray  # [T] int64, last_tokens.pending(row) where only the device knows it
     positions: np.ndarray  # [T] int64
     slots: np.ndarray  # [T] int64
     block_tables: np.ndarray  # [S, widest] int32
@@ -78,6 +79,12 @@ class StepInputs:
         )
 
     @property
+    def prefill_bounds(self) -> np.ndarray:
+        """First token of each prefill, and the end of the last: [S - num_decodes + 1] int32."""
+        bounds = np.concatenate(([self.num_decodes], self.ends[self.num_decodes :]))
+        return bounds.astype(np.int32)
+
+    @property
     def is_decode(self) -> bool:
         """Whether every sequence adds one token and samples the next."""
         return self.num_decodes == len(self.counts) and bool(self.samples.all())
@@ -85,7 +92,9 @@ class StepInputs:
 
 def _token_ids(parts: tuple[Scheduled, ...], step: Step) -> np.ndarray:
     ids = np.empty(step.num_tokens, dtype=np.int64)
-    ids[: step.num_decodes] = [p.seq.tokens[p.start] for p in parts[: step.num_decodes]]
+    ids[: step.num_decodes] = [
+        p.seq.tokens[p.start] if p.start < len(p.seq.tokens) else pending(p.seq.row) for p in parts[: step.num_decodes]
+    ]
     offset = step.num_decodes
     for part in parts[step.num_decodes :]:
         ids[offset : offset + part.count] = part.seq.tokens[part.start : part.start + part.count]

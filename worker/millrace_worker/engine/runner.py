@@ -1,4 +1,4 @@
-"""Turns a Step into tensors, runs the model, and returns the sampled ids. Knows rows and blocks, no scheduling."""
+"""Turns a Step into tensors, launches the model, hands out the sampled ids. Knows rows and blocks, no scheduling."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from millrace_worker.models.decoder import Decoder
 
 from .graphs import DecodeGraphs
 from .inputs import SequenceTables, StepInputs
+from .last_tokens import LastTokens
+from .mixed_graphs import MixedGraphs
 from .step import Scheduled, Step
 
 
@@ -26,30 +28,67 @@ class SamplingBatch:
     min_p: torch.Tensor  # [R] float32
     seeds: torch.Tensor  # [R] int64
     positions: torch.Tensor  # [R] int64
+    rows: torch.Tensor  # [R] int64, of the sequences
     any_filter: bool
     #: (logits row, token ids that must not be sampled there)
     banned: list[tuple[int, tuple[int, ...]]]
 
 
+class Launched:
+    """A step on its way."""
+
+    def __init__(self, step: Step, sampled: torch.Tensor | None) -> None:
+        self.step = step
+        self._sampled = sampled
+        self._copied: torch.cuda.Event | None = None
+        if sampled is not None and sampled.is_cuda:
+            self._sampled = sampled.to("cpu", non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+    def wait(self) -> list[int]:
+        """One token id for each part that samples, in the order of `step.scheduled`."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return [] if self._sampled is None else self._sampled.tolist()
+
+
 class ModelRunner:
     """Runs steps on one device over one KV cache."""
 
-    def __init__(self, model: Decoder, kv_cache: torch.Tensor, *, max_num_seqs: int, max_model_len: int) -> None:
+    def __init__(
+        self,
+        model: Decoder,
+        kv_cache: torch.Tensor,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        max_model_len: int,
+    ) -> None:
         self.model = model
         self.kv_cache = kv_cache
         self.block_size = kv_cache.shape[4]
         self.device = kv_cache.device
         self.max_num_seqs = max_num_seqs
+        self.max_num_batched_tokens = max_num_batched_tokens
         self.max_blocks = -(-max_model_len // self.block_size)
         self.tables = SequenceTables(max_num_seqs, self.max_blocks)
-        #: Replays of decode steps, once `capture` was called.
+        self.last_tokens = LastTokens(max_num_seqs, self.device)
+        #: Replays of decode steps, and of short steps with prefills, once `capture` was called.
         self.graphs: DecodeGraphs | None = None
+        self.mixed_graphs: MixedGraphs | None = None
 
     def capture(self) -> None:
-        """Captures decode steps into CUDA graphs."""
-        graphs = DecodeGraphs(self.model, self.kv_cache, max_num_seqs=self.max_num_seqs, max_blocks=self.max_blocks)
-        graphs.capture()
-        self.graphs = graphs
+        """Captures decode steps and short mixed ones into CUDA graphs, which share their memory."""
+        pool = torch.cuda.graph_pool_handle()
+        sizes = {"max_num_seqs": self.max_num_seqs, "max_blocks": self.max_blocks}
+        mixed = MixedGraphs(
+            self.model, self.kv_cache, self.last_tokens, max_tokens=self.max_num_batched_tokens, **sizes
+        )
+        mixed.capture(pool)
+        graphs = DecodeGraphs(self.model, self.kv_cache, self.last_tokens, **sizes)
+        graphs.capture(pool)
+        self.graphs, self.mixed_graphs = graphs, mixed
 
     def warm_up(self, vocab_size: int) -> None:
         """Compiles the sampler, which no trial step has run, before the first job waits for it."""
@@ -60,30 +99,34 @@ class ModelRunner:
             sample(logits, floats, ints.int(), floats, floats, ints, ints, any_filter=any_filter)
 
     @torch.inference_mode()
-    def run(self, step: Step) -> list[int]:
-        """One token id for each part that samples, in the order of `step.scheduled`."""
+    def launch(self, step: Step) -> Launched:
+        """Starts a step, behind those that were launched before; nothing here waits for the device."""
         for part in step.scheduled:
             self.tables.update(part.seq)
         logits = self._logits(StepInputs.of(step, self.tables, self.block_size))
         sampling_parts = [part for part in step.scheduled if part.samples]
         if not sampling_parts:
-            return []
-        return self._sample(logits, self._sampling_batch(sampling_parts)).tolist()
+            return Launched(step, None)
+        batch = self._sampling_batch(sampling_parts)
+        sampled = self._sample(logits, batch)
+        self.last_tokens.put(batch.rows, sampled)
+        return Launched(step, sampled)
 
     def _logits(self, inputs: StepInputs) -> torch.Tensor:
         if self.graphs is not None and inputs.is_decode:
             return self.graphs.forward(
                 inputs.input_ids, inputs.positions, inputs.slots, inputs.block_tables, inputs.context_lens
             )
-        prefill_ends = inputs.ends[inputs.num_decodes :] - inputs.num_decodes
+        if self.mixed_graphs is not None and self.mixed_graphs.fits(inputs):
+            return self.mixed_graphs.forward(inputs)
         batch = ForwardBatch(
-            input_ids=self._tensor(inputs.input_ids),
+            input_ids=self.last_tokens.resolve(self._tensor(inputs.input_ids)),
             positions=self._tensor(inputs.positions),
             slot_mapping=self._tensor(inputs.slots),
             num_decodes=inputs.num_decodes,
             block_tables=self._tensor(inputs.block_tables),
             context_lens=self._tensor(inputs.context_lens),
-            cu_seqlens_q=self._tensor(np.concatenate(([0], prefill_ends)).astype(np.int32)),
+            cu_seqlens_q=self._tensor(inputs.prefill_bounds),
             max_query_len=int(inputs.counts[inputs.num_decodes :].max(initial=0)),
             logits_rows=self._tensor(inputs.ends[inputs.samples] - 1),
         )
@@ -96,7 +139,8 @@ class ModelRunner:
         banned = [
             (index, part.seq.params.stop_token_ids)
             for index, part in enumerate(parts)
-            if part.seq.params.stop_token_ids and part.seq.num_generated < part.seq.params.min_tokens
+            if part.seq.params.stop_token_ids
+            and part.start + part.count < part.seq.num_prompt + part.seq.params.min_tokens
         ]
         return SamplingBatch(
             temperature=self._tensor(tables.temperature[rows]),
@@ -105,6 +149,7 @@ class ModelRunner:
             min_p=self._tensor(min_p),
             seeds=self._tensor(tables.seed[rows]),
             positions=self._tensor(np.fromiter((p.start + p.count for p in parts), np.int64, len(parts))),
+            rows=self._tensor(rows),
             any_filter=bool((top_k > 0).any() or (top_p < 1).any() or (min_p > 0).any()),
             banned=banned,
         )

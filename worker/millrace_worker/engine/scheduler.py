@@ -1,5 +1,8 @@
 """Which tokens run next. Pure Python over ids and counts: no tensors, no clock, no queue.
 
+A step may be scheduled while the one before it still runs: the tokens that it will sample are counted as pending, their
+values are left to the device, and an end that depends on them is seen a step late.
+
 One rule in the manner of vLLM's V1 scheduler: every sequence has computed tokens that chase its total; each step hands
 out one token budget, to running sequences first and then to waiting ones. Chunked prefill, prefix hits, preemption and
 resuming are all this rule.
@@ -90,6 +93,8 @@ class Scheduler:
         for seq in list(self.running):
             if budget == 0 or seq.state is not SequenceState.RUNNING:
                 break  # a sequence before it took its blocks, and those of all that follow
+            if seq.num_generated + seq.num_pending >= seq.params.max_tokens:
+                continue  # ends with the token that is pending
             count = min(seq.num_uncomputed, budget)
             preempted |= self._make_room(seq, count)
             if seq.state is not SequenceState.RUNNING:
@@ -105,27 +110,37 @@ class Scheduler:
         return Step((*decodes, *rest), len(decodes), sum(s.count for s in scheduled))
 
     def complete(self, step: Step, sampled: list[int]) -> Completion:
-        """Books a step that has run; `sampled` holds one token for each scheduled part that samples, in order."""
+        """Books a step that has run; `sampled` holds one token for each scheduled part that samples, in order.
+
+        Steps are completed in the order in which they were scheduled. What a later one computes of a sequence that ends
+        here is for nothing, and dropped when that step is completed.
+        """
         done = Completion()
         tokens = iter(sampled)
         finished: set[int] = set()
         for part in step.scheduled:
             seq = part.seq
             token = next(tokens) if part.samples else -1
-            if seq.state is not SequenceState.RUNNING:
-                continue  # aborted while the step ran
-            seq.num_computed = part.start + part.count
-            self._register_full_blocks(seq, part.start)
+            if seq.state is SequenceState.FINISHED:
+                continue  # with the step before this one, or aborted
+            running = seq.state is SequenceState.RUNNING
+            if running:
+                self._register_full_blocks(seq, part.start, part.start + part.count)
             if not part.samples:
                 continue
+            seq.num_pending -= 1
             seq.tokens.append(token)
             done.tokens.append((seq.seq_id, [token]))
             reason = self.finish_reason(seq)
-            if reason is not None:
-                done.finished.append((seq.seq_id, reason))
+            if reason is None:
+                continue
+            done.finished.append((seq.seq_id, reason))
+            if running:
                 finished.add(seq.seq_id)
                 self._vacate(seq)
-                self._finish(seq)
+            else:
+                self._queue(seq.priority).remove(seq)  # preempted while the step ran
+            self._finish(seq)
         if finished:
             self.running = [seq for seq in self.running if seq.seq_id not in finished]
         return done
@@ -140,12 +155,10 @@ class Scheduler:
             return "stop"
         return "length" if generated >= params.max_tokens else None
 
-    def load(self, step: Step | None) -> Load:
-        """The counts that the front and the metrics see, at the end of `step`, before what it finishes is freed."""
+    def load(self) -> Load:
+        """The counts that the front and the metrics see, with what is scheduled computed and nothing of it freed."""
         # Only the last blocks of a table have empty slots, and those are never shared.
         empty = sum(len(seq.block_table) * self.block_size - seq.num_computed for seq in self.running)
-        if step is not None:
-            empty -= step.num_tokens
         allocated = (self.pool.num_blocks - self.pool.num_free) * self.block_size
         return Load(
             running=len(self.running),
@@ -178,7 +191,10 @@ class Scheduler:
         missing = self._blocks_for(seq.num_computed + count) - len(seq.block_table)
         if missing > 0:
             seq.block_table.extend(self.pool.allocate(missing))
-        return Scheduled(seq, seq.num_computed, count, samples=count == seq.num_uncomputed)
+        part = Scheduled(seq, seq.num_computed, count, samples=count == seq.num_uncomputed)
+        seq.num_computed += count
+        seq.num_pending += part.samples
+        return part
 
     def _make_room(self, seq: Sequence, count: int) -> bool:
         """Preempts sequences behind `seq`, and at last itself, until it can have its blocks."""
@@ -259,9 +275,9 @@ class Scheduler:
         seq.state = SequenceState.RUNNING
         insort(self.running, seq, key=lambda s: (s.priority, s.order))
 
-    def _register_full_blocks(self, seq: Sequence, start: int) -> None:
-        """Makes the blocks findable that the tokens since `start` have filled."""
-        first, full = start // self.block_size, seq.num_computed // self.block_size
+    def _register_full_blocks(self, seq: Sequence, start: int, end: int) -> None:
+        """Makes the blocks findable that the tokens from `start` to `end` have filled."""
+        first, full = start // self.block_size, end // self.block_size
         if first == full or not self.enable_prefix_caching:
             return
         extend_hashes(seq, full, self.block_size)

@@ -18,8 +18,9 @@ class SequenceState(Enum):
 class Sequence:
     """One answer being made.
 
-    There is no prefill or decode: `num_computed` tokens have their KV in the cache and chase `num_tokens`. A fresh
-    prompt, a prefix hit, a preempted sequence and one resumed after a crash differ only in these two numbers.
+    There is no prefill or decode: `num_computed` tokens have their KV in the cache, or will have it when the steps that
+    are scheduled have run. They chase all tokens, those included that these steps will sample. A fresh prompt, a prefix
+    hit, a preempted sequence and one resumed after a crash differ only in these two numbers.
     """
 
     __slots__ = (
@@ -27,6 +28,7 @@ class Sequence:
         "block_table",
         "num_cached",
         "num_computed",
+        "num_pending",
         "num_prompt",
         "order",
         "params",
@@ -50,6 +52,8 @@ class Sequence:
         self.order = 0
         self.state = SequenceState.WAITING
         self.num_computed = 0
+        #: Tokens that scheduled steps will have sampled, and that are not in `tokens` yet: 0 or 1.
+        self.num_pending = 0
         #: Prompt tokens that the prefix cache held when the sequence was first scheduled.
         self.num_cached: int | None = None
         self.block_table: list[int] = []
@@ -68,4 +72,4 @@ class Sequence:
 
     @property
     def num_uncomputed(self) -> int:
-        return len(self.tokens) - self.num_computed
+        return len(self.tokens) + self.num_pending - self.num_computed

@@ -31,15 +31,16 @@ class PagedAttention:
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         if decodes:
             paged_decode(q[:decodes], kv, self._decode_tables, self._decode_lens, self._scale, out=out[:decodes])
-        if decodes < q.shape[0]:
+        # Behind the decodes: rows of theirs that are none got zeros, and may be a prefill's.
+        if batch.max_query_len:
             paged_prefill(
-                q[decodes:],
+                q,
                 kv,
                 self._prefill_tables,
                 batch.cu_seqlens_q,
                 self._prefill_lens,
                 batch.max_query_len,
                 self._scale,
-                out=out[decodes:],
+                out=out,
             )
         return out

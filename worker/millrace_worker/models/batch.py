@@ -12,8 +12,10 @@ class ForwardBatch:
     """T tokens of S sequences for one forward pass; every tensor lies on the model's device.
 
     The first `num_decodes` tokens are the one-token decodes of the first `num_decodes` sequences; the tokens of the
-    other sequences follow, each sequence's in order, as the last tokens of its context. Padding of the decode part
-    (fixed shapes of CUDA graphs) has slot -1 and context length 0.
+    other sequences follow, each sequence's in order, as the last tokens of its context.
+
+    In the fixed shapes of CUDA graphs, sequences of the decode part that are not there have context length 0, and their
+    tokens may belong to prefills; prefills that are not there have no tokens; tokens that are not there have slot -1.
     """
 
     input_ids: torch.Tensor  # [T] int64
@@ -24,7 +26,7 @@ class ForwardBatch:
     block_tables: torch.Tensor  # [S, M] int32, decodes first
     #: Tokens in the cache after this step's are stored.
     context_lens: torch.Tensor  # [S] int32
-    #: Where each prefill's tokens start, counted from the first token after the decodes.
+    #: Where each prefill's tokens start, and where the last one's end.
     cu_seqlens_q: torch.Tensor  # [S - num_decodes + 1] int32
     #: Most tokens that one prefill has in this step; 0 without prefills.
     max_query_len: int
