@@ -3,7 +3,8 @@
 --      10 webhooks, 11 prefix of the tenants' unfinished jobs (the rest of the key is in the job; same hash tag)
 -- ARGV 1 consumer ("" ends a job that is queued, for the queue itself), 2 attempt, 3 group, 4 entry id, 5 job id,
 --      6 terminal state, 7 result bytes, 8 bytes of the last Tokens event or "", 9 bytes of the Finished event or "",
---      10 time to live in s; a job with a webhook keeps for it, and begins it when somebody was told, 11.. fields of an entry for the dead stream, if any
+--      10 time to live in s (a job with a webhook notes it, and it begins when somebody was told),
+--      11.. fields of an entry for the dead stream, if any
 -- returns 1 ended | 2 this attempt had ended it already (lost reply) | 0 the lease is lost: nothing changed
 local h = redis.call('HMGET', KEYS[1], 'state', 'owner', 'attempts', 'stream', 'tenant', 'webhook')
 local owned = h[2] == ARGV[1] and h[3] == ARGV[2]
