@@ -90,7 +90,9 @@ WIRE_VALUES: dict[str, tuple[Any, Any]] = {
     "tokens": (Tokens(start=4, token_ids=(1, 2, 3), text="abc", index=1), Event),
     "finished": (Finished(RESULT), Event),
     "job-record": (
-        JobRecord("demo-1", "in_progress", 2, 1.5, 2.5, None, "host-1", True, WebhookRecord("retrying", 2, "HTTP 500")),
+        JobRecord(
+            "demo-1", "in_progress", 2, 1.5, 2.5, None, "host-1", True, "acme", WebhookRecord("retrying", 2, "HTTP 500")
+        ),
         JobRecord,
     ),
     "webhook-record": (WebhookRecord("failed", 10, "HTTP 404"), WebhookRecord),
