@@ -11,9 +11,9 @@ from millrace_schemas import MillraceError
 from .errors import ApiError, as_api_error, invalid
 
 #: Those that `Sampling` has under the same names; top_k and all behind it are not OpenAI's but vLLM's.
-_SAMPLING = ("temperature", "top_p", "seed", "stop", "top_k", "min_p", "min_tokens", "stop_token_ids", "ignore_eos")
+SAMPLING = ("temperature", "top_p", "seed", "stop", "top_k", "min_p", "min_tokens", "stop_token_ids", "ignore_eos")
 #: Those of both endpoints that are used, or that say something about the caller and not about the answer.
-COMMON = frozenset({*_SAMPLING, "model", "max_tokens", "stream", "stream_options", "user", "metadata"})
+COMMON = frozenset({*SAMPLING, "model", "max_tokens", "stream", "stream_options", "user", "metadata"})
 #: OpenAI's that are not here, with the values that ask for nothing (null never does). Others are refused, not ignored.
 LACKING: Mapping[str, tuple[Any, ...]] = {
     "n": (1,),
@@ -55,7 +55,7 @@ def common_fields(given: Mapping[str, Any]) -> dict[str, Any]:
         raise invalid("model must be the name of one; GET /v1/models lists them", param="model")
     if not isinstance(stream, bool):
         raise invalid("stream must be true or false", param="stream")
-    sampling = {name: given[name] for name in (*_SAMPLING, "max_tokens") if name in given}
+    sampling = {name: given[name] for name in (*SAMPLING, "max_tokens") if name in given}
     if sampling.get("top_k") == -1:
         # vLLM's other way to say "all".
         sampling["top_k"] = 0

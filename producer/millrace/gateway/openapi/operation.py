@@ -1,0 +1,101 @@
+"""One route and method, as the document describes it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from . import answers
+from .json_schema import Json
+
+
+class Access(Enum):
+    """Who may call, where a gateway has keys."""
+
+    PUBLIC = "public"
+    KEY = "key"
+    OPERATOR = "operator"
+
+
+#: Where `millrace up` listens.
+BASE = "http://localhost:8000"
+#: A gateway without keys takes requests without any: the empty alternative.
+_SECURITY: list[Json] = [{"bearer": []}, {"basic": []}, {}]
+_ERRORS: Mapping[Access, tuple[int, ...]] = {
+    Access.PUBLIC: (403,),
+    Access.OPERATOR: (401, 403),
+    Access.KEY: (401, 403, 429),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """`answers` are those without an error, by status; `errors` the statuses of the others.
+
+    The example is a command that works when it is pasted into a shell beside `millrace up`: `setup` stands before it
+    and sets what `target`, the path with its query, needs.
+    """
+
+    method: str
+    path: str
+    id: str
+    tag: str
+    summary: str
+    description: str = ""
+    access: Access = Access.KEY
+    parameters: tuple[Json, ...] = ()
+    body: Json | None = None
+    answers: Mapping[int, Json] = field(default_factory=dict)
+    errors: tuple[int, ...] = ()
+    setup: str = ""
+    target: str = ""
+
+    @property
+    def curl(self) -> str:
+        flags = "-sN" if any("text/event-stream" in answer["content"] for answer in self.answers.values()) else "-s"
+        verb = "" if self.method == "get" or self.body else f" -X {self.method.upper()}"
+        url = BASE + (self.target or self.path)
+        # Names of the shell stand in double quotes; those are the only ones.
+        command = f"curl {flags}{verb} " + (f'"{url}"' if "$" in url else shlex.quote(url))
+        return self.setup + command + ("" if self.body is None else sending(self.body["example"]))
+
+    def as_json(self) -> Json:
+        statuses = sorted({*self.errors, *_ERRORS[self.access]})
+        answered = {str(status): answer for status, answer in self.answers.items()}
+        made: Json = {
+            "operationId": self.id,
+            "tags": [self.tag],
+            "summary": self.summary,
+            "description": self.description,
+            "parameters": list(self.parameters),
+            "responses": answered | {str(status): answers.error(status) for status in statuses},
+            "security": [] if self.access is Access.PUBLIC else _SECURITY,
+            "x-codeSamples": [{"lang": "Shell", "label": "curl", "source": self.curl}],
+        }
+        if self.body is not None:
+            made["requestBody"] = {"required": True, "content": {"application/json": self.body}}
+        return made
+
+
+def sending(value: object) -> str:
+    """The rest of a command of curl that posts `value`."""
+    data = shlex.quote(json.dumps(value, indent=2))
+    return f" \\\n  -H 'content-type: application/json' \\\n  -d {data}"
+
+
+def parameter(name: str, where: str, description: str, schema: Json) -> Json:
+    found: Json = {"name": name, "in": where, "description": description, "schema": schema}
+    return {**found, "required": True} if where == "path" else found
+
+
+def events(schema: str, description: str) -> Json:
+    """The content of a stream: text, the data of whose events is JSON of the schema with this name."""
+    text: Json = {
+        "type": "string",
+        "contentMediaType": "text/event-stream",
+        "description": f"{description} The data of each event is JSON: `{schema}` below.",
+    }
+    return {"text/event-stream": {"schema": text}}
