@@ -66,7 +66,7 @@ def _chunk(kind: str, choice: Mapping[str, Json]) -> Json:
     usage = {"anyOf": [ref("CompletionUsage"), NULL], "description": "With `include_usage`; in the last chunk only."}
     return closed(
         {**_head(kind), "choices": choices, "usage": usage}, optional=("usage",),
-        description="The data of an event. The last event's is the text `[DONE]`; an error's is an `Error`.",
+        description="The data of an event.",
     )  # fmt: skip
 
 
@@ -145,7 +145,7 @@ _COMPLETION_ANSWER = {
 
 def _answer(whole: str, chunk: str, example: Json) -> Json:
     found = answers.json_answer("The answer, whole or, with `stream`, as events.", ref(whole), example)
-    found["content"] |= events(chunk, "Chunks of the answer.")
+    found["content"] |= events(ref(chunk), ref("Error"), description="One event: a chunk of the answer.", done=True)
     return {**found, "headers": {"x-request-id": answers.header("RequestId")}}
 
 

@@ -218,9 +218,12 @@ _EVENTS = Operation(
             "header",
             "Go on behind the event with this id, as browsers do by themselves.",
             {"type": "string", "pattern": "^[0-9]{1,20}-[0-9]{1,20}$"},
+            "1795307886404-0",
         ),
     ),
-    answers={200: {"description": "Events.", "content": events("JobEvent", "What happens to the job.")}},
+    answers={
+        200: {"description": "Events.", "content": events(ref("JobEvent"), ref("Error"), description="One event.")}
+    },
     errors=(400, 404, 500, 502, 503),
     setup=_SETUP,
     target="/v1/jobs/$JOB/events",

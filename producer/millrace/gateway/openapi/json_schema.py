@@ -63,14 +63,14 @@ def constant(*values: Any) -> Json:
 def or_null(schema: Json) -> Json:
     """`schema`, or null."""
     kind = schema.get("type")
-    if schema in (NULL, {}) or None in schema.get("enum", ()):
+    if schema in (NULL, {}) or None in schema.get("enum", ()) or (isinstance(kind, list) and "null" in kind):
         return schema
     if "enum" in schema:
         return {**schema, "enum": [*schema["enum"], None]}
     if isinstance(kind, str):
         return {**schema, "type": [kind, "null"]}
     if "oneOf" in schema:
-        return {**schema, "oneOf": [*schema["oneOf"], NULL]}
+        return schema if NULL in schema["oneOf"] else {**schema, "oneOf": [*schema["oneOf"], NULL]}
     return {"anyOf": [schema, NULL]}
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from . import answers
-from .json_schema import Json
+from .json_schema import STRING, Json, closed, constant
 
 
 class Access(Enum):
@@ -86,16 +86,19 @@ def sending(value: object) -> str:
     return f" \\\n  -H 'content-type: application/json' \\\n  -d {data}"
 
 
-def parameter(name: str, where: str, description: str, schema: Json) -> Json:
+def parameter(name: str, where: str, description: str, schema: Json, example: object = None) -> Json:
     found: Json = {"name": name, "in": where, "description": description, "schema": schema}
+    if example is not None:
+        found["example"] = example
     return {**found, "required": True} if where == "path" else found
 
 
-def events(schema: str, description: str) -> Json:
-    """The content of a stream: text, the data of whose events is JSON of the schema with this name."""
-    text: Json = {
+def events(*data: Json, description: str, done: bool = False) -> Json:
+    """The content of a stream: what one event is, whose data is JSON of one of these schemas; `done`: or "[DONE]"."""
+    json_: Json = {
         "type": "string",
-        "contentMediaType": "text/event-stream",
-        "description": f"{description} The data of each event is JSON: `{schema}` below.",
+        "contentMediaType": "application/json",
+        "contentSchema": data[0] if len(data) == 1 else {"anyOf": list(data)},
     }
-    return {"text/event-stream": {"schema": text}}
+    fields = {"id": STRING, "event": STRING, "data": {"anyOf": [constant("[DONE]"), json_]} if done else json_}
+    return {"text/event-stream": {"schema": closed(fields, optional=("id", "event"), description=description)}}

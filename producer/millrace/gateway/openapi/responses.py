@@ -193,7 +193,7 @@ _LINKS = {
     name: {"operationId": id_, "parameters": {"id": "$response.body#/id"}}
     for name, id_ in (("RetrieveResponse", "retrieveResponse"), ("CancelResponse", "cancelResponse"))
 }
-_EVENTS = events("ResponseEvent", "OpenAI's typed, numbered events.")
+_EVENTS = events(ref("ResponseEvent"), description="One event, typed and numbered as OpenAI's are.")
 
 
 def _with_events(description: str) -> Json:
