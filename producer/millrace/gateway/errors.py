@@ -157,7 +157,7 @@ async def answer_error(request: Request, error: Exception) -> Response:
     found = as_api_error(error)
     if isinstance(error, HTTPException) and error.status_code == 405:
         # Starlette names the methods of the first route alone, and several may share a path.
-        found.headers["allow"] = ", ".join(sorted(_methods(request)))
+        found.headers = {"allow": ", ".join(sorted(_methods(request)))}
     return found.response()
 
 
