@@ -55,7 +55,7 @@ def test_it_shows_every_operation_and_schema(http: httpx2.Client) -> None:
     answer = http.get("/docs")
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
     page = Parsed(answer.text)
-    details = [attributes["id"] for tag, attributes in page.tags if tag == "details"]
+    details = [attributes["id"] for tag, attributes in page.tags if tag == "div"]
     assert details == [*SAMPLES, *(f"schema-{name}" for name in DOCUMENT["components"]["schemas"])]
     assert page.examples == list(SAMPLES.values())
     links = {attributes["href"] for tag, attributes in page.tags if tag == "a"}

@@ -132,13 +132,18 @@ _CHAT_ANSWER = {
     ],
     "usage": _USAGE_EXAMPLE,
 }
-_COMPLETION_QUESTION = {"model": "demo", "prompt": "quiet river", "max_tokens": 16, "temperature": 0}
+_COMPLETION_QUESTION = {
+    "model": "demo",
+    "prompt": "Uppercase every word: quiet river\n",
+    "max_tokens": 16,
+    "temperature": 0,
+}
 _COMPLETION_ANSWER = {
     "id": "cmpl-demo-01m80b0nqp2f3fqpz0b4j6qfd0",
     "object": "text_completion",
     "created": 1795307886,
     "model": "demo",
-    "choices": [{"index": 0, "text": " runs by the mill", "logprobs": None, "finish_reason": "length"}],
+    "choices": [{"index": 0, "text": "QUIET RIVER", "logprobs": None, "finish_reason": "stop"}],
     "usage": _USAGE_EXAMPLE,
 }
 

@@ -107,4 +107,5 @@ def _answers(document: Json, operation: Json) -> str:
 
 
 def _details(anchor: str, head: str, inner: str) -> str:
-    return f'<details id="{escape(anchor)}"><summary>{head}</summary>{inner}</details>'
+    # A link to what stands within opens it.
+    return f'<details><summary>{head}</summary><div id="{escape(anchor)}">{inner}</div></details>'
