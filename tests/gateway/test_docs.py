@@ -16,7 +16,7 @@ from millrace.gateway import GatewaySettings
 from millrace.gateway.openapi.docs_html import render
 from millrace.gateway.openapi.document import build_document
 
-HOSTILE = "</code></pre><script>alert(1)</script><img src=x onerror='alert(\"1\")'>&amp;$title`"
+HOSTILE = "</code></pre><script>alert(1)</script><img src=x onerror='alert(\"1\")'>&amp;$title"
 DOCUMENT = build_document(GatewaySettings())
 SAMPLES = {
     operation["operationId"]: operation["x-codeSamples"][0]["source"]
@@ -79,9 +79,10 @@ def test_it_loads_only_its_styles(http: httpx2.Client) -> None:
         assert "@import" not in style.text
 
 
-def test_whatever_stands_in_the_document_is_escaped() -> None:
+@pytest.mark.parametrize("text", [HOSTILE, f"`{HOSTILE}`", f"`{HOSTILE}"], ids=["plain", "code", "half code"])
+def test_whatever_stands_in_the_document_is_escaped(text: str) -> None:
     """Every text of the document becomes a hostile one; the tags of the page stay the same."""
-    clean, hostile = Parsed(render(poisoned(DOCUMENT, "x"))), Parsed(render(poisoned(DOCUMENT, HOSTILE)))
+    clean, hostile = Parsed(render(poisoned(DOCUMENT, "x"))), Parsed(render(poisoned(DOCUMENT, text)))
     assert [tag for tag, _ in hostile.tags if tag != "code"] == [tag for tag, _ in clean.tags if tag != "code"]
 
 
