@@ -52,6 +52,18 @@ def test_it_has_exactly_the_routes() -> None:
     assert documented == {(method, path) for method, path in routes if method != "HEAD"}
 
 
+def test_it_says_who_needs_a_key() -> None:
+    strict = build_document(GatewaySettings(require_keys=True))["paths"]
+    keys = [{"bearer": []}, {"basic": []}]
+    for path, methods in DOCUMENT["paths"].items():
+        for method, operation in methods.items():
+            public = path in ("/healthz", "/readyz", "/openapi.json", "/docs", "/page/{name}")
+            assert strict[path][method]["security"] == ([] if public else keys)
+            # Here a request without one is taken as well.
+            assert operation["security"] == ([] if public else [*keys, {}])
+            assert ("401" in operation["responses"]) is not public
+
+
 @pytest.mark.parametrize(
     ("name", "taken"),
     [

@@ -28,6 +28,11 @@ SCHEMAS: Mapping[str, Json] = {
 HEADERS: Mapping[str, Json] = {
     "RequestId": {"description": "The id of the job.", "schema": STRING},
     "RetryAfter": {"description": "Seconds after which it is worth asking again.", "schema": {"type": "string"}},
+    "RetryAfterMs": {"description": "The same in milliseconds.", "schema": {"type": "string"}},
+    "Rate": {
+        "description": "Of a key with limits: its allowance of a minute, what is left, or when all is back.",
+        "schema": STRING,
+    },
     "ShouldRetry": {
         "description": "`false` keeps OpenAI's clients from a repeat that cannot help.",
         "schema": {"type": "string", "const": "false"},
@@ -37,13 +42,20 @@ HEADERS: Mapping[str, Json] = {
     "Allow": {"description": "The methods that this URL takes.", "schema": STRING},
 }
 
+#: Of whatever counted against a key's limits.
+RATES = tuple(
+    (f"x-ratelimit-{what}-{name}", "Rate")
+    for name in ("requests", "tokens")
+    for what in ("limit", "remaining", "reset")
+)
+
 #: What each status means, with its codes.
 _MEANINGS: Mapping[int, str] = {
     400: "The request is wrong: `param` names what. `invalid_request`, `invalid_json`, `unsupported_parameter`, "
     "`unknown_parameter`, `context_length_exceeded`, `job_too_large`, `no_chat_template`, ...",
-    401: "This gateway wants an API key, and there is none, or none that lives.",
+    401: "`invalid_api_key`: the gateway requires a key, and there is none, or none that lives.",
     403: "`host_not_allowed`: the gateway does not answer for the name in the Host header. "
-    "Also: the key may not do this.",
+    "`operator_key_required`: the key is no operator's.",
     404: "There is no such thing, or its time to live is over: `model_not_found`, `job_not_found`, "
     "`response_not_found`, `unknown_url`.",
     405: "`method_not_allowed`.",
@@ -51,7 +63,8 @@ _MEANINGS: Mapping[int, str] = {
     409: "`cancelled`: somebody cancelled the job that this request waits for.",
     413: "`request_too_large`.",
     415: "`unsupported_media_type`: the body must be application/json.",
-    429: "The key's rate, or its number of unfinished jobs, is at its limit.",
+    429: "`rate_limit_exceeded`, with the type `requests` or `tokens`: the key's rate is at its limit. "
+    "`too_many_jobs`: the tenant's number of unfinished jobs is.",
     500: "The job failed (`engine_failed`, `too_many_attempts`, `undecodable`, ...), or the gateway did (`internal`).",
     502: "`result_unavailable`: the result is in S3 and cannot be read from there.",
     503: "For now: `queue_unavailable`, `no_live_worker`, `too_many_streams`. Not for a repeat: `partly_submitted`.",
@@ -60,7 +73,12 @@ _MEANINGS: Mapping[int, str] = {
 _HEADERS_OF: Mapping[int, tuple[tuple[str, str], ...]] = {
     401: (("www-authenticate", "Authenticate"),),
     405: (("allow", "Allow"),),
-    429: (("retry-after", "RetryAfter"),),
+    429: (
+        ("retry-after", "RetryAfter"),
+        ("retry-after-ms", "RetryAfterMs"),
+        ("x-should-retry", "ShouldRetry"),
+        *RATES,
+    ),
     500: (("x-should-retry", "ShouldRetry"),),
     503: (("retry-after", "RetryAfter"), ("x-should-retry", "ShouldRetry")),
     504: (("x-should-retry", "ShouldRetry"),),
@@ -68,6 +86,8 @@ _HEADERS_OF: Mapping[int, tuple[tuple[str, str], ...]] = {
 
 #: A body may be missing, late, long or wrong.
 OF_A_BODY = (400, 408, 413, 415)
+#: And there may be no model for a job, or too many jobs.
+OF_A_JOB = (*OF_A_BODY, 404, 429, 500, 503)
 
 
 def responses() -> dict[str, Json]:
@@ -81,6 +101,12 @@ def error(status: int) -> Json:
 
 def header(name: str) -> Json:
     return {"$ref": f"#/components/headers/{name}"}
+
+
+def submitted(answer: Json, **headers: str) -> Json:
+    """`answer` to what made jobs, with these headers and what is left of a key's allowances."""
+    named = {name.replace("_", "-"): header(component) for name, component in headers.items()}
+    return {**answer, "headers": named | {name: header(component) for name, component in RATES}}
 
 
 def json_answer(description: str, schema: Json, example: object = None) -> Json:

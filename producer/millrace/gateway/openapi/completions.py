@@ -100,7 +100,7 @@ SCHEMAS: Mapping[str, Json] = {
     "CompletionChunk": _chunk("text_completion", {"text": STRING}),
 }
 
-_ERRORS = (*answers.OF_A_BODY, 404, 409, 500, 502, 503, 504)
+_ERRORS = (*answers.OF_A_JOB, 409, 502, 504)
 _DESCRIPTION = (
     "When the client leaves, the job is cancelled, unless the request has an Idempotency-Key. "
     "In a stream that has begun, an error is the last event."
@@ -151,7 +151,7 @@ _COMPLETION_ANSWER = {
 def _answer(whole: str, chunk: str, example: Json) -> Json:
     found = answers.json_answer("The answer, whole or, with `stream`, as events.", ref(whole), example)
     found["content"] |= events(ref(chunk), ref("Error"), description="One event: a chunk of the answer.", done=True)
-    return {**found, "headers": {"x-request-id": answers.header("RequestId")}}
+    return answers.submitted(found, x_request_id="RequestId")
 
 
 OPERATIONS = (

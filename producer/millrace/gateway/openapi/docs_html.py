@@ -77,7 +77,7 @@ def _operation(document: Json, method: str, path: str, operation: Json) -> str:
 
 
 def _access(operation: Json) -> str:
-    wants = "A gateway with keys wants one." if operation["security"] else "Needs no key."
+    wants = "A gateway that requires keys wants one." if operation["security"] else "Needs no key."
     return f"<p><small>{wants}</small></p>"
 
 

@@ -46,7 +46,7 @@ def build_document(settings: GatewaySettings) -> Json:
     """What a gateway with these limits takes and answers."""
     paths: dict[str, Json] = {}
     for operation in operations(settings):
-        paths.setdefault(operation.path, {})[operation.method] = operation.as_json()
+        paths.setdefault(operation.path, {})[operation.method] = operation.as_json(keys=settings.require_keys)
     document = {
         "openapi": "3.1.0",
         "info": {

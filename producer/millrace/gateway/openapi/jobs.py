@@ -120,7 +120,7 @@ _QUESTION = {
 _RECORD_EXAMPLE = {
     "id": _ID, "state": "completed", "attempts": 1, "created_at": 1795307886.327846,
     "started_at": 1795307886.328663, "finished_at": 1795307886.433357, "worker": "vm-19863-e6beefd0",
-    "cancel_requested": False, "object": "job",
+    "cancel_requested": False, "tenant": "", "object": "job",
     "result": {
         "id": _ID, "model": "demo", "state": "completed",
         "choices": [
@@ -161,8 +161,8 @@ def _create(settings: GatewaySettings) -> Operation:
         "A job lives on whatever becomes of the connection that made it.",
         parameters=(fields.IDEMPOTENCY_KEY,),
         body={"schema": one_of(ref("JobRequest"), many), "example": _QUESTION},
-        answers={202: {**accepted, "headers": {"location": answers.header("Location")}, "links": _links()}},
-        errors=(*answers.OF_A_BODY, 404, 500, 503),
+        answers={202: {**answers.submitted(accepted, location="Location"), "links": _links()}},
+        errors=answers.OF_A_JOB,
     )
 
 

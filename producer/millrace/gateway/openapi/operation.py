@@ -6,28 +6,20 @@ import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum
+
+from millrace.gateway.authentication import Access, access_to
 
 from . import answers
 from .json_schema import STRING, Json, closed, constant
 
-
-class Access(Enum):
-    """Who may call, where a gateway has keys."""
-
-    PUBLIC = "public"
-    KEY = "key"
-    OPERATOR = "operator"
-
-
 #: Where `millrace up` listens.
 BASE = "http://localhost:8000"
-#: A gateway without keys takes requests without any: the empty alternative.
-_SECURITY: list[Json] = [{"bearer": []}, {"basic": []}, {}]
+_KEYS: list[Json] = [{"bearer": []}, {"basic": []}]
+#: Whoever asks for something may be refused; where keys are known, Redis is asked for them.
 _ERRORS: Mapping[Access, tuple[int, ...]] = {
-    Access.PUBLIC: (403,),
-    Access.OPERATOR: (401, 403),
-    Access.KEY: (401, 403, 429),
+    Access.EVERYBODY: (403,),
+    Access.OPERATOR: (401, 403, 503),
+    Access.KEY: (401, 403, 503),
 }
 
 
@@ -45,7 +37,6 @@ class Operation:
     tag: str
     summary: str
     description: str = ""
-    access: Access = Access.KEY
     parameters: tuple[Json, ...] = ()
     body: Json | None = None
     answers: Mapping[int, Json] = field(default_factory=dict)
@@ -62,8 +53,10 @@ class Operation:
         command = f"curl {flags}{verb} " + (f'"{url}"' if "$" in url else shlex.quote(url))
         return self.setup + command + ("" if self.body is None else sending(self.body["example"]))
 
-    def as_json(self) -> Json:
-        statuses = sorted({*self.errors, *_ERRORS[self.access]})
+    def as_json(self, *, keys: bool) -> Json:
+        """`keys`: whether the gateway requires some; where it does not, a request without is taken, too."""
+        access = access_to(self.path)
+        statuses = sorted({*self.errors, *_ERRORS[access]} - self.answers.keys())
         answered = {str(status): answer for status, answer in self.answers.items()}
         made: Json = {
             "operationId": self.id,
@@ -72,7 +65,7 @@ class Operation:
             "description": self.description,
             "parameters": list(self.parameters),
             "responses": answered | {str(status): answers.error(status) for status in statuses},
-            "security": [] if self.access is Access.PUBLIC else _SECURITY,
+            "security": [] if access is Access.EVERYBODY else _KEYS if keys else [*_KEYS, {}],
             "x-codeSamples": [{"lang": "Shell", "label": "curl", "source": self.curl}],
         }
         if self.body is not None:

@@ -215,12 +215,14 @@ OPERATIONS = (
         body={"schema": ref("ResponseRequest"), "example": _QUESTION},
         answers={
             200: {
-                **_with_events("The Response, whole or as far as it is; with `stream` its events."),
-                "headers": {"x-request-id": answers.header("RequestId")},
+                **answers.submitted(
+                    _with_events("The Response, whole or as far as it is; with `stream` its events."),
+                    x_request_id="RequestId",
+                ),
                 "links": _LINKS,
             }
         },
-        errors=(*answers.OF_A_BODY, 404, 409, 500, 502, 503, 504),
+        errors=(*answers.OF_A_JOB, 409, 502, 504),
     ),
     Operation(
         method="get",

@@ -10,7 +10,7 @@ from millrace.overview_rows import COLUMNS
 
 from . import answers
 from .json_schema import STRING, Json, array, closed, constant, described, ref, structs
-from .operation import Access, Operation, parameter
+from .operation import Operation, parameter
 
 _STRUCTS = structs(Overview)
 _ROWS = array(array(STRING))
@@ -26,11 +26,15 @@ def _text(description: str, *kinds: str) -> Json:
     return {"description": description, "content": {kind: {"schema": STRING} for kind in kinds}}
 
 
-def _get(path: str, id_: str, summary: str, answer: Json, access: Access = Access.PUBLIC) -> Operation:
-    return Operation(
-        method="get", path=path, id=id_, tag="Service", summary=summary, answers={200: answer}, access=access
-    )
+def _get(path: str, id_: str, summary: str, answer: Json) -> Operation:
+    return Operation(method="get", path=path, id=id_, tag="Service", summary=summary, answers={200: answer})
 
+
+#: A key that cannot be looked up is answered before there is a page.
+_NO_NUMBERS = {
+    "description": "Redis is away: the page without numbers or, when that leaves a key unknown, an error.",
+    "content": {"text/html": {"schema": STRING}, "application/json": {"schema": ref("Error")}},
+}
 
 OPERATIONS = (
     Operation(
@@ -41,9 +45,8 @@ OPERATIONS = (
         summary="The status page",
         answers={
             200: _text("Queues, workers, the newest dead entries, and a form to try a prompt.", "text/html"),
-            503: _text("The page without numbers: Redis is away.", "text/html"),
+            503: _NO_NUMBERS,
         },
-        access=Access.OPERATOR,
     ),
     Operation(
         method="get",
@@ -53,7 +56,6 @@ OPERATIONS = (
         summary="The numbers of the status page",
         answers={200: answers.json_answer("All queues at a glance.", ref("Status"))},
         errors=(500, 503),
-        access=Access.OPERATOR,
     ),
     Operation(
         method="get",
@@ -64,7 +66,6 @@ OPERATIONS = (
         parameters=(parameter("name", "path", "A file.", {"enum": list(ASSETS)}),),
         answers={200: _text("A script or a style.", *dict.fromkeys(kind for _, kind in ASSETS.values()))},
         errors=(404,),
-        access=Access.PUBLIC,
         target="/page/page.css",
     ),
     _get(
@@ -87,14 +88,12 @@ OPERATIONS = (
             )
         },
         errors=(500, 503),
-        access=Access.PUBLIC,
     ),
     _get(
         "/metrics",
         "metrics",
         "Requests, backlog and workers for Prometheus",
         _text("Prometheus' text format, version 0.0.4.", "text/plain"),
-        Access.OPERATOR,
     ),
     _get(
         "/openapi.json",
