@@ -120,7 +120,7 @@ _QUESTION = {
 _RECORD_EXAMPLE = {
     "id": _ID, "state": "completed", "attempts": 1, "created_at": 1795307886.327846,
     "started_at": 1795307886.328663, "finished_at": 1795307886.433357, "worker": "vm-19863-e6beefd0",
-    "cancel_requested": False, "tenant": "", "object": "job",
+    "cancel_requested": False, "tenant": "", "webhook": None, "object": "job",
     "result": {
         "id": _ID, "model": "demo", "state": "completed",
         "choices": [

@@ -29,9 +29,11 @@ from .json_schema import (
 from .operation import BASE, Operation, events, parameter, sending
 from .sampling import openai_sampling
 
+#: What is kept in a pair of the job's metadata.
 _MARKED: Json = {
     "anyOf": [
         {"properties": {"instructions": STRING}, "required": ["instructions"]},
+        {"properties": {"webhook": STRING}, "required": ["webhook"]},
         {"properties": {"background": {"const": True}}, "required": ["background"]},
     ]
 }
@@ -48,7 +50,7 @@ _TAKEN: Mapping[str, Json] = {
     "metadata": {
         **fields.METADATA,
         "propertyNames": {**fields.METADATA["propertyNames"], "not": {"const": responses_body.MARK}},
-        "description": "Kept and repeated; one pair less with `background` or `instructions`.",
+        "description": "Kept and repeated; one pair less with `background`, `instructions` or `webhook`.",
     },
     "max_output_tokens": openai_sampling(["max_tokens"])["max_tokens"],
     **openai_sampling(SAMPLING),
