@@ -252,7 +252,11 @@ class AsyncClient:
         elif isinstance(given, Mapping):
             fields = dict(given)
             key = fields.pop("idempotency_key", None)
-            model = fields.pop("model", None) or self.model
+            model = fields.pop("model", None)
+            if model is None:
+                model = self.model
+            elif not isinstance(model, str):
+                raise InvalidRequest(f"model: expected str, got {type(model).__name__}", param="model")
             now = await self._backend.now()
             request = build_request(fields, model=await self._registry.resolve(model), now=now)
         else:

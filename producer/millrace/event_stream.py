@@ -19,7 +19,7 @@ from .backend import EventSource
 
 _BLOCK = 5.0
 START = "0-0"
-_EVENT_ID = re.compile(r"\d{1,20}-\d{1,20}", re.ASCII)
+EVENT_ID = re.compile(r"\d{1,20}-\d{1,20}", re.ASCII)
 
 
 class EventStream:
@@ -31,7 +31,7 @@ class EventStream:
     """
 
     def __init__(self, source: EventSource, job_id: str, after: str = START):
-        if not _EVENT_ID.fullmatch(after):
+        if not EVENT_ID.fullmatch(after):
             raise InvalidRequest(f"after is an event's id, as last_id gives it, not {after!r:.80}", param="after")
         queue_of_job(job_id)
         self.last_id = after

@@ -17,6 +17,8 @@ from .errors import ApiError, answer_error
 from .hosts import CheckHost
 from .key_cache import KeyCache
 from .metrics import CountRequests, RequestCounts
+from .openapi.routes import ROUTES as OPENAPI_ROUTES
+from .openapi.routes import Documents
 from .settings import GatewaySettings
 from .sse import StreamSlots
 from .webhook_dispatcher import Dispatcher
@@ -31,6 +33,7 @@ ROUTES: list[Route] = [
     *health.ROUTES,
     *metrics.ROUTES,
     *page.ROUTES,
+    *OPENAPI_ROUTES,
 ]
 
 
@@ -39,8 +42,8 @@ def create_app(
 ) -> Starlette:
     """The application over `client`, which it uses and leaves open. The dispatcher runs for the app's lifespan.
 
-    Handlers find `client`, `settings`, `slots` (of streams), `counts` (of requests) and `dispatcher` (of webhooks, or
-    None) in `request.app.state`.
+    Handlers find `client`, `settings`, `slots` (of streams), `counts` (of requests), `documents` (of the API) and
+    `dispatcher` (of webhooks, or None) in `request.app.state`.
     """
     settings = settings or GatewaySettings()
     app = Starlette(
@@ -59,6 +62,7 @@ def create_app(
     app.state.dispatcher = dispatcher
     app.state.slots = StreamSlots(settings.max_streams)
     app.state.counts = RequestCounts()
+    app.state.documents = Documents.of(settings)
     # The last one is the outermost.
     _know_keys(app, client, settings)
     if settings.allowed_hosts is not None:

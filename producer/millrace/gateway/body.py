@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Any
 
 import msgspec
@@ -81,9 +82,20 @@ def _too_long(settings: GatewaySettings) -> ApiError:
     )
 
 
+def _number(text: str) -> float:
+    """A number that was written with a point or an exponent; 16.0 is the integer 16, as everywhere in JSON."""
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text[:40]} is out of range")
+    return int(value) if value.is_integer() and abs(value) < 2**53 else value
+
+
+_DECODER = msgspec.json.Decoder(float_hook=_number)
+
+
 def _decode(data: bytes, max_depth: int) -> Any:
     try:
-        value = msgspec.json.decode(data)
+        value = _DECODER.decode(data)
     except RecursionError:
         raise _too_deep(max_depth) from None
     except (msgspec.MsgspecError, UnicodeError) as e:

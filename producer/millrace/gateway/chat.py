@@ -14,8 +14,8 @@ from .errors import invalid
 from .messages import read_messages
 from .params import COMMON, LACKING, check_names, common_fields, include_usage
 
-_KNOWN = COMMON | {"messages", "max_completion_tokens", "safety_identifier", "prompt_cache_key"}
-_LACKING: dict[str, tuple[Any, ...]] = {
+KNOWN = COMMON | {"messages", "max_completion_tokens", "safety_identifier", "prompt_cache_key"}
+REFUSED: dict[str, tuple[Any, ...]] = {
     **LACKING,
     "logprobs": (False,),
     "top_logprobs": (0,),
@@ -55,7 +55,7 @@ async def chat_completions(request: Request) -> Response:
 
 def read_chat(body: dict[str, Any], key: str | None = None) -> Question:
     """A body of chat completions. Raises ApiError naming the parameter."""
-    given = check_names(body, _KNOWN, _LACKING)
+    given = check_names(body, KNOWN, REFUSED)
     names = {}
     if "max_completion_tokens" in given:
         most = given.pop("max_completion_tokens")

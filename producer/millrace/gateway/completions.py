@@ -14,9 +14,9 @@ from .errors import invalid
 from .params import COMMON, LACKING, check_names, common_fields, include_usage
 
 #: OpenAI's default here; chat has none.
-_MAX_TOKENS = 16
-_KNOWN = COMMON | {"prompt"}
-_LACKING: dict[str, tuple[Any, ...]] = {
+MAX_TOKENS = 16
+KNOWN = COMMON | {"prompt"}
+REFUSED: dict[str, tuple[Any, ...]] = {
     **LACKING,
     "best_of": (1,),
     "echo": (False,),
@@ -43,8 +43,8 @@ async def completions(request: Request) -> Response:
 
 def read_completion(body: dict[str, Any], key: str | None = None) -> Question:
     """A body of completions. Raises ApiError naming the parameter."""
-    given = check_names(body, _KNOWN, _LACKING)
-    given.setdefault("max_tokens", _MAX_TOKENS)
+    given = check_names(body, KNOWN, REFUSED)
+    given.setdefault("max_tokens", MAX_TOKENS)
     return Question({**common_fields(given), **_prompt(given.get("prompt"))}, key, include_usage(given))
 
 

@@ -14,6 +14,7 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match, Route
 
 from millrace.errors import (
     ClientClosed,
@@ -153,7 +154,18 @@ def too_many(message: str, type_: str, code: str, headers: Mapping[str, str]) ->
 
 async def answer_error(request: Request, error: Exception) -> Response:
     """Starlette's handler of all exceptions."""
-    return as_api_error(error).response()
+    found = as_api_error(error)
+    if isinstance(error, HTTPException) and error.status_code == 405:
+        # Starlette names the methods of the first route alone, and several may share a path.
+        found.headers = {"allow": ", ".join(sorted(_methods(request)))}
+    return found.response()
+
+
+def _methods(request: Request) -> set[str]:
+    """Those that some route takes for this URL."""
+    routes = [route for route in request.app.routes if isinstance(route, Route)]
+    matching = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    return {method for route in matching for method in route.methods or ()}
 
 
 def _too_fast(error: RateLimited) -> ApiError:

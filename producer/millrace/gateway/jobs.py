@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from millrace import EventStream
-from millrace.event_stream import START
+from millrace.event_stream import EVENT_ID, START
 from millrace.submission import FIELDS
 from millrace_schemas import TERMINAL, JobRecord, JobState, Result, ResultTimeout
 
@@ -24,6 +25,8 @@ from .settings import GatewaySettings
 from .sse import EventResponse, event
 from .waiting import unless_left
 
+#: A number as JSON and people write it; Python's float() takes more.
+_SECONDS = re.compile(r"-?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 _NAMES = frozenset({*FIELDS, "idempotency_key"})
 
 
@@ -73,8 +76,10 @@ async def cancel(request: Request) -> Response:
 
 async def events(request: Request) -> Response:
     """What happens to a job with `stream`, from its begin or behind `Last-Event-ID`."""
-    client = client_of(request)
-    stream = client.events(request.path_params["id"], request.headers.get("last-event-id", START))
+    after = request.headers.get("last-event-id", START)
+    if not EVENT_ID.fullmatch(after):
+        raise invalid(f"Last-Event-ID is the id of an event, not {after[:40]!r}", param="Last-Event-ID")
+    stream = client_of(request).events(request.path_params["id"], after)
     slot = request.app.state.slots.take()
     return EventResponse(_events(stream), settings=request.app.state.settings, slot=slot)
 
@@ -103,10 +108,7 @@ def _arguments(job: object, key: str | None, where: str) -> dict[str, Any]:
 def _wait(request: Request) -> float:
     settings: GatewaySettings = request.app.state.settings
     text = request.query_params.get("wait", "0")
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
+    seconds = float(text) if _SECONDS.fullmatch(text) else math.nan
     if not 0 <= seconds <= settings.max_wait:
         raise invalid(f"wait is 0 to {settings.max_wait:g} seconds, not {text[:40]!r}", param="wait")
     return seconds

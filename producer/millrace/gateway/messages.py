@@ -7,11 +7,11 @@ from typing import Any
 from .errors import ApiError, invalid
 from .params import check_names
 
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-_KNOWN = frozenset({"role", "content"})
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+KNOWN = frozenset({"role", "content"})
 #: What clients send back with an assistant's message, and the values that say nothing.
 _EMPTY: tuple[Any, ...] = ([], {}, "")
-_LACKING = dict.fromkeys(("name", "refusal", "annotations", "audio", "tool_calls", "function_call"), _EMPTY)
+REFUSED = dict.fromkeys(("name", "refusal", "annotations", "audio", "tool_calls", "function_call"), _EMPTY)
 
 
 def read_messages(messages: object, param: str = "messages") -> list[dict[str, str]]:
@@ -27,13 +27,13 @@ def _message(message: object, where: str) -> dict[str, str]:
     role = message.get("role")
     if role in ("tool", "function"):
         raise invalid(f"{where}.role: there are no tools here", param=f"{where}.role", code="unsupported_parameter")
-    if not isinstance(role, str) or role not in _ROLES:
-        raise invalid(f"{where}.role must be one of {', '.join(_ROLES)}", param=f"{where}.role")
+    if not isinstance(role, str) or role not in ROLES:
+        raise invalid(f"{where}.role must be one of {', '.join(ROLES)}", param=f"{where}.role")
     try:
-        given = check_names(message, _KNOWN, _LACKING)
+        given = check_names(message, KNOWN, REFUSED)
     except ApiError as e:
         raise invalid(f"{where}: {e.message}", param=f"{where}.{e.param}", code=e.code or "") from None
-    return {"role": _ROLES[role], "content": read_text(given.get("content"), f"{where}.content")}
+    return {"role": ROLES[role], "content": read_text(given.get("content"), f"{where}.content")}
 
 
 def read_text(content: object, where: str, kinds: tuple[str, ...] = ("text",)) -> str:

@@ -24,8 +24,9 @@ from .page_html import render
 _PATIENCE = 5.0
 
 _STATIC = Path(__file__).parent / "static"
-_ASSETS = {
+ASSETS = {
     "page.css": (_STATIC.joinpath("page.css").read_bytes(), "text/css"),
+    "docs.css": (_STATIC.joinpath("docs.css").read_bytes(), "text/css"),
     "page.js": (_STATIC.joinpath("page.js").read_bytes(), "text/javascript"),
 }
 #: Nothing from elsewhere, nothing inline, no HTML made by the script, and no frame of another site around it.
@@ -42,7 +43,7 @@ _POLICY = "; ".join(
         "require-trusted-types-for 'script'",
     )
 )
-_HEADERS = {
+HEADERS = {
     "content-security-policy": _POLICY,
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
@@ -51,7 +52,7 @@ _HEADERS = {
 
 async def page(request: Request) -> Response:
     """The page as things are now; without Redis a 503 that says so, whose script goes on asking."""
-    headers = {**_HEADERS, "cache-control": "no-store"}
+    headers = {**HEADERS, "cache-control": "no-store"}
     try:
         overview = await _read(request)
     except ApiError as e:
@@ -69,11 +70,11 @@ async def status(request: Request) -> Response:
 
 async def asset(request: Request) -> Response:
     """The page's script or style."""
-    found = _ASSETS.get(request.path_params["name"])
+    found = ASSETS.get(request.path_params["name"])
     if found is None:
         raise HTTPException(404)
     content, kind = found
-    return Response(content, headers={**_HEADERS, "cache-control": "no-cache"}, media_type=kind)
+    return Response(content, headers={**HEADERS, "cache-control": "no-cache"}, media_type=kind)
 
 
 async def _read(request: Request) -> Overview:

@@ -11,9 +11,11 @@ from millrace_schemas import MillraceError
 from .errors import ApiError, as_api_error, invalid
 
 #: Those that `Sampling` has under the same names; top_k and all behind it are not OpenAI's but vLLM's.
-_SAMPLING = ("temperature", "top_p", "seed", "stop", "top_k", "min_p", "min_tokens", "stop_token_ids", "ignore_eos")
+SAMPLING = ("temperature", "top_p", "seed", "stop", "top_k", "min_p", "min_tokens", "stop_token_ids", "ignore_eos")
+#: What says something about the caller and nothing about the answer; it is not used.
+_CALLER = ("user", "safety_identifier", "prompt_cache_key")
 #: Those of both endpoints that are used, or that say something about the caller and not about the answer.
-COMMON = frozenset({*_SAMPLING, "model", "max_tokens", "stream", "stream_options", "user", "metadata"})
+COMMON = frozenset({*SAMPLING, "model", "max_tokens", "stream", "stream_options", "user", "metadata"})
 #: OpenAI's that are not here, with the values that ask for nothing (null never does). Others are refused, not ignored.
 LACKING: Mapping[str, tuple[Any, ...]] = {
     "n": (1,),
@@ -34,7 +36,7 @@ def check_names(
             continue
         if name not in lacking:
             raise invalid(f"there is no parameter {name[:80]!r}", param=name[:80], code="unknown_parameter")
-        if given[name] not in lacking[name]:
+        if not any(_same(given[name], value) for value in lacking[name]):
             only = ", ".join(repr(value) for value in lacking[name])
             raise invalid(
                 f"{name} is not supported here" + (f"; it may only be {only}" if only else "; leave it out"),
@@ -43,6 +45,15 @@ def check_names(
             )
         del given[name]
     return given
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Equality of JSON, where true is no 1, within objects and arrays as well."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(value, other[name]) for name, value in one.items())
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
 
 
 def common_fields(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,7 +66,10 @@ def common_fields(given: Mapping[str, Any]) -> dict[str, Any]:
         raise invalid("model must be the name of one; GET /v1/models lists them", param="model")
     if not isinstance(stream, bool):
         raise invalid("stream must be true or false", param="stream")
-    sampling = {name: given[name] for name in (*_SAMPLING, "max_tokens") if name in given}
+    for name in _CALLER:
+        if not isinstance(given.get(name, ""), str):
+            raise invalid(f"{name} must be a string", param=name)
+    sampling = {name: given[name] for name in (*SAMPLING, "max_tokens") if name in given}
     if sampling.get("top_k") == -1:
         # vLLM's other way to say "all".
         sampling["top_k"] = 0

@@ -20,11 +20,11 @@ RESPONSE = "response"
 #: Fields of a job by the names that bodies have for them.
 NAMES: Mapping[str, str] = {"prompt": "input", "messages": "input", "max_tokens": "max_output_tokens"}
 
-_KNOWN = (COMMON - {"max_tokens", "stream_options"}) | {
+KNOWN = (COMMON - {"max_tokens", "stream_options"}) | {
     "input", "instructions", "max_output_tokens", "background", "store", "text", "reasoning", "safety_identifier",
     "prompt_cache_key", "webhook",
 }  # fmt: skip
-_LACKING: dict[str, tuple[Any, ...]] = {
+REFUSED: dict[str, tuple[Any, ...]] = {
     **LACKING,
     "access_programs": (),
     "background_options": (),
@@ -46,12 +46,12 @@ _LACKING: dict[str, tuple[Any, ...]] = {
     "top_logprobs": (0,),
     "truncation": ("disabled",),
 }
-_LACKING_TEXT: dict[str, tuple[Any, ...]] = {"format": ({"type": "text"},), "verbosity": ("medium",)}
-_LACKING_REASONING: dict[str, tuple[Any, ...]] = {"effort": ("none",), "summary": (), "generate_summary": ()}
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+REFUSED_TEXT: dict[str, tuple[Any, ...]] = {"format": ({"type": "text"},), "verbosity": ("medium",)}
+REFUSED_REASONING: dict[str, tuple[Any, ...]] = {"effort": ("none",), "summary": (), "generate_summary": ()}
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 #: Types of parts: what was asked, and what an earlier response answered.
-_PARTS = ("input_text", "output_text")
-_ITEM = frozenset({"type", "role", "content", "id", "status", "phase"})
+PARTS = ("input_text", "output_text")
+ITEM = frozenset({"type", "role", "content", "id", "status", "phase"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +64,9 @@ class Asked:
 
 def read_response(body: Mapping[str, Any]) -> Asked:
     """Raises ApiError naming the parameter."""
-    given = check_names(body, _KNOWN, _LACKING)
-    _check_nested(given, "text", _LACKING_TEXT)
-    _check_nested(given, "reasoning", _LACKING_REASONING)
+    given = check_names(body, KNOWN, REFUSED)
+    _check_nested(given, "text", REFUSED_TEXT)
+    _check_nested(given, "reasoning", REFUSED_REASONING)
     background = _flag(given, "background")
     # Results are kept for their time to live in any case; whoever says false loses nothing.
     _flag(given, "store")
@@ -106,10 +106,10 @@ def _message(item: object, where: str) -> dict[str, str]:
             code="unsupported_parameter",
         )  # fmt: skip
     role = item.get("role")
-    if not isinstance(role, str) or role not in _ROLES:
-        raise invalid(f"{where}.role must be one of {', '.join(_ROLES)}", param=f"{where}.role")
-    given = _named(where, item, _ITEM, {})
-    return {"role": _ROLES[role], "content": read_text(given.get("content"), f"{where}.content", _PARTS)}
+    if not isinstance(role, str) or role not in ROLES:
+        raise invalid(f"{where}.role must be one of {', '.join(ROLES)}", param=f"{where}.role")
+    given = _named(where, item, ITEM, {})
+    return {"role": ROLES[role], "content": read_text(given.get("content"), f"{where}.content", PARTS)}
 
 
 def _metadata(metadata: object, marks: list[str]) -> Any:

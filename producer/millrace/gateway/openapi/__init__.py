@@ -1,0 +1,1 @@
+"""What the gateway takes and answers, as an OpenAPI document, and that document as a page."""
