@@ -25,6 +25,8 @@ from .demo_worker import MODEL, DemoWorker
 from .embedded import EmbeddedRedis
 from .termination import terminated_as_exit
 
+#: Where clients look unless they are told otherwise.
+REDIS_PORT = 6379
 _POLL = 0.5
 #: A worker that dies is found by others after this many seconds; here it is the only one.
 _LEASE = 30.0
@@ -36,6 +38,9 @@ def up(
     redis_url: Annotated[
         str | None, typer.Option(metavar="URL", help="Use this Redis; default: a private one.")
     ] = None,
+    redis_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Of the private Redis; when it is taken, or 0: any free one.")
+    ] = REDIS_PORT,
 ) -> None:
     """Start a Redis, a worker and the HTTP gateway, here and for this machine only. Ctrl-C stops all of it."""
     check_installed("up")
@@ -46,7 +51,7 @@ def up(
             with (
                 listen("127.0.0.1", port) as sock,
                 tempfile.TemporaryDirectory(prefix="millrace-up-") as directory,
-                _redis(redis_url) as url,
+                _redis(redis_url, redis_port) as url,
                 DemoWorker(url, Path(directory) / "worker.log", model=model, lease=_LEASE) as worker,
             ):
                 asyncio.run(_serve(sock, url, worker))
@@ -55,12 +60,23 @@ def up(
 
 
 @contextmanager
-def _redis(url: str | None) -> Iterator[str]:
+def _redis(url: str | None, port: int) -> Iterator[str]:
     if url is not None:
         yield url
         return
-    with EmbeddedRedis() as redis:
+    with EmbeddedRedis(port=port if port and _is_free(port) else None) as redis:
         yield redis.url
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as sock:
+        # As the server does: what an earlier one left behind is no hindrance.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 async def _serve(sock: socket.socket, redis_url: str, worker: DemoWorker) -> None:

@@ -27,6 +27,7 @@ from millrace.cli import app
 from millrace.cli_gateway import _settings
 from millrace.embedded import free_port
 from millrace.gateway.server import CannotListen, is_loopback, listen
+from millrace.up import _redis
 
 _ROOT = Path(__file__).resolve().parents[2]
 _PATHS = os.pathsep.join(str(_ROOT / part) for part in ("schemas", "kernels", "producer", "worker"))
@@ -180,7 +181,7 @@ def alive(pid: int) -> bool:
 
 def test_up() -> None:
     """Starts everything, answers the line that it prints, and leaves nothing behind."""
-    with millrace("up", "--port", "0") as process:
+    with millrace("up", "--port", "0", "--redis-port", "0") as process:
         assert process.stdout is not None
         assert select.select([process.stdout], [], [], 90)[0], "it was not ready in time"
         line = process.stdout.readline()
@@ -199,6 +200,14 @@ def test_up() -> None:
     while any(alive(pid) for pid in started):
         assert time.monotonic() < limit, "something was left behind"
         time.sleep(0.1)
+
+
+def test_the_private_redis_has_the_port_that_clients_expect_unless_it_is_taken() -> None:
+    port = free_port()
+    with _redis(None, port) as url:
+        assert url == f"redis://127.0.0.1:{port}/0"
+        with _redis(None, port) as another:
+            assert another != url
 
 
 def test_up_ends_when_its_worker_does(redis_url: str) -> None:
