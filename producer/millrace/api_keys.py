@@ -46,6 +46,8 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     tokens_per_minute: int = 0
     #: Unfinished jobs of the tenant in a queue at which this key may submit no more.
     max_jobs: int = 0
+    #: "s3://bucket/prefix" under which its jobs' results may go; "": they stay in Redis.
+    results_to: str = ""
 
     def opened_by(self, secret: str) -> bool:
         """Whether `secret` is the key's, in a time that does not depend on how much of it is right."""
@@ -80,6 +82,7 @@ class KeyStore:
         requests_per_minute: int = 0,
         tokens_per_minute: int = 0,
         max_jobs: int = 0,
+        results_to: str = "",
         expires_in: float | None = None,
     ) -> tuple[ApiKey, str]:
         """A new key, and its text `mk_...`, which nobody can ask for again. `expires_in` is in days.
@@ -96,6 +99,7 @@ class KeyStore:
                 raise InvalidRequest(f"{limit} must lie in 0 (no limit) to {MAX_LIMIT:,}, not {value}", param=limit)
         if max_jobs and not tenant:
             raise InvalidRequest("max_jobs counts a tenant's jobs; give the key a tenant", param="max_jobs")
+        _check_results_to(results_to)
         if expires_in is not None and not 0 < expires_in < 36_500:
             raise InvalidRequest(f"expires_in is a positive number of days, not {expires_in:g}", param="expires_in")
         now = await self._connection.now()
@@ -108,6 +112,7 @@ class KeyStore:
             operator=operator,
             created_at=now,
             expires_at=None if expires_in is None else now + expires_in * _DAY,
+            results_to=results_to,
             **limits,
         )
         data = encode(key)
@@ -145,6 +150,14 @@ def _digest(secret: str) -> bytes:
 def _check_name(name: str) -> None:
     if not 0 < len(name) <= MAX_NAME or not name.isprintable():
         raise InvalidRequest(f"name has 1 to {MAX_NAME} printable characters, not {name[:120]!r}", param="name")
+
+
+def _check_results_to(prefix: str) -> None:
+    scheme, _, rest = prefix.partition("://")
+    if prefix and (scheme != "s3" or not rest.split("/", 1)[0]):
+        raise InvalidRequest(
+            f"results_to is s3://bucket or s3://bucket/prefix, not {prefix[:200]!r}", param="results_to"
+        )
 
 
 def _readable(data: bytes) -> ApiKey | None:

@@ -82,16 +82,25 @@ class AsyncClient:
         return self._backend._connection if isinstance(self._backend, RedisBackend) else None
 
     def for_tenant(
-        self, tenant: str, *, max_jobs: int = 0, sees_all: bool = False, meter: Meter | None = None
+        self,
+        tenant: str,
+        *,
+        max_jobs: int = 0,
+        sees_all: bool = False,
+        meter: Meter | None = None,
+        results_to: str | None = None,
     ) -> AsyncClient:
         """A view for `tenant` ("": the jobs of no tenant), over the same connections; closing it closes nothing.
 
         Its jobs are the tenant's, and all others raise JobNotFound as if they were not there, unless it `sees_all`.
         Queues and dead entries raise NotPermitted. `max_jobs` is how many unfinished jobs in a queue the tenant may
-        have for a submit to be taken, 0 any number; a list is taken whole or, with TooManyJobs, not at all.
+        have for a submit to be taken, 0 any number; a list is taken whole or, with TooManyJobs, not at all. `results_to`
+        is the prefix in S3 under which its results may go, "" keeps them in Redis, None lets them go anywhere.
         """
         check_tenant(tenant)
-        view = AsyncClient._over(TenantBackend(self._backend, None if sees_all else tenant, meter), self.model)
+        view = AsyncClient._over(
+            TenantBackend(self._backend, None if sees_all else tenant, meter, results_to), self.model
+        )
         view._registry = self._registry
         view._tenant, view._max_jobs = tenant, max_jobs
         return view

@@ -37,6 +37,9 @@ def create(
     max_jobs: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Unfinished jobs that the tenant may have.")
     ] = None,
+    results_to: Annotated[
+        str, typer.Option(metavar="s3://BUCKET/PREFIX", help="Where its results may go. Default: only to Redis.")
+    ] = "",
     expires_in: Annotated[float | None, typer.Option(metavar="DAYS", help="Default: never.")] = None,
     as_json: AsJson = False,
     redis_url: RedisUrl = None,
@@ -51,6 +54,7 @@ def create(
             requests_per_minute=requests_per_minute or 0,
             tokens_per_minute=tokens_per_minute or 0,
             max_jobs=max_jobs or 0,
+            results_to=results_to,
             expires_in=expires_in,
         ),
     )

@@ -8,6 +8,7 @@ from millrace_schemas import (
     DecodeError,
     Event,
     Finished,
+    InvalidRequest,
     JobNotFound,
     JobRecord,
     JobState,
@@ -29,13 +30,15 @@ class TenantBackend:
     """`backend`, narrowed to the jobs of `tenant`, or with None to nothing; `meter` counts what is submitted.
 
     Whose a job is stands in its hash and is read with what is asked for. A wait, a cancellation and a reading of events
-    look first, once for a job: the answer never changes. Closing a view closes nothing.
+    look first, once for a job: the answer never changes. `results_to` is where in S3 its results may go, "" nowhere and
+    None anywhere. Closing a view closes nothing.
     """
 
-    def __init__(self, backend: Backend, tenant: str | None, meter: Meter | None = None):
+    def __init__(self, backend: Backend, tenant: str | None, meter: Meter | None = None, results_to: str | None = None):
         self._backend = backend
         self._tenant = tenant
         self._meter = meter
+        self._results_to = results_to
         #: As a set that knows its oldest.
         self._own: dict[str, None] = {}
 
@@ -49,6 +52,8 @@ class TenantBackend:
         return await self._backend.registrations(models)
 
     async def admit(self, submissions: Sequence[Submission]) -> Sequence[Submission]:
+        for submission in submissions:
+            self._check_result_to(submission.request.result_to)
         if self._meter is not None:
             await self._meter.take(submissions)
         return await self._backend.admit(submissions)
@@ -117,6 +122,14 @@ class TenantBackend:
 
     async def close(self) -> None:
         return
+
+    def _check_result_to(self, target: str) -> None:
+        """Raises InvalidRequest on a place that is not the tenant's: workers write with credentials of their own."""
+        own = self._results_to
+        if own is None or target == "redis" or (own and f"{target}/".startswith(own.rstrip("/") + "/")):
+            return
+        places = f'"redis" or under {own}' if own else '"redis"'
+        raise InvalidRequest(f"result_to may be {places} with this key, not {target[:200]!r}", param="result_to")
 
     async def _check(self, job_id: str) -> None:
         """Raises JobNotFound unless the tenant has this job."""

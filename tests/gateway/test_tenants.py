@@ -87,6 +87,30 @@ def test_an_operator_sees_all_jobs_and_makes_its_own(locked: httpx2.Client, make
     assert locked.delete(f"/v1/jobs/{made['jobs']}", headers=operator).json()["state"] == "cancelled"
 
 
+@pytest.mark.parametrize(
+    ("own", "target", "status"),
+    [
+        ("", "redis", 202),
+        ("", "s3://bucket/acme", 400),
+        ("s3://bucket/acme", "s3://bucket/acme", 202),
+        ("s3://bucket/acme/", "s3://bucket/acme/today", 202),
+        ("s3://bucket/acme", "s3://bucket/acme-2", 400),
+        ("s3://bucket/acme", "s3://bucket", 400),
+        ("s3://bucket", "s3://bucket-2/x", 400),
+    ],
+)
+def test_results_go_where_the_key_says(
+    locked: httpx2.Client, make_key: KeyMaker, own: str, target: str, status: int
+) -> None:
+    headers = make_key.headers(tenant="acme", results_to=own)
+    answer = locked.post("/v1/jobs", json=[{"prompt": "a"}, {"prompt": "a", "result_to": target}], headers=headers)
+    assert answer.status_code == status
+    if status == 400:
+        assert answer.json()["error"]["param"] == "result_to"
+    operator = make_key.headers(operator=True)
+    assert locked.post("/v1/jobs", json={"prompt": "a", "result_to": target}, headers=operator).status_code == 202
+
+
 def test_keys_of_a_tenant_share_its_jobs(locked: httpx2.Client, make_key: KeyMaker) -> None:
     job = locked.post("/v1/jobs", json={"prompt": "a"}, headers=make_key.headers(tenant="acme")).json()["id"]
     assert locked.get(f"/v1/jobs/{job}", headers=make_key.headers(tenant="acme")).status_code == 200

@@ -69,7 +69,13 @@ class Authenticate:
             await self._app(scope, receive, send)
             return
         meter = self._meter(key)
-        scope[CLIENT] = self._client.for_tenant(key.tenant, max_jobs=key.max_jobs, sees_all=key.operator, meter=meter)
+        scope[CLIENT] = self._client.for_tenant(
+            key.tenant,
+            max_jobs=key.max_jobs,
+            sees_all=key.operator,
+            meter=meter,
+            results_to=None if key.operator else key.results_to,
+        )
         await self._app(scope, receive, send if meter is None else _tell(meter, send))
 
     async def _authenticate(self, scope: Scope) -> ApiKey | None:
