@@ -94,8 +94,8 @@ class AsyncClient:
 
         Its jobs are the tenant's, and all others raise JobNotFound as if they were not there, unless it `sees_all`.
         Queues and dead entries raise NotPermitted. `max_jobs` is how many unfinished jobs in a queue the tenant may
-        have for a submit to be taken, 0 any number; a list is taken whole or, with TooManyJobs, not at all. `results_to`
-        is the prefix in S3 under which its results may go, "" keeps them in Redis, None lets them go anywhere.
+        have for a submit to be taken, 0 any number; a list is taken whole or, with TooManyJobs, not at all. Its results
+        may go to S3 under the prefix `results_to` only, with "" nowhere but to Redis, and with None anywhere.
         """
         check_tenant(tenant)
         view = AsyncClient._over(
