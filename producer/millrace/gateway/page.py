@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from millrace.overview import Overview, read_overview
+from millrace.overview import Overview, Throughput, read_overview
 from millrace.overview_rows import rows_of
 from millrace_schemas import MillraceError
 
@@ -56,7 +56,7 @@ async def page(request: Request) -> Response:
     try:
         overview = await _read(request)
     except ApiError as e:
-        nothing = Overview(models=[], queues=[], dead=[])
+        nothing = Overview(models=[], queues=[], failures=[])
         return HTMLResponse(render(nothing, e.message), e.status, {**headers, **e.headers})
     return HTMLResponse(render(overview), headers=headers)
 
@@ -64,7 +64,7 @@ async def page(request: Request) -> Response:
 async def status(request: Request) -> Response:
     """The overview, and its tables as the page shows them. Raises ApiError."""
     overview = await _read(request)
-    body: dict[str, Any] = {**msgspec.structs.asdict(overview), "rows": rows_of(overview)}
+    body: dict[str, Any] = {**msgspec.structs.asdict(overview), "rows": rows_of(overview, Throughput())}
     return JSONResponse(body, headers={"cache-control": "no-store"})
 
 

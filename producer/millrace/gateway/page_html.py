@@ -8,7 +8,7 @@ from pathlib import Path
 from string import Template
 
 from millrace import ModelInfo
-from millrace.overview import Overview
+from millrace.overview import Overview, Throughput
 from millrace.overview_rows import COLUMNS, printable, rows_of
 
 _TEMPLATE = Template(Path(__file__).parent.joinpath("static", "page.html").read_text(encoding="utf-8"))
@@ -16,7 +16,7 @@ _TEMPLATE = Template(Path(__file__).parent.joinpath("static", "page.html").read_
 
 def render(overview: Overview, problem: str = "") -> str:
     """The page; `problem` is what stands above everything."""
-    rows = rows_of(overview)
+    rows = rows_of(overview, Throughput())
     tables = {name: _table(name, columns, rows[name]) for name, columns in COLUMNS.items()}
     return _TEMPLATE.substitute(
         tables, problem=escape(printable(problem)), models="".join(_option(model) for model in overview.models)
