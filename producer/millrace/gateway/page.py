@@ -17,6 +17,7 @@ from .caller import client_of
 from .errors import ApiError, JSONResponse, as_api_error, unavailable
 from .history import History
 from .page_html import render
+from .settings import GatewaySettings
 
 #: Seconds that a page waits for Redis.
 _PATIENCE = 5.0
@@ -52,12 +53,15 @@ async def page(request: Request) -> Response:
     """The page as things are now; without Redis a 503 that says so, whose script goes on asking."""
     headers = {**HEADERS, "cache-control": "no-store"}
     history: History = request.app.state.history
+    settings: GatewaySettings = request.app.state.settings
     try:
         overview = await _read(request)
     except ApiError as e:
         nothing = Overview(models=[], queues=[], failures=[])
-        return HTMLResponse(render(nothing, history, e.message), e.status, {**headers, **e.headers})
-    return HTMLResponse(render(overview, history), headers=headers)
+        return HTMLResponse(
+            render(nothing, history, every=settings.page_every, problem=e.message), e.status, {**headers, **e.headers}
+        )
+    return HTMLResponse(render(overview, history, every=settings.page_every), headers=headers)
 
 
 async def status(request: Request) -> Response:

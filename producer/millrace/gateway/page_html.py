@@ -37,13 +37,17 @@ _EMPTY: Mapping[str, str] = {
 }
 
 
-def render(overview: Overview, history: History, problem: str = "") -> str:
-    """The page. `problem` says why there is no overview, and then stands above everything."""
+def render(overview: Overview, history: History, *, every: float, problem: str = "") -> str:
+    """The page, which is to look again `every` so many seconds.
+
+    `problem` says why there is no overview, and then stands above everything.
+    """
     rows = rows_of(overview, history.throughput)
     empty = dict.fromkeys(_EMPTY, "Not known.") if problem else _EMPTY
     tables = {name: _table(name, rows[name]) if rows[name] else _none(empty[name]) for name in COLUMNS}
     return _TEMPLATE.substitute(
         tables,
+        every=f"{every:g}",
         problem=escape(printable(problem)),
         summary="" if problem else _summary(overview),
         plots="".join(

@@ -1,7 +1,7 @@
 // Keeps the status page live and asks what the form asks. The page itself is made by the gateway: a look fetches it
 // anew and takes over what differs, so that nothing from outside becomes HTML here.
 
-const EVERY = 2000; // milliseconds between two looks
+const EVERY = Number(document.body.dataset.every) * 1000; // milliseconds between two looks
 const PATIENCE = 15000; // milliseconds that a look may take
 
 // The page's address without a name and password that it may have been opened with: fetch() refuses those in a URL.
@@ -164,4 +164,6 @@ form.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
 });
 
+byId("unscripted").remove();
+form.firstElementChild.disabled = false;
 keepLooking();

@@ -1,0 +1,164 @@
+"""The form: an answer as it is made, its end, its stop, and in words why there is none."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import redis
+from playwright.sync_api import Page, Route, expect
+
+from fake_worker import FakeWorker, register
+from gateway_server import GatewayServer
+from millrace.gateway.errors import ApiError
+from millrace_schemas import QueueKeys, Request, Tokens, decode
+from watched import QUICK, Open, Watch
+
+
+@pytest.fixture
+def held(redis_url: str) -> Iterator[FakeWorker]:
+    """Takes jobs and keeps them until `release()`."""
+    with FakeWorker(redis_url, hold=True) as worker:
+        yield worker
+
+
+def ask(page: Page, prompt: str, system: str = "") -> None:
+    page.get_by_label("System prompt").fill(system)
+    page.get_by_label("Prompt", exact=True).fill(prompt)
+    page.get_by_role("button", name="Send").click()
+
+
+def only_job(worker: FakeWorker) -> str:
+    limit = time.monotonic() + 10
+    while not worker.taken:
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+    return worker.taken[-1]
+
+
+def test_an_answer_comes_as_it_is_made(
+    open_page: Open, url: str, held: FakeWorker, raw: redis.Redis, keys: QueueKeys
+) -> None:
+    page = open_page(url)
+    page.get_by_label("Longest answer, tokens").fill("99")
+    ask(page, "<b>no</b> html", "be brief")
+    job = only_job(held)
+    expect(page.locator("#told")).to_have_text("waiting for the first token")
+    expect(page.get_by_role("button", name="Send")).to_be_disabled()
+    page.get_by_role("button", name="Send").click(force=True)
+    held.publish(job, Tokens(0, (7,), "<"))
+    expect(page.locator("#answer")).to_have_text("<")
+    expect(page.locator("#told")).to_have_text(re.compile(r"^first token after \d+\.\d\d s$"))
+    held.publish(job, Tokens(1, (8,), "B>N"))
+    expect(page.locator("#answer")).to_have_text("<B>N")
+    page.get_by_role("button", name="Stop").click()
+    expect(page.locator("#told")).to_have_text("stopped")
+    expect(page.get_by_role("button", name="Send")).to_be_enabled()
+    # Nobody waits for the job any more, so it is cancelled; and the second click made no other.
+    limit = time.monotonic() + 10
+    while raw.hget(keys.job(job), "cancel_requested") != b"1":
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+    assert held.taken == [job]
+    request = decode(raw.hget(keys.job(job), "request"), Request)
+    assert [message.content for message in request.messages or ()] == ["be brief", "<b>no</b> html"]
+    assert request.sampling.max_tokens == 99
+
+
+def test_a_whole_answer(open_page: Open, url: str, worker: FakeWorker) -> None:
+    page = open_page(url)
+    for prompt in ("hello", "again ä漢🌍"):
+        ask(page, prompt)
+        expect(page.locator("#answer")).to_have_text(prompt.upper())
+        told = re.compile(rf"^{len(prompt)} tokens in \d+\.\d\d s, the first after \d+\.\d\d s$")
+        expect(page.locator("#told")).to_have_text(told)
+        assert page.locator("#told").get_attribute("class") == ""
+
+
+def test_a_model_without_a_chat_template_completes(open_page: Open, url: str, redis_url: str) -> None:
+    with FakeWorker(redis_url, "base"):
+        register(redis_url, "base", has_chat_template=False)
+        page = open_page(url)
+        page.get_by_label("Model").select_option("base")
+        ask(page, "and then", "Once upon")
+        expect(page.locator("#answer")).to_have_text("ONCE UPON AND THEN")
+
+
+def test_why_there_is_no_answer(open_page: Open, url: str, worker: FakeWorker, watch: Watch) -> None:
+    watch.expected_statuses = {404, 400, 500}
+    page = open_page(url)
+    ask(page, "fail, please")
+    expect(page.locator("#told.bad")).to_have_text("No answer: told to fail")
+    page.get_by_label("Longest answer, tokens").fill("100000")
+    ask(page, "hello")
+    expect(page.locator("#told.bad")).to_have_text(re.compile("^No answer: .*512"))
+    page.get_by_label("Longest answer, tokens").fill("16")
+    # As when the model went between the last look and the click.
+    page.get_by_label("Model").evaluate("e => { e.options[0].value = 'gone'; e.form.requestSubmit() }")
+    expect(page.locator("#told.bad")).to_have_text("No answer: no worker has registered model 'gone'; registered: demo")
+    expect(page.get_by_role("button", name="Send")).to_be_enabled()
+
+
+def test_a_refusal_is_told_in_its_words(open_page: Open, url: str, worker: FakeWorker, watch: Watch) -> None:
+    """Whoever refuses, the gateway or a proxy before it."""
+    watch.expected_statuses = {401, 403, 429}
+    page = open_page(url)
+    for status in sorted(watch.expected_statuses):
+        body = json.dumps({"error": {"message": f"not you, not now ({status})"}})
+        refuse = partial(Route.fulfill, status=status, content_type="application/json", body=body)
+        page.route("**/v1/**", refuse)
+        ask(page, "hello")
+        expect(page.locator("#told.bad")).to_have_text(f"No answer: not you, not now ({status})")
+        page.route("**/", refuse)
+        expect(page.locator("#problem")).to_have_text(f"Not up to date: not you, not now ({status})")
+        page.route("**/v1/**", partial(Route.fulfill, status=status, body="<h1>proxy</h1>"))
+        ask(page, "hello")
+        expect(page.locator("#told.bad")).to_have_text(f"No answer: the gateway answered {status}")
+
+
+class Guard:
+    """Asks for a name and a password, as a browser understands it."""
+
+    def __init__(self, app: Any):
+        self._app = app
+        self.served: list[str] = []
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            given = dict(scope["headers"]).get(b"authorization", b"")
+            if given != b"Basic " + base64.b64encode(b"any:secret"):
+                headers = {"www-authenticate": 'Basic realm="Millrace"'}
+                await ApiError(401, "a key is needed", headers=headers).response()(scope, receive, send)
+                return
+            self.served.append(scope["path"])
+        await self._app(scope, receive, send)
+
+
+@pytest.mark.parametrize("in_url", [True, False])
+def test_behind_a_password(open_page: Open, redis_url: str, worker: FakeWorker, watch: Watch, in_url: bool) -> None:
+    watch.expected_statuses = {401}
+    guards: list[Guard] = []
+
+    def guarded(app: Any) -> Guard:
+        guards.append(Guard(app))
+        return guards[0]
+
+    with GatewayServer(redis_url, QUICK, around=guarded) as gateway:
+        if in_url:
+            page = open_page(gateway.url.replace("http://", "http://any:secret@") + "/")
+        else:
+            page = open_page(f"{gateway.url}/", http_credentials={"username": "any", "password": "secret"})
+        ask(page, "hello")
+        expect(page.locator("#answer")).to_have_text("HELLO")
+        expect(page.locator("#told")).to_have_text(re.compile("tokens in"))
+        looks = guards[0].served.count("/")
+        while guards[0].served.count("/") == looks:
+            page.wait_for_timeout(50)
+        expect(page.locator("#problem")).to_be_hidden()
+        page.close()
