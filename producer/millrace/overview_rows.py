@@ -32,7 +32,7 @@ NUMBERS = frozenset(
         "tok/s",
         "beat",
     )
-) | {"attempts", "age"}
+) | {"attempts"}
 
 _UNITS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"))
 _REPLACEMENT = "\ufffd"

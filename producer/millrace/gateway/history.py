@@ -56,8 +56,8 @@ class History:
     def __init__(self) -> None:
         self.throughput = Throughput()
         self._points: dict[str, deque[Point]] = {}
-        #: Latencies of a worker as last told, by its model, name and start.
-        self._told: dict[tuple[str, str, float], Mapping[Lane, Latencies]] = {}
+        #: Latencies of a worker as last told, by its model and name.
+        self._told: dict[tuple[str, str], Mapping[Lane, Latencies]] = {}
 
     def of(self, model: str) -> Sequence[Point]:
         return tuple(self._points.get(model, ()))
@@ -124,5 +124,5 @@ def spread_of(counts: Iterable[Counter[int]]) -> Spread:
     return Spread(percentile(together, 0.5), percentile(together, 0.95))
 
 
-def _key(worker: WorkerInfo) -> tuple[str, str, float]:
-    return worker.model, worker.name, worker.started_at
+def _key(worker: WorkerInfo) -> tuple[str, str]:
+    return worker.model, worker.name
