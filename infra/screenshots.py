@@ -71,7 +71,9 @@ class Load:
 
     async def _burst(self, client: AsyncClient) -> None:
         while not self._stop.is_set():
-            jobs = [{**self._job(), "lane": "batch"} for _ in range(self._random.randint(10, 40))]
+            # More than a worker takes at once, so that some wait.
+            short = {"lane": "batch", "sampling": {"max_tokens": 4}}
+            jobs = [{**self._job(), **short} for _ in range(self._random.randint(320, 400))]
             for job in await client.submit_many(jobs):
                 await job.wait(timeout=600)
                 if self._stop.is_set():
