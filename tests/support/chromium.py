@@ -8,7 +8,7 @@ import shutil
 from playwright.sync_api import Browser, Playwright
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
-MISSING = f"no {', '.join(_NAMES)} on PATH; on Debian: apt-get install chromium; on Ubuntu: snap install chromium"
+MISSING = f"no {', '.join(_NAMES)} on PATH; install Google Chrome, or on Debian: apt-get install chromium"
 
 
 def find_chromium() -> str | None:
