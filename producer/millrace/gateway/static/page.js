@@ -25,14 +25,14 @@ async function request(path, options) {
   return response;
 }
 
-// The page as it is now, as a document: text that is parsed so runs no script and loads nothing.
+// The status of the answer, and the page as it is now, as a document: text that is parsed so runs no script and loads nothing.
 function fetchPage() {
   return new Promise((resolve, reject) => {
     const asking = new XMLHttpRequest();
     asking.open("GET", here);
     asking.responseType = "document";
     asking.timeout = PATIENCE;
-    asking.onload = () => resolve(asking.responseXML);
+    asking.onload = () => resolve([asking.status, asking.responseXML]);
     asking.onerror = () => reject(new Error("the gateway cannot be reached"));
     asking.ontimeout = () => reject(new Error(`the gateway did not answer within ${PATIENCE / 1000} s`));
     asking.send();
@@ -53,10 +53,15 @@ function follow(old, now) {
   });
 }
 
+// Returns whether to look again.
 async function look() {
   let problem = "";
+  let again = true;
   try {
-    const page = await fetchPage();
+    const [status, page] = await fetchPage();
+    // Another look would make the browser ask for the password each time.
+    again = status !== 401;
+    if (!again) throw new Error("the gateway does not know this page's key any more; load the page anew");
     // Whoever may not see the page gets no page, but a reason.
     if (!page?.getElementById("live")) throw new Error(await request("").then(() => "this is no page", (e) => e.message));
     problem = page.getElementById("problem").textContent;
@@ -72,14 +77,14 @@ async function look() {
   }
   const text = problem && `Not up to date: ${problem}`;
   if (byId("problem").textContent !== text) byId("problem").textContent = text;
+  return again;
 }
 
 async function keepLooking() {
-  for (;;) {
+  do {
     await new Promise((resolve) => setTimeout(resolve, EVERY));
     if (document.hidden) await new Promise((resolve) => (document.onvisibilitychange = resolve));
-    await look();
-  }
+  } while (await look());
 }
 
 // The data of server-sent events, each one line here; comments keep the connection alive and say nothing.
