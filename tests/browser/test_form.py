@@ -123,31 +123,44 @@ def test_a_refusal_is_told_in_its_words(open_page: Open, url: str, worker: FakeW
         expect(page.locator("#told.bad")).to_have_text(f"No answer: the gateway answered {status}")
 
 
-@pytest.mark.parametrize("in_url", [True, False])
-def test_with_a_key_as_password(
-    open_page: Open, redis_url: str, worker: FakeWorker, watch: Watch, in_url: bool
-) -> None:
+def operator_key(maker: KeyMaker) -> str:
+    """Made in another thread: the loop of this one is Playwright's."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(maker, operator=True).result()
+
+
+def follows(page: Page) -> None:
+    """The form answers, and the page goes on."""
+    ask(page, "hello")
+    expect(page.locator("#answer")).to_have_text("HELLO")
+    expect(page.locator("#told")).to_have_text(re.compile("tokens in"))
+    expect(page.locator("time")).not_to_have_text(page.locator("time").inner_text())
+    expect(page.locator("#problem")).to_be_hidden()
+
+
+def test_with_a_key_as_password(open_page: Open, redis_url: str, worker: FakeWorker, watch: Watch) -> None:
     watch.expected_statuses = {401}
-    maker, thread = KeyMaker(redis_url), ThreadPoolExecutor(1)
-    # Not in this thread, whose loop is Playwright's.
-    key = thread.submit(maker, operator=True).result()
+    maker = KeyMaker(redis_url)
+    key = operator_key(maker)
     with GatewayServer(redis_url, replace(QUICK, require_keys=True, key_seconds=0.1)) as gateway:
-        if in_url:
-            page = open_page(gateway.url.replace("http://", f"http://any:{key}@") + "/")
-        else:
-            page = open_page(f"{gateway.url}/", http_credentials={"username": "any", "password": key})
-        ask(page, "hello")
-        expect(page.locator("#answer")).to_have_text("HELLO")
-        expect(page.locator("#told")).to_have_text(re.compile("tokens in"))
-        seen = page.locator("time").inner_text()
-        expect(page.locator("time")).not_to_have_text(seen)
-        expect(page.locator("#problem")).to_be_hidden()
-        thread.submit(maker.revoke, key).result()
+        page = open_page(f"{gateway.url}/", http_credentials={"username": "any", "password": key})
+        follows(page)
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(maker.revoke, key).result()
         expect(page.locator("#problem")).to_have_text(re.compile("does not know this page's key any more"))
         ask(page, "hello")
         expect(page.locator("#told.bad")).to_have_text(re.compile("^No answer: give an API key"))
+        # A browser would ask for the password at each look.
         looks = watch.urls.count(f"{gateway.url}/")
         page.wait_for_timeout(1000)
         assert watch.urls.count(f"{gateway.url}/") == looks
         page.close()
-    thread.shutdown()
+
+
+def test_with_a_key_in_the_address(open_page: Open, redis_url: str, worker: FakeWorker, watch: Watch) -> None:
+    watch.expected_statuses = {401}
+    key = operator_key(KeyMaker(redis_url))
+    with GatewayServer(redis_url, replace(QUICK, require_keys=True)) as gateway:
+        page = open_page(gateway.url.replace("http://", f"http://any:{key}@") + "/")
+        follows(page)
+        page.close()
