@@ -41,7 +41,7 @@ from .async_job import AsyncJob
 from .client import Client, Events, Job
 from .errors import ClientClosed, NotPermitted, PartlySubmitted, RateLimited, ResultUnavailable, TooManyJobs
 from .event_stream import EventStream
-from .queue_stats import DeadEntry, LaneStats, QueueStats
+from .queue_stats import DeadEntry, Failure, LaneStats, QueueStats
 
 __all__ = [
     "AsyncClient",
@@ -56,6 +56,7 @@ __all__ = [
     "Event",
     "EventStream",
     "Events",
+    "Failure",
     "FinishReason",
     "Finished",
     "InvalidRequest",

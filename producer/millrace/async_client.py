@@ -31,7 +31,7 @@ from .config import DEFAULT_REDIS_URL
 from .connection import Connection
 from .errors import PartlySubmitted, TooManyJobs
 from .event_stream import START, EventStream
-from .queue_stats import DeadEntry, QueueStats
+from .queue_stats import DeadEntry, Failure, QueueStats
 from .rates import Meter
 from .redis_backend import RedisBackend
 from .registry import ModelRegistry
@@ -221,6 +221,10 @@ class AsyncClient:
     async def queue_stats(self, model: str | None = None) -> QueueStats:
         """Backlog and workers of a model's queue."""
         return await (await self._queue(model)).stats()
+
+    async def failures(self, model: str | None = None, count: int = 100) -> list[Failure]:
+        """The newest `count` jobs that failed or expired within a day, and what could not be run; newest first."""
+        return await (await self._queue(model)).failures(count)
 
     async def dead(self, model: str | None = None, count: int = 100) -> list[DeadEntry]:
         """The newest `count` entries of what could not be run, newest first."""

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from millrace_schemas import Event, JobRecord, JobState, ModelInfo, Request, Result
 
-from .queue_stats import DeadEntry, QueueStats
+from .queue_stats import DeadEntry, Failure, QueueStats
 from .submission import Submission
 
 #: Seconds that the record of a job without an end is kept.
@@ -64,6 +64,10 @@ class QueueView(Protocol):
     """One model's queue, as `AsyncClient` shows it."""
 
     async def stats(self) -> QueueStats: ...
+
+    async def failures(self, count: int) -> list[Failure]:
+        """The newest `count`, newest first."""
+        ...
 
     async def dead(self, count: int) -> list[DeadEntry]:
         """The newest `count` entries, newest first."""

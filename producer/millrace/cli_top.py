@@ -1,4 +1,4 @@
-"""`millrace top`: queues, workers and the dead, live in a terminal."""
+"""`millrace top`: queues, workers and failures, live in a terminal."""
 
 from __future__ import annotations
 
@@ -18,27 +18,10 @@ from . import config
 from .async_client import AsyncClient
 from .cli_output import RedisUrl, print_json
 from .overview import Overview, Throughput, read_overview
-from .overview_rows import COLUMNS, printable, rows_of
+from .overview_rows import COLUMNS, NUMBERS, printable, rows_of
 from .termination import terminated_as_exit
 
-#: Columns of numbers, which belong together with their heading on the right; all others go on in a further line.
-_NUMBERS = frozenset(
-    {
-        "waiting",
-        "in flight",
-        "oldest",
-        "delayed",
-        "dead",
-        "running",
-        "KV",
-        "finished",
-        "tokens",
-        "tok/s",
-        "beat",
-        "attempts",
-    }
-)
-#: What 80 columns have no room for: the job of a dead entry, which `queue dead` lists.
+#: What 80 columns have no room for: the job of a failure.
 _LEFT_OUT = "job"
 
 
@@ -101,20 +84,16 @@ async def _looks(client: AsyncClient, interval: float) -> AsyncIterator[Overview
 
 def render(overview: Overview, throughput: Throughput, problem: str = "") -> RenderableType:
     """The tables; `problem` stands above them."""
-    rows = rows_of(overview)
+    rows = rows_of(overview, throughput)
     workers = [worker for queue in overview.queues for worker in queue.workers]
-    rates = [throughput.of(worker) for worker in workers]
-    for row, rate in zip(rows["workers"], rates, strict=True):
-        row.insert(-1, "-" if rate is None else f"{rate:,.0f}")
-    columns = {**COLUMNS, "workers": (*COLUMNS["workers"][:-1], "tok/s", COLUMNS["workers"][-1])}
-    known = [rate for rate in rates if rate is not None]
+    known = [rate for worker in workers if (rate := throughput.of(worker)) is not None]
     total = f", {sum(known):,.0f} output tokens/s" if known else ""
     count = f"{len(workers)} worker{'' if len(workers) == 1 else 's'}"
     parts: list[RenderableType] = [Text(printable(problem), style="red")] if problem else []
     if not overview.queues:
         parts.append(Text("no model is registered; start a worker: millrace worker --model NAME"))
     parts.append(Text(f"{count}{total}", style="bold"))
-    parts += [_table(columns[name], rows[name]) for name in columns if rows[name]]
+    parts += [_table(columns, rows[name]) for name, columns in COLUMNS.items() if rows[name]]
     return Group(*parts)
 
 
@@ -122,7 +101,7 @@ def _table(columns: tuple[str, ...], rows: list[list[str]]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     shown = [i for i, name in enumerate(columns) if name != _LEFT_OUT]
     for i in shown:
-        number = columns[i] in _NUMBERS
+        number = columns[i] in NUMBERS
         table.add_column(columns[i], justify="right" if number else "left", no_wrap=number, overflow="fold")
     for row in rows:
         # Text, as a string could hold rich's markup.

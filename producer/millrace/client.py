@@ -141,6 +141,7 @@ class Client(_Blocking[AsyncClient]):
     cancel = _blocking(AsyncClient.cancel)
     models = _blocking(AsyncClient.models)
     queue_stats = _blocking(AsyncClient.queue_stats)
+    failures = _blocking(AsyncClient.failures)
     dead = _blocking(AsyncClient.dead)
     requeue_dead = _making(Job, AsyncClient.requeue_dead)
     purge_dead = _blocking(AsyncClient.purge_dead)

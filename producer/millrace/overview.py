@@ -9,24 +9,10 @@ import msgspec
 from millrace_schemas import ModelInfo, WorkerInfo
 
 from .async_client import AsyncClient
-from .queue_stats import DeadEntry, QueueStats
+from .queue_stats import Failure, QueueStats
 
-#: Dead entries of a queue that are of interest at a glance, and characters of a reason.
-_DEAD, _REASON = 10, 500
-
-
-class DeadJob(msgspec.Struct, frozen=True, kw_only=True):
-    """A dead entry, without the raw data."""
-
-    model: str
-    id: str
-    #: When it died, Unix seconds of Redis.
-    at: float
-    job: str | None
-    lane: str | None
-    code: str
-    reason: str
-    attempts: int
+#: Failures that are of interest at a glance.
+_FAILURES = 10
 
 
 class Overview(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,7 +20,7 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
     models: list[ModelInfo]
     queues: list[QueueStats]
     #: The newest of all queues, newest first.
-    dead: list[DeadJob]
+    failures: list[Failure]
 
 
 async def read_overview(client: AsyncClient) -> Overview:
@@ -42,15 +28,9 @@ async def read_overview(client: AsyncClient) -> Overview:
     models = await client.models()
     # One after the other: a gateway's streams hold most of the client's connections.
     queues = [await client.queue_stats(model.name) for model in models]
-    # The streams of the dead hold raw data, which may be long; they are read only where there is something.
-    dead = [
-        _dead_job(queue.model, entry)
-        for queue in queues
-        if queue.dead
-        for entry in await client.dead(queue.model, count=_DEAD)
-    ]
-    dead.sort(key=lambda job: job.at, reverse=True)
-    return Overview(models=models, queues=queues, dead=dead[:_DEAD])
+    failures = [failure for model in models for failure in await client.failures(model.name, count=_FAILURES)]
+    failures.sort(key=lambda failure: failure.at, reverse=True)
+    return Overview(models=models, queues=queues, failures=failures[:_FAILURES])
 
 
 class Throughput:
@@ -81,16 +61,3 @@ class Throughput:
             return rate
         # A smaller total is that of a worker that was started again under the name.
         return tokens / seconds if seconds > 0 and tokens >= 0 else None
-
-
-def _dead_job(model: str, entry: DeadEntry) -> DeadJob:
-    return DeadJob(
-        model=model,
-        id=entry.id,
-        at=int(entry.id.partition("-")[0]) / 1000,
-        job=entry.job,
-        lane=entry.lane,
-        code=entry.code,
-        reason=entry.reason[:_REASON],
-        attempts=entry.attempts,
-    )

@@ -4,20 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .overview import Overview
+from millrace_schemas import WorkerInfo
+
+from .overview import Overview, Throughput
 
 #: Headings of the columns, by table.
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "queues": ("model", "lane", "waiting", "in flight", "oldest", "delayed", "dead"),
-    "workers": ("worker", "model", "device", "running", "waiting", "KV", "finished", "tokens", "beat"),
-    "dead": ("age", "model", "code", "attempts", "job", "reason"),
-}
+    "workers": (
+        "worker", "model", "device", "running", "waiting", "KV", "hits", "finished", "tokens", "tok/s", "beat",
+    ),
+    "failures": ("age", "model", "code", "attempts", "job", "reason"),
+}  # fmt: skip
+#: Columns of numbers, which are read down their right edge.
+NUMBERS = frozenset(
+    (
+        "waiting",
+        "in flight",
+        "oldest",
+        "delayed",
+        "dead",
+        "running",
+        "KV",
+        "hits",
+        "finished",
+        "tokens",
+        "tok/s",
+        "beat",
+    )
+) | {"attempts"}
 
 _UNITS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"))
 _REPLACEMENT = "\ufffd"
 
 
-def rows_of(overview: Overview) -> dict[str, list[list[str]]]:
+def rows_of(overview: Overview, throughput: Throughput) -> dict[str, list[list[str]]]:
     """The rows of every table, as cells under COLUMNS; safe to print in a terminal, not yet escaped for HTML."""
     now = max((queue.at for queue in overview.queues), default=0.0)
     queues = [
@@ -28,20 +49,22 @@ def rows_of(overview: Overview) -> dict[str, list[list[str]]]:
         for queue in overview.queues
         for lane, numbers in queue.lanes.items()
     ]  # fmt: skip
-    workers = [
-        [
-            worker.name, worker.model, worker.device, f"{worker.running:,}", f"{worker.waiting:,}",
-            f"{worker.kv_usage:.0%}", f"{worker.finished:,}", f"{worker.output_tokens:,}", age(now - worker.beat_at),
-        ]
-        for queue in overview.queues
-        for worker in queue.workers
-    ]  # fmt: skip
-    dead = [
-        [age(now - job.at), job.model, job.code, f"{job.attempts:,}", job.job or "-", job.reason]
-        for job in overview.dead
+    workers = [_worker(worker, now, throughput.of(worker)) for queue in overview.queues for worker in queue.workers]
+    failures = [
+        [age(now - failed.at), failed.model, failed.code, f"{failed.attempts:,}", failed.job or "-", failed.reason]
+        for failed in overview.failures
     ]
-    tables = {"queues": queues, "workers": workers, "dead": dead}
+    tables = {"queues": queues, "workers": workers, "failures": failures}
     return {name: [[printable(cell) for cell in row] for row in rows] for name, rows in tables.items()}
+
+
+def _worker(worker: WorkerInfo, now: float, rate: float | None) -> list[str]:
+    hits = f"{worker.cached_tokens / worker.prompt_tokens:.0%}" if worker.prompt_tokens else "-"
+    return [
+        worker.name, worker.model, worker.device, f"{worker.running:,}", f"{worker.waiting:,}",
+        f"{worker.kv_usage:.0%}", hits, f"{worker.finished:,}", f"{worker.output_tokens:,}",
+        "-" if rate is None else f"{rate:,.0f}", age(now - worker.beat_at),
+    ]  # fmt: skip
 
 
 def age(seconds: float | None) -> str:

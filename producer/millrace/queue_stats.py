@@ -11,6 +11,9 @@ from millrace_schemas import GROUP, InvalidRequest, JobNotFound, Lane, QueueKeys
 
 from .connection import Connection
 
+#: Characters of a failure's reason.
+_REASON = 500
+
 
 class LaneStats(msgspec.Struct, frozen=True, kw_only=True):
     #: Entries that no worker has read; those of cancelled jobs count until a worker passes them.
@@ -46,6 +49,20 @@ class DeadEntry(msgspec.Struct, frozen=True, kw_only=True):
     data: bytes = b""
 
 
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """A job that failed or expired, or an entry that could not be run, and why."""
+
+    model: str
+    #: When it ended, Unix seconds of Redis.
+    at: float
+    job: str | None
+    lane: str | None
+    code: str
+    #: At most 500 characters.
+    reason: str
+    attempts: int
+
+
 class QueueReader:
     """Reads one model's queue."""
 
@@ -75,6 +92,17 @@ class QueueReader:
         """The newest `count` entries, newest first."""
         entries = await self._connection.call(lambda redis: redis.xrevrange(self._keys.dead, count=count))
         return [_dead_entry(entry_id, fields) for entry_id, fields in entries]
+
+    async def failures(self, count: int) -> list[Failure]:
+        """The newest `count`, newest first: those of the last day, and what is in the dead stream however old it is."""
+        entries = await self._connection.call(lambda redis: redis.xrevrange(self._keys.failures, count=count))
+        failed = [_dead_entry(entry_id, fields) for entry_id, fields in entries]
+        known = {entry.job for entry in failed}
+        # Entries of the dead stream hold raw data, which may be long: they are read only where there are any.
+        if await self._connection.call(lambda redis: redis.exists(self._keys.dead)):
+            failed += [entry for entry in await self.dead(count) if entry.job not in known]
+        found = [failure_of(self._model, entry) for entry in failed]
+        return sorted(found, key=lambda failure: failure.at, reverse=True)[:count]
 
     async def dead_request(self, entry_id: str) -> Request:
         """The request of a dead entry's job.
@@ -134,6 +162,18 @@ def check_entry_id(entry_id: str) -> None:
     first, _, second = entry_id.partition("-")
     if not (first.isdecimal() and second.isdecimal()):
         raise InvalidRequest(f"{entry_id[:80]!r} is no dead entry's id (they look like 1700000000000-0)", param="id")
+
+
+def failure_of(model: str, entry: DeadEntry) -> Failure:
+    return Failure(
+        model=model,
+        at=int(entry.id.partition("-")[0]) / 1000,
+        job=entry.job,
+        lane=entry.lane,
+        code=entry.code,
+        reason=entry.reason[:_REASON],
+        attempts=entry.attempts,
+    )
 
 
 def _dead_entry(entry_id: bytes, fields: dict[bytes, bytes]) -> DeadEntry:

@@ -20,6 +20,7 @@ from .errors import (
 from .events import Event, Finished, Started, Tokens
 from .job import MAX_JOB_BYTES, JobRecord, Lane, Message, Request, Role, new_job_id, queue_of, queue_of_job
 from .keys import GROUP, MODELS, QueueKeys
+from .latency import Latencies, bucket_of, percentile
 from .registry import ModelInfo, WorkerInfo
 from .result import Choice, FinishReason, Result, Timings, Usage
 from .sampling import Sampling
@@ -51,6 +52,7 @@ __all__ = [
     "JobRecord",
     "JobState",
     "Lane",
+    "Latencies",
     "Message",
     "MillraceError",
     "ModelInfo",
@@ -70,9 +72,11 @@ __all__ = [
     "WebhookState",
     "WorkerInfo",
     "advance",
+    "bucket_of",
     "decode",
     "encode",
     "new_job_id",
+    "percentile",
     "queue_of",
     "queue_of_job",
 ]

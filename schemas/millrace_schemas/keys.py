@@ -5,6 +5,7 @@ All keys of a queue share the hash tag `{queue}`, so a script may touch several 
     millrace:{q}:lane:interactive     stream   {job: id} entries; consumer group `workers`, created at id 0
     millrace:{q}:lane:batch           stream   likewise
     millrace:{q}:dead                 stream   {job, entry, lane, code, reason, attempts, data} of what could not be run
+    millrace:{q}:failures             stream   {job, lane, code, reason, attempts} of what failed or expired last
     millrace:{q}:delayed              zset     job id -> Unix time at which a script puts it back into its lane
     millrace:{q}:deadlines            zset     job id -> Unix time at which a script expires it
     millrace:{q}:job:<id>             hash     request (bytes), lane, state, attempts, created_at, started_at,
@@ -52,8 +53,8 @@ class QueueKeys:
     """The keys of one queue."""
 
     __slots__ = (
-        "_prefix", "control", "dead", "deadlines", "delayed", "lanes", "model", "queue", "unfinished_prefix",
-        "webhooks", "workers",
+        "_prefix", "control", "dead", "deadlines", "delayed", "failures", "lanes", "model", "queue",
+        "unfinished_prefix", "webhooks", "workers",
     )  # fmt: skip
 
     def __init__(self, queue: str):
@@ -61,6 +62,7 @@ class QueueKeys:
         self._prefix = prefix = f"millrace:{{{queue}}}:"
         self.lanes: dict[Lane, str] = {lane: f"{prefix}lane:{lane}" for lane in Lane}
         self.dead = prefix + "dead"
+        self.failures = prefix + "failures"
         self.delayed = prefix + "delayed"
         self.deadlines = prefix + "deadlines"
         self.control = prefix + "control"

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+from .job import Lane
+from .latency import Latencies
+
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A served model, registered by its workers with a time to live. Unknown fields are skipped: it is a notice."""
@@ -36,3 +39,8 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     #: 1 - used / allocated is the share of the cache that was held and not filled.
     kv_allocated_slots: int = 0
     kv_used_slots: int = 0
+    #: Tokens of the prompts that the engine began, and how many of them the prefix cache had.
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    #: Of completed jobs, by lane.
+    latencies: dict[Lane, Latencies] = {}

@@ -133,3 +133,15 @@ def test_a_lost_lease_ends_without_a_word() -> None:
         assert wall.endings == {}
 
     asyncio.run(body())
+
+
+def test_prompts_and_what_the_prefix_cache_had_of_them() -> None:
+    async def body() -> None:
+        running, _ = bench()
+        job = job_of("a", prompt=(1, 2, 3, 4, 5))
+        running.begin(job)
+        assert job.seq_id is not None
+        running.on_step(StepOutput(1, started=[(job.seq_id, 4), (999, 7)]))
+        assert (running.totals.prompt_tokens, running.totals.cached_tokens) == (5, 4)
+
+    asyncio.run(body())

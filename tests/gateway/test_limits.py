@@ -196,8 +196,9 @@ def test_an_ended_job_makes_room(
     script = raw.register_script(_FINISH.read_text())
     done = script(
         keys=[keys.job(job), keys.result(job), keys.tokens(job), keys.events(job), keys.lanes["interactive"],
-              keys.deadlines, keys.delayed, keys.dead, keys.done(job), keys.webhooks, keys.unfinished_prefix],
-        args=[owner, "1" if owner else "0", "workers", "0-1", job, str(state), encode(result), "", "", 60],
+              keys.deadlines, keys.delayed, keys.dead, keys.done(job), keys.webhooks, keys.unfinished_prefix,
+              keys.failures],
+        args=[owner, "1" if owner else "0", "workers", "0-1", job, str(state), encode(result), "", "", 60, 0],
     )  # fmt: skip
     assert done == 1
     assert locked.get(f"/v1/jobs/{job}", headers=headers).json()["state"] == state

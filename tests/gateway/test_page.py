@@ -13,16 +13,16 @@ import redis
 
 from fake_worker import FakeWorker
 from gateway_server import GatewayServer
-from millrace import ModelInfo, WorkerInfo
+from millrace import Failure, Lane, LaneStats, ModelInfo, QueueStats, WorkerInfo
 from millrace.embedded import EmbeddedRedis, free_port
+from millrace.gateway.history import History
 from millrace.gateway.page_html import render
-from millrace.overview import DeadJob, Overview
+from millrace.overview import Overview
 from millrace_schemas import QueueKeys, encode, queue_of
 
 HOSTILE = """</td></option></script><script>alert(1)</script><img src=x onerror='alert("1")'>&amp;$models\x1b]0;"""
 #: As it is shown.
 CLEAN = HOSTILE.replace("\x1b", "\ufffd")
-NOTHING = Overview(models=[], queues=[], dead=[])
 
 
 class Parsed(HTMLParser):
@@ -65,11 +65,6 @@ class Parsed(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def others(found: Parsed) -> list[tuple[str, dict[str, str | None]]]:
-    """All but what stands for something in a queue."""
-    return [tag for tag in found.tags if tag[0] not in ("tr", "td", "option")]
-
-
 def beat(raw: redis.Redis, name: str, model: str = "demo", **numbers: float | str) -> None:
     given = {"host": "h", "pid": 1, "device": "cpu", "started_at": 1.0, "beat_at": time.time(), **numbers}
     keys = QueueKeys(queue_of(model))
@@ -77,11 +72,11 @@ def beat(raw: redis.Redis, name: str, model: str = "demo", **numbers: float | st
     raw.zadd(keys.workers, {name: 1.0})
 
 
-def test_the_page_shows_queues_workers_and_the_dead(http: httpx2.Client, raw: redis.Redis, keys: QueueKeys) -> None:
+def test_the_page_shows_queues_workers_and_failures(http: httpx2.Client, raw: redis.Redis, keys: QueueKeys) -> None:
     http.post("/v1/jobs", json=[{"prompt": "a", "lane": "batch"}] * 3)
     beat(
         raw, "w-1", device="cuda", beat_at=time.time() - 90,
-        running=7, waiting=5, kv_usage=0.42, finished=1234, output_tokens=56789,
+        running=7, waiting=5, kv_usage=0.42, finished=1234, output_tokens=56789, prompt_tokens=8, cached_tokens=5,
     )  # fmt: skip
     raw.xadd(keys.dead, {"job": "j", "lane": "batch", "code": "undecodable", "reason": "no request", "attempts": 2})
     answer = http.get("/")
@@ -94,12 +89,14 @@ def test_the_page_shows_queues_workers_and_the_dead(http: httpx2.Client, raw: re
     ]
     assert found.tables["queues"][0][4] == "-"
     assert re.fullmatch(r"\d+ s", found.tables["queues"][1][4])
-    assert found.tables["workers"] == [["w-1", "demo", "cuda", "7", "5", "42%", "1,234", "56,789", "1.5 min"]]
-    assert [row[1:] for row in found.tables["dead"]] == [["demo", "undecodable", "2", "j", "no request"]]
+    assert found.tables["workers"] == [
+        ["w-1", "demo", "cuda", "7", "5", "42%", "62%", "1,234", "56,789", "-", "1.5 min"]
+    ]
+    assert [row[1:] for row in found.tables["failures"]] == [["demo", "undecodable", "2", "j", "no request"]]
     assert found.all("option") == [{"value": "demo", "data-chat": "yes"}]
 
 
-def test_the_json_has_the_same_rows_and_the_numbers(http: httpx2.Client, raw: redis.Redis, keys: QueueKeys) -> None:
+def test_the_json_has_the_numbers(http: httpx2.Client, raw: redis.Redis, keys: QueueKeys) -> None:
     http.post("/v1/jobs", json={"prompt": "a"})
     beat(raw, "w-1", output_tokens=10)
     raw.xadd(keys.dead, {"code": "undecodable", "reason": "x" * 5000, "data": b"\xff" * 5000})
@@ -114,33 +111,48 @@ def test_the_json_has_the_same_rows_and_the_numbers(http: httpx2.Client, raw: re
     assert [model["has_chat_template"] for model in found["models"]] == [True]
     # Neither the raw data nor a reason without end.
     assert len(answer.content) < 4000
-    (dead,) = found["dead"]
-    assert (dead["model"], dead["job"], dead["attempts"], len(dead["reason"])) == ("demo", None, 0, 500)
-    shown = Parsed(http.get("/").text).tables
-    assert {name: len(rows) for name, rows in found["rows"].items()} == {"queues": 2, "workers": 1, "dead": 1}
-    for name, rows in found["rows"].items():
-        assert [row[1:4] for row in rows] == [row[1:4] for row in shown[name]]
+    (failure,) = found["failures"]
+    assert (failure["model"], failure["job"], failure["attempts"], len(failure["reason"])) == ("demo", None, 0, 500)
 
 
-def test_what_others_wrote_cannot_leave_its_cell(http: httpx2.Client, raw: redis.Redis, keys: QueueKeys) -> None:
+def overview_of(text: str) -> Overview:
+    """With `text` wherever somebody else has a say."""
+    model = ModelInfo(name=text, max_model_len=1, vocab_size=1)
+    failure = Failure(model=text, at=0.0, job=text, lane=text, code=text, reason=text, attempts=0)
+    lanes = {lane: LaneStats(waiting=1, in_flight=0) for lane in Lane}
+    worker = WorkerInfo(name=text, model=text, host=text, pid=1, device=text, started_at=0.0, beat_at=1.0)
+    queue = QueueStats(model=text, at=1.0, lanes=lanes, delayed=0, dead=0, workers=[worker])
+    return Overview(models=[model], queues=[queue], failures=[failure])
+
+
+def rendered(text: str) -> str:
+    history = History()
+    history.record(overview_of(text))
+    return render(overview_of(text), history, every=2)
+
+
+def test_what_others_wrote_makes_no_element_and_no_attribute() -> None:
+    hostile, plain = Parsed(rendered(HOSTILE)), Parsed(rendered("plain"))
+    options = {"value": HOSTILE, "data-chat": "no"}
+    assert hostile.all("option") == [options]
+    assert hostile.text["h3"] == CLEAN
+    assert hostile.tables["workers"][0][:3] == [CLEAN] * 3
+    assert hostile.tables["failures"][0][1:] == [CLEAN, CLEAN, "0", CLEAN, CLEAN]
+    without = [tag if tag[0] != "option" else ("option", {}) for tag in hostile.tags]
+    assert without == [tag if tag[0] != "option" else ("option", {}) for tag in plain.tags]
+    nothing = Overview(models=[], queues=[], failures=[])
+    away, hostile_away = (Parsed(render(nothing, History(), every=2, problem=text)) for text in ("away", HOSTILE))
+    assert hostile_away.tags == away.tags
+
+
+def test_what_others_wrote_comes_out_of_redis_as_it_is(http: httpx2.Client, raw: redis.Redis, keys: QueueKeys) -> None:
     beat(raw, HOSTILE, device=HOSTILE)
     raw.xadd(keys.dead, {"job": HOSTILE, "lane": HOSTILE, "code": HOSTILE, "reason": HOSTILE})
     text = http.get("/").text
-    found = Parsed(text)
-    assert others(found) == others(Parsed(render(NOTHING)))
-    assert all(set(cell) == {"data-label"} for cell in found.all("td"))
-    assert (found.tables["workers"][0][0], found.tables["workers"][0][2]) == (CLEAN, CLEAN)
-    assert found.tables["dead"][0][1:] == ["demo", CLEAN, "0", CLEAN, CLEAN]
     assert "\x1b" not in text
-
-
-def test_what_queues_do_not_allow_is_escaped_as_well() -> None:
-    model = ModelInfo(name=HOSTILE, max_model_len=1, vocab_size=1)
-    dead = DeadJob(model=HOSTILE, id="1-0", at=0.0, job=None, lane=None, code="", reason="", attempts=0)
-    found = Parsed(render(Overview(models=[model], queues=[], dead=[dead]), HOSTILE))
-    assert others(found) == others(Parsed(render(NOTHING)))
-    assert found.all("option") == [{"value": HOSTILE, "data-chat": "no"}]
-    assert found.tables["dead"][0][1] == CLEAN
+    found = Parsed(text)
+    assert (found.tables["workers"][0][0], found.tables["workers"][0][2]) == (CLEAN, CLEAN)
+    assert found.tables["failures"][0][1:] == ["demo", CLEAN, "0", CLEAN, CLEAN]
 
 
 def test_the_page_may_load_its_own_files_only(http: httpx2.Client) -> None:
@@ -174,10 +186,9 @@ def test_no_other_file_is_served(http: httpx2.Client, path: str) -> None:
 def test_the_script_uses_what_the_page_has(http: httpx2.Client) -> None:
     script, found = http.get("page/page.js").text, Parsed(http.get("/").text)
     ids = {given["id"] for _, given in found.tags if "id" in given}
-    used = set(re.findall(r'byId\("(\w+)"\)', script))
-    assert used >= {"problem", "plots", "try", "stop", "told", "answer"}
+    used = set(re.findall(r'(?:byId|getElementById)\("(\w+)"\)', script))
+    assert used >= {"problem", "summary", "live", "try", "send", "stop", "told", "answer"}
     assert used <= ids
-    assert set(http.get("/status.json").json()["rows"]) <= ids
     named = {given["name"] for _, given in found.tags if given.get("name") and _ in ("select", "textarea", "input")}
     assert set(re.findall(r"\bfield\.(\w+)", script)) == named
 
@@ -201,7 +212,7 @@ def test_without_models_and_without_redis() -> None:
     with EmbeddedRedis() as server, GatewayServer(server.url) as gateway:
         empty = httpx2.get(gateway.url)
         assert empty.status_code == 200
-        assert Parsed(empty.text).tables == {"queues": [], "workers": [], "dead": []}
+        assert Parsed(empty.text).tables == {}
         assert "millrace worker --model" in empty.text
     with GatewayServer(f"redis://127.0.0.1:{free_port()}/0", retry_for=0.0) as gateway:
         for path in ("/", "/status.json"):

@@ -90,6 +90,7 @@ def read_until(terminal: int, wanted: bytes) -> bytes:
 def test_once_fits_80_columns(redis_url: str, raw: redis.Redis) -> None:
     register(redis_url, _LONG)
     numbers = {"running": 256, "waiting": 1024, "kv_usage": 0.97, "finished": 1234567, "output_tokens": 1234567890}
+    numbers |= {"prompt_tokens": 1000, "cached_tokens": 625}
     beat(raw, info("gpu-host-0.example-12345-abcdef", _LONG, device="NVIDIA H200", beat_at=time.time(), **numbers))
     reason = "killed \x1b[31m3 [red]workers[/red] " + "and on " * 20
     raw.xadd(QueueKeys(queue_of(_LONG)).dead, {"code": "too_many_attempts", "reason": reason, "attempts": 3})
@@ -100,7 +101,7 @@ def test_once_fits_80_columns(redis_url: str, raw: redis.Redis) -> None:
     lines = done.stdout.splitlines()
     assert max(map(len, lines)) <= 80
     assert "1 worker" in lines
-    for cell in ("1,200", "256", "1,024", "97%", "1,234,567", "1,234,567,890", "too_many_attempts", "[red]"):
+    for cell in ("1,200", "256", "1,024", "97%", "62%", "1,234,567", "1,234,567,890", "too_many_attempts", "[red]"):
         assert cell in done.stdout, cell
     assert "…" not in done.stdout
     assert "\x1b" not in done.stdout
@@ -119,7 +120,7 @@ def test_json_once(redis_url: str) -> None:
     assert (done.returncode, done.stderr, done.stdout.count("\n")) == (0, "", 1)
     found = json.loads(done.stdout)
     assert [w["name"] for w in found["queues"][0]["workers"]] == ["fake"]
-    assert (found["models"][0]["name"], found["dead"]) == ("demo", [])
+    assert (found["models"][0]["name"], found["failures"]) == ("demo", [])
 
 
 def test_json_goes_on_until_a_signal(redis_url: str, client: Client) -> None:
@@ -197,7 +198,7 @@ def test_an_overview_is_of_all_queues(redis_url: str, raw: redis.Redis) -> None:
         async with AsyncClient(redis_url) as client:
             return await read_overview(client)
 
-    assert asyncio.run(read()) == Overview(models=[], queues=[], dead=[])
+    assert asyncio.run(read()) == Overview(models=[], queues=[], failures=[])
     for model in ("b", "a"):
         register(redis_url, model)
         for n in range(8):
@@ -205,7 +206,7 @@ def test_an_overview_is_of_all_queues(redis_url: str, raw: redis.Redis) -> None:
     found = asyncio.run(read())
     assert [m.name for m in found.models] == [q.model for q in found.queues] == ["a", "b"]
     # The newest ten, whatever the queue.
-    assert [d.reason for d in found.dead] == [f"a{n}" for n in range(7, -1, -1)] + ["b7", "b6"]
+    assert [failed.reason for failed in found.failures] == [f"a{n}" for n in range(7, -1, -1)] + ["b7", "b6"]
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,10 @@ ID = "demo-01jd3vq6x0m5t9n8q2w4e7r1yz"
 
 def every_key(queue: str) -> set[str]:
     keys = QueueKeys(queue)
-    fixed = {keys.dead, keys.delayed, keys.deadlines, keys.control, keys.model, keys.workers, *keys.lanes.values()}
+    fixed = {keys.dead, keys.failures, keys.delayed, keys.deadlines, keys.control, keys.model, keys.workers}
     fixed |= {keys.webhooks, keys.unfinished("acme"), keys.idempotency("order-17", "acme")}
     by_id = {keys.job(ID), keys.tokens(ID), keys.events(ID), keys.result(ID), keys.done(ID)}
-    return fixed | by_id | {keys.idempotency("order-17"), keys.worker("host-1")}
+    return fixed | set(keys.lanes.values()) | by_id | {keys.idempotency("order-17"), keys.worker("host-1")}
 
 
 def test_the_docstring_lists_exactly_the_keys_that_are_built() -> None:

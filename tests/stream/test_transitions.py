@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
-from millrace_schemas import TERMINAL, TRANSITIONS, JobEvent, JobState, Lane
-from millrace_worker.stream.closing import Ending, GiveBack
+from millrace_schemas import TERMINAL, TRANSITIONS, ErrorCode, ErrorInfo, JobEvent, JobState, Lane
+from millrace_worker.stream.closing import DeadLetter, Ending, GiveBack
 from millrace_worker.stream.consumer import Entries
 from millrace_worker.stream.scripts import PROMOTE, Call, run
 from queue_probe import QueueProbe
@@ -124,5 +125,37 @@ def test_an_unowned_end_needs_a_queued_job(redis_url: str, probe: QueueProbe) ->
         ending = Ending(leased.lease, ending_of(leased, JobState.EXPIRED).result, owned=False)
         assert await run(parts.client, ending.call(probe.keys, "", 60)) == 0
         assert probe.state(leased.lease.job_id) == "in_progress"
+
+    with_parts(redis_url, body)
+
+
+def test_an_end_that_nobody_wanted_leaves_a_notice(redis_url: str, probe: QueueProbe) -> None:
+    async def body(parts: Parts) -> None:
+        keys = probe.keys
+        for state in (JobState.COMPLETED, JobState.CANCELLED, JobState.FAILED):
+            probe.submit([1, 2])
+            leased = await parts.lease_one()
+            ending = ending_of(leased, state)
+            error = None if state is JobState.COMPLETED else ErrorInfo(ErrorCode.INTERNAL, "r" * 600)
+            ending.result = msgspec.structs.replace(ending.result, error=error)
+            if state is JobState.FAILED:
+                ending.dead = DeadLetter(ErrorCode.UNDECODABLE, "broken", b"data")
+            call = ending.call(keys, parts.name, 60)
+            assert await run(parts.client, call) == 1
+        # The last reply was lost, and the call comes again.
+        assert await run(parts.client, call) == 2
+        ((_, fields),) = probe.redis.xrange(keys.failures)
+        job = leased.lease.job_id.encode()
+        expected = {
+            b"job": job,
+            b"lane": b"interactive",
+            b"code": b"internal",
+            b"attempts": b"1",
+            b"reason": b"r" * 500,
+        }
+        assert fields == expected
+        assert 0 < probe.redis.ttl(keys.failures) <= 60
+        ((_, dead),) = probe.redis.xrange(keys.dead)
+        assert (dead[b"code"], dead[b"data"]) == (b"undecodable", b"data")
 
     with_parts(redis_url, body)

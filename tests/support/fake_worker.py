@@ -139,6 +139,10 @@ class FakeWorker:
 
     def _end(self, pipe: Any, job_id: str, result: Result, *, stream: bool) -> None:
         pipe.set(self.keys.result(job_id), encode(result), nx=True, ex=60)
+        if result.state is JobState.FAILED and result.error is not None:
+            error = result.error
+            entry = {"job": job_id, "lane": "interactive", "code": error.code, "reason": error.message, "attempts": 1}
+            pipe.xadd(self.keys.failures, entry)
         pipe.hset(self.keys.job(job_id), mapping={"state": str(result.state), "finished_at": time.time()})
         if stream:
             text = result.text

@@ -150,6 +150,21 @@ def test_dead_entries(site: Site, client: Client) -> None:
     assert client.dead() == []
 
 
+def test_failures(site: Site, client: Client) -> None:
+    assert client.failures() == []
+    killed = client.submit("a")
+    client.submit("c").cancel()
+    site.kill(killed.id)
+    expired = client.submit("b", lane="batch", deadline=datetime.timedelta(seconds=0.1))
+    site.idle(0.2)
+    newest, oldest = client.failures()
+    assert (newest.job, newest.lane, newest.code, newest.attempts) == (expired.id, "batch", "deadline_exceeded", 0)
+    assert newest.reason == "the deadline passed before a worker could run the job"
+    assert (oldest.job, oldest.model, oldest.code, oldest.reason) == (killed.id, "demo", "too_many_attempts", "it died")
+    assert client.queue_stats().at - 60 < oldest.at < newest.at
+    assert client.failures(count=1) == [newest]
+
+
 def test_a_closed_client_says_so(site: Site) -> None:
     client = site.client()
     job = client.submit("a", stream=True)

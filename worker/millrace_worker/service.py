@@ -193,6 +193,9 @@ class Service:
             output_tokens=totals.output_tokens,
             kv_allocated_slots=totals.allocated_slots,
             kv_used_slots=totals.used_slots,
+            prompt_tokens=totals.prompt_tokens,
+            cached_tokens=totals.cached_tokens,
+            latencies=totals.latencies(),
         )
 
     def _new_link(self, on_step: Callable[[StepOutput], None], busy: Callable[[], bool]) -> EngineLink:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext
+
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
@@ -9,11 +13,13 @@ from starlette.routing import Route
 from millrace import AsyncClient
 from millrace.api_keys import KeyStore
 from millrace_schemas import MillraceError
+from millrace_schemas.aio import end_tasks
 
 from . import chat, completions, health, jobs, metrics, models, page, responses
 from .authentication import Authenticate
 from .cors import allow_origins
 from .errors import ApiError, answer_error
+from .history import History
 from .hosts import CheckHost
 from .key_cache import KeyCache
 from .metrics import CountRequests, RequestCounts
@@ -40,21 +46,21 @@ ROUTES: list[Route] = [
 def create_app(
     client: AsyncClient, settings: GatewaySettings | None = None, dispatcher: Dispatcher | None = None
 ) -> Starlette:
-    """The application over `client`, which it uses and leaves open. The dispatcher runs for the app's lifespan.
+    """The application over `client`, which it uses and leaves open. The dispatcher runs for its lifespan.
 
-    Handlers find `client`, `settings`, `slots` (of streams), `counts` (of requests), `documents` (of the API) and
-    `dispatcher` (of webhooks, or None) in `request.app.state`.
+    Handlers find `client`, `settings`, `slots` (of streams), `counts` (of requests), `history` (of queues), `documents`
+    (of the API) and `dispatcher` (of webhooks, or None) in `request.app.state`.
     """
     settings = settings or GatewaySettings()
     app = Starlette(
         routes=ROUTES,
+        lifespan=_lifespan,
         exception_handlers={
             HTTPException: answer_error,
             ApiError: answer_error,
             MillraceError: answer_error,
             Exception: answer_error,
         },
-        lifespan=None if dispatcher is None else lambda app: dispatcher.running(),
     )
     app.router.redirect_slashes = False
     app.state.client = client
@@ -62,6 +68,7 @@ def create_app(
     app.state.dispatcher = dispatcher
     app.state.slots = StreamSlots(settings.max_streams)
     app.state.counts = RequestCounts()
+    app.state.history = History()
     app.state.documents = Documents.of(settings)
     # The last one is the outermost.
     _know_keys(app, client, settings)
@@ -85,3 +92,16 @@ def _know_keys(app: Starlette, client: AsyncClient, settings: GatewaySettings) -
         )
     elif settings.require_keys:
         raise ValueError("require_keys needs a client of a Redis: that is where the keys are")
+
+
+@asynccontextmanager
+async def _lifespan(app: Starlette) -> AsyncIterator[None]:
+    """What a gateway does without being asked."""
+    state = app.state
+    dispatching = nullcontext() if state.dispatcher is None else state.dispatcher.running()
+    watching = asyncio.create_task(state.history.watch(state.client, state.settings.look_every))
+    try:
+        async with dispatching:
+            yield
+    finally:
+        await end_tasks(watching)

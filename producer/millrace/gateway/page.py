@@ -1,24 +1,23 @@
-"""The status page at /, what it loads, and the numbers that it asks for. It is whole without its script."""
+"""The status page at /, what it loads, and its numbers for programs. It is whole without its script."""
 
 from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Any
 
-import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from millrace.overview import Overview, read_overview
-from millrace.overview_rows import rows_of
 from millrace_schemas import MillraceError
 
 from .caller import client_of
 from .errors import ApiError, JSONResponse, as_api_error, unavailable
+from .history import History
 from .page_html import render
+from .settings import GatewaySettings
 
 #: Seconds that a page waits for Redis.
 _PATIENCE = 5.0
@@ -53,19 +52,21 @@ HEADERS = {
 async def page(request: Request) -> Response:
     """The page as things are now; without Redis a 503 that says so, whose script goes on asking."""
     headers = {**HEADERS, "cache-control": "no-store"}
+    history: History = request.app.state.history
+    settings: GatewaySettings = request.app.state.settings
     try:
         overview = await _read(request)
     except ApiError as e:
-        nothing = Overview(models=[], queues=[], dead=[])
-        return HTMLResponse(render(nothing, e.message), e.status, {**headers, **e.headers})
-    return HTMLResponse(render(overview), headers=headers)
+        nothing = Overview(models=[], queues=[], failures=[])
+        return HTMLResponse(
+            render(nothing, history, every=settings.page_every, problem=e.message), e.status, {**headers, **e.headers}
+        )
+    return HTMLResponse(render(overview, history, every=settings.page_every), headers=headers)
 
 
 async def status(request: Request) -> Response:
-    """The overview, and its tables as the page shows them. Raises ApiError."""
-    overview = await _read(request)
-    body: dict[str, Any] = {**msgspec.structs.asdict(overview), "rows": rows_of(overview)}
-    return JSONResponse(body, headers={"cache-control": "no-store"})
+    """The overview, for programs. Raises ApiError."""
+    return JSONResponse(await _read(request), headers={"cache-control": "no-store"})
 
 
 async def asset(request: Request) -> Response:

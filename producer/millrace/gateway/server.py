@@ -68,7 +68,7 @@ def make_server(
         create_app(client, settings, dispatcher),
         http="h11",
         ws="none",
-        lifespan="off" if dispatcher is None else "on",
+        lifespan="on",
         log_level="warning",
         access_log=False,
         server_header=False,

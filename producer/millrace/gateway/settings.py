@@ -29,5 +29,9 @@ class GatewaySettings:
     max_streams: int = 80
     #: Jobs in one POST to /v1/jobs.
     max_jobs: int = 1000
+    #: Seconds between two looks at the queues, for the plots of the page.
+    look_every: float = 5.0
+    #: Seconds between two looks of an open page at the gateway.
+    page_every: float = 2.0
     #: Longest `wait` of GET /v1/jobs/{id}, in seconds.
     max_wait: float = 60.0

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from millrace.queue_stats import Failure
 from millrace_schemas import (
     Choice,
     ErrorInfo,
@@ -75,6 +76,22 @@ class FakeJob:
             cancel_requested=self.cancel_requested,
             tenant=self.request.tenant,
             webhook=None if self.request.webhook is None else WebhookRecord(),
+        )
+
+    def failure(self) -> Failure:
+        """Of a job that failed or expired."""
+        assert self.result is not None
+        assert self.result.error is not None
+        assert self.finished_at is not None
+        error = self.result.error
+        return Failure(
+            model=self.request.model,
+            at=self.finished_at,
+            job=self.id,
+            lane=self.request.lane,
+            code=error.code,
+            reason=error.message,
+            attempts=self.attempts,
         )
 
     def start(self, now: float) -> None:

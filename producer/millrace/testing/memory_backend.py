@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from millrace import ClientClosed, DeadEntry, LaneStats, QueueStats
+from millrace import ClientClosed, DeadEntry, Failure, LaneStats, QueueStats
 from millrace.backend import Refusal
 from millrace.queue_stats import check_entry_id
 from millrace.submission import Submission
@@ -166,6 +166,10 @@ class MemoryQueue:
             dead=len(self._dead()),
             workers=self._workers(jobs),
         )
+
+    async def failures(self, count: int) -> list[Failure]:
+        self._store.check_up()
+        return self._store.failures(self._model)[:count]
 
     async def dead(self, count: int) -> list[DeadEntry]:
         self._store.check_up()

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from millrace.backend import IDEMPOTENCY_TTL, JOB_TTL, Refusal
 from millrace.cancellation import RESULT_TTL, cancelled_result
 from millrace.errors import TooManyJobs
-from millrace.queue_stats import DeadEntry
+from millrace.queue_stats import DeadEntry, Failure, failure_of
 from millrace.submission import Submission
 from millrace_schemas import (
     TERMINAL,
@@ -37,6 +37,8 @@ from .fake_job import FakeJob
 
 #: What a worker leaves in the dead stream besides failing the job.
 _DEAD = frozenset({ErrorCode.TOO_MANY_ATTEMPTS, ErrorCode.UNDECODABLE})
+
+_FAILED = frozenset({JobState.FAILED, JobState.EXPIRED})
 
 _Listener = tuple[asyncio.AbstractEventLoop, asyncio.Event]
 
@@ -121,6 +123,15 @@ class MemoryStore:
         with self._lock:
             self._settle()
             return [j for j in self._jobs.values() if j.request.model == model and j.state not in TERMINAL]
+
+    def failures(self, model: str) -> list[Failure]:
+        """Jobs that failed or expired and are still there, and dead entries; newest first."""
+        with self._lock:
+            self._settle()
+            failed = {job.id: job for job in self._jobs.values() if job.state in _FAILED and job.request.model == model}
+            found = [job.failure() for job in failed.values()]
+            found += [failure_of(model, entry) for entry in self.dead.get(model, ()) if entry.job not in failed]
+        return sorted(found, key=lambda failure: failure.at, reverse=True)
 
     def cancel(self, job_id: str) -> JobState:
         """As scripts/cancel.lua; a running job ends right after the reply."""

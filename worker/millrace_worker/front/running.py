@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -21,18 +20,9 @@ from .admission import Admission
 from .engine_link import EngineLink
 from .job import Job
 from .outcome import Signature
+from .totals import Totals
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(slots=True)
-class Totals:
-    """Counts since the worker started; slots are sums over the engine's steps."""
-
-    finished: int = 0
-    output_tokens: int = 0
-    allocated_slots: int = 0
-    used_slots: int = 0
 
 
 class Running:
@@ -111,6 +101,8 @@ class Running:
         for seq_id, cached in frame.started:
             if (job := self.jobs.by_sequence(seq_id)) is not None:
                 job.scheduled, job.cached_tokens = True, cached
+                self.totals.prompt_tokens += len(job.prompt)
+                self.totals.cached_tokens += cached
         ended = dict(frame.finished)
         streamed = False
         for seq_id, ids in frame.tokens:
@@ -151,7 +143,7 @@ class Running:
         self._ending += 1
         try:
             if await self._publisher.finish(ending):
-                self.totals.finished += 1
+                self.totals.ended(ending.lease.lane, ending.result)
                 log.debug("job ended", job=ending.lease.job_id, state=str(ending.result.state))
         except Exception:
             # Not renewed any more, so another attempt comes; kept, nobody could ever end it.

@@ -6,11 +6,16 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Literal
 
-from millrace_schemas import GROUP, ErrorCode, Finished, QueueKeys, Result, encode
+from millrace_schemas import GROUP, ErrorCode, Finished, JobState, QueueKeys, Result, encode
 
 from .lease import HANDED_OVER, HANDOVER_IDLE, LIVE_TTL, Lease
 from .progress import Progress
 from .scripts import FINISH, REQUEUE, Call
+
+#: Ends that nobody asked for.
+_FAILED = frozenset({JobState.FAILED, JobState.EXPIRED})
+#: Characters of a reason in the stream of failures.
+_REASON = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +54,28 @@ class Ending:
         if self.dead is not None:
             dead = ("job", job, "entry", lease.entry, "lane", lease.lane, "code", self.dead.code)
             dead += ("reason", self.dead.reason, "attempts", lease.attempt, "data", self.dead.data)
+        failure = self._failure()
         return Call(
             FINISH,
             (
                 *(keys.job(job), keys.result(job), keys.tokens(job), keys.events(job), keys.lanes[lease.lane]),
                 *(keys.deadlines, keys.delayed, keys.dead, keys.done(job), keys.webhooks, keys.unfinished_prefix),
+                keys.failures,
             ),
             (
                 *(consumer if self.owned else "", lease.attempt, GROUP, lease.entry, job, self.result.state),
-                *(encode(self.result), self._last_event, last, ttl, *dead),
+                *(encode(self.result), self._last_event, last, ttl, len(failure), *failure, *dead),
             ),
+        )
+
+    def _failure(self) -> tuple[str | int, ...]:
+        """Fields of an entry for the stream of failures; none when the job did not fail."""
+        error = self.result.error
+        if self.result.state not in _FAILED or error is None:
+            return ()
+        return (
+            *("job", self.lease.job_id, "lane", self.lease.lane, "code", error.code),
+            *("reason", error.message[:_REASON], "attempts", self.result.attempts),
         )
 
 

@@ -6,18 +6,13 @@ from collections.abc import Mapping
 
 from millrace.gateway.page import ASSETS
 from millrace.overview import Overview
-from millrace.overview_rows import COLUMNS
 
 from . import answers
-from .json_schema import STRING, Json, array, closed, constant, described, ref, structs
+from .json_schema import STRING, Json, array, closed, constant, ref, structs
 from .operation import Operation, parameter
 
 _STRUCTS = structs(Overview)
-_ROWS = array(array(STRING))
-_STATUS = {
-    **_STRUCTS.pop("Overview")["properties"],
-    "rows": described(closed(dict.fromkeys(COLUMNS, _ROWS)), "The tables of the page, as text."),
-}
+_STATUS = _STRUCTS.pop("Overview")["properties"]
 
 SCHEMAS: Mapping[str, Json] = {**_STRUCTS, "Status": closed(_STATUS)}
 
@@ -44,7 +39,7 @@ OPERATIONS = (
         tag="Service",
         summary="The status page",
         answers={
-            200: _text("Queues, workers, the newest dead entries, and a form to try a prompt.", "text/html"),
+            200: _text("Queues, plots, workers, the newest failures, and a form to try a prompt.", "text/html"),
             503: _NO_NUMBERS,
         },
     ),

@@ -1,139 +1,90 @@
-// Keeps the status page live. Text from outside becomes text nodes and attributes only, never HTML.
+// Keeps the status page live and asks what the form asks. The page itself is made by the gateway: a look fetches it
+// anew and takes over what differs, so that nothing from outside becomes HTML here.
 
-const EVERY = 2000; // milliseconds between two looks
-const WINDOW = 300; // seconds that a plot shows
-const WIDTH = 300;
-const HEIGHT = 60;
-const SVG = "http://www.w3.org/2000/svg";
+const EVERY = Number(document.body.dataset.every) * 1000; // milliseconds between two looks
+const PATIENCE = 15000; // milliseconds that a look may take
 
+// The page's address without a name and password that it may have been opened with: fetch() refuses those in a URL.
+// The browser sends them along by itself, as it does with all requests to where it was asked for them.
+const here = location.origin + location.pathname;
 const byId = (id) => document.getElementById(id);
 const form = byId("try");
 const field = form.elements;
-const plots = new Map(); // by model
-
-function make(name, text = "") {
-  const element = document.createElement(name);
-  element.textContent = text;
-  return element;
-}
-
-function fill(name, rows) {
-  const headings = [...byId(name).tHead.rows[0].cells].map((cell) => cell.textContent);
-  byId(name).tBodies[0].replaceChildren(
-    ...rows.map((cells) => {
-      const row = make("tr");
-      row.append(
-        ...cells.map((text, i) => {
-          const cell = make("td", text);
-          cell.dataset.label = headings[i];
-          return cell;
-        }),
-      );
-      return row;
-    }),
-  );
-}
-
-function offer(models) {
-  const known = [...field.model.options].map((option) => [option.value, option.dataset.chat].join());
-  const now = models.map((model) => [model.name, model.has_chat_template ? "yes" : "no"]);
-  if (known.join("\n") === now.map((pair) => pair.join()).join("\n")) return;
-  const chosen = field.model.value;
-  field.model.replaceChildren(
-    ...now.map(([name, chat]) => {
-      const option = make("option", name);
-      option.value = name;
-      option.dataset.chat = chat;
-      option.selected = name === chosen;
-      return option;
-    }),
-  );
-}
-
-// Totals change with a worker's heartbeat only, so that a rate lasts until its next one. Null until there were two.
-function rateOf(beats, worker) {
-  const old = beats.get(worker.name);
-  if (old && old.at === worker.beat_at) return old.rate;
-  const tokens = worker.output_tokens - (old ? old.tokens : Infinity);
-  const rate = tokens >= 0 && worker.beat_at > old.at ? tokens / (worker.beat_at - old.at) : null;
-  beats.set(worker.name, { at: worker.beat_at, tokens: worker.output_tokens, rate });
-  return rate;
-}
-
-function newPlot(title) {
-  const figure = make("figure");
-  const caption = make("figcaption");
-  const svg = document.createElementNS(SVG, "svg");
-  const line = document.createElementNS(SVG, "polyline");
-  svg.setAttribute("viewBox", `0 0 ${WIDTH} ${HEIGHT}`);
-  svg.setAttribute("preserveAspectRatio", "none");
-  svg.setAttribute("role", "img");
-  svg.append(line);
-  figure.append(caption, svg);
-  byId("plots").append(figure);
-  return { title, figure, caption, svg, line, samples: [] };
-}
-
-const short = (value) => value.toLocaleString("en", { maximumFractionDigits: value < 10 ? 1 : 0 });
-
-function draw(plot, at, value, unit) {
-  plot.samples.push([at, value]);
-  plot.samples = plot.samples.filter((sample) => sample[0] > at - WINDOW);
-  const known = plot.samples.filter((sample) => sample[1] !== null);
-  const most = Math.max(0, ...known.map((sample) => sample[1]));
-  const points = known.map(([when, number]) => {
-    const x = WIDTH * (1 - (at - when) / WINDOW);
-    const y = HEIGHT - 2 - (HEIGHT - 4) * (most ? number / most : 0);
-    return `${x.toFixed(1)},${y.toFixed(1)}`;
-  });
-  plot.line.setAttribute("points", points.join(" "));
-  const now = value === null ? "waiting for heartbeats" : `${short(value)} ${unit}, at most ${short(most)}`;
-  plot.caption.textContent = `${plot.title}: ${now} in ${WINDOW / 60} minutes`;
-  plot.svg.setAttribute("aria-label", plot.caption.textContent);
-}
-
-function plot(queues) {
-  for (const [model, known] of plots) {
-    if (queues.some((queue) => queue.model === model)) continue;
-    known.rate.figure.remove();
-    known.depth.figure.remove();
-    plots.delete(model);
-  }
-  for (const { model, at, workers, lanes } of queues) {
-    if (!plots.has(model)) plots.set(model, { beats: new Map(), rate: newPlot(model), depth: newPlot(model) });
-    const { beats, rate, depth } = plots.get(model);
-    for (const name of beats.keys()) if (!workers.some((worker) => worker.name === name)) beats.delete(name);
-    const rates = workers.map((worker) => rateOf(beats, worker)).filter((number) => number !== null);
-    const total = rates.length || !workers.length ? rates.reduce((sum, number) => sum + number, 0) : null;
-    draw(rate, at, total, "tokens/s");
-    draw(depth, at, Object.values(lanes).reduce((sum, lane) => sum + lane.waiting, 0), "jobs waiting");
-  }
-}
 
 async function explain(response) {
   const body = await response.json().catch(() => null);
   return body?.error?.message ?? `the gateway answered ${response.status}`;
 }
 
+// fetch() that says in words what went wrong.
+async function request(path, options) {
+  const response = await fetch(here + path, { credentials: "same-origin", ...options }).catch((error) => {
+    throw error.name === "TypeError" ? new Error("the gateway cannot be reached") : error;
+  });
+  if (!response.ok) throw new Error(await explain(response));
+  return response;
+}
+
+// The status of the answer, and the page as it is now, as a document: text that is parsed so runs no script and loads nothing.
+function fetchPage() {
+  return new Promise((resolve, reject) => {
+    const asking = new XMLHttpRequest();
+    asking.open("GET", here);
+    asking.responseType = "document";
+    asking.timeout = PATIENCE;
+    asking.onload = () => resolve([asking.status, asking.responseXML]);
+    asking.onerror = () => reject(new Error("the gateway cannot be reached"));
+    asking.ontimeout = () => reject(new Error(`the gateway did not answer within ${PATIENCE / 1000} s`));
+    asking.send();
+  });
+}
+
+// Makes `old` equal to `now` and touches nothing that is equal already, so that a selection of text stays.
+function follow(old, now) {
+  if (old.isEqualNode(now)) return;
+  if (old.nodeName !== now.nodeName) return void old.replaceWith(document.importNode(now, true));
+  if (old.nodeType !== Node.ELEMENT_NODE) return void (old.data = now.data);
+  for (const { name } of [...old.attributes]) if (!now.hasAttribute(name)) old.removeAttribute(name);
+  for (const { name, value } of now.attributes) if (old.getAttribute(name) !== value) old.setAttribute(name, value);
+  while (old.childNodes.length > now.childNodes.length) old.lastChild.remove();
+  now.childNodes.forEach((child, i) => {
+    if (i < old.childNodes.length) follow(old.childNodes[i], child);
+    else old.append(document.importNode(child, true));
+  });
+}
+
+// Returns whether to look again.
 async function look() {
+  let problem = "";
+  let again = true;
   try {
-    const response = await fetch("status.json", { cache: "no-store", signal: AbortSignal.timeout(15000) });
-    if (!response.ok) throw new Error(await explain(response));
-    const { models, queues, rows } = await response.json();
-    for (const name of Object.keys(rows)) fill(name, rows[name]);
-    offer(models);
-    plot(queues);
-    byId("problem").textContent = "";
+    const [status, page] = await fetchPage();
+    // Another look would make the browser ask for the password each time.
+    again = status !== 401;
+    if (!again) throw new Error("the gateway does not know this page's key any more; load the page anew");
+    // Whoever may not see the page gets no page, but a reason.
+    if (!page?.getElementById("live")) throw new Error(await request("").then(() => "this is no page", (e) => e.message));
+    problem = page.getElementById("problem").textContent;
+    if (!problem) {
+      const chosen = field.model.value;
+      follow(byId("summary"), page.getElementById("summary"));
+      follow(byId("live"), page.getElementById("live"));
+      follow(field.model, page.getElementById("try").elements.model);
+      if ([...field.model.options].some((option) => option.value === chosen)) field.model.value = chosen;
+    }
   } catch (error) {
-    byId("problem").textContent = `Not up to date: ${error.message}`;
+    problem = error.message;
   }
+  const text = problem && `Not up to date: ${problem}`;
+  if (byId("problem").textContent !== text) byId("problem").textContent = text;
+  return again;
 }
 
 async function keepLooking() {
-  for (;;) {
-    if (!document.hidden) await look();
+  do {
     await new Promise((resolve) => setTimeout(resolve, EVERY));
-  }
+    if (document.hidden) await new Promise((resolve) => (document.onvisibilitychange = resolve));
+  } while (await look());
 }
 
 // The data of server-sent events, each one line here; comments keep the connection alive and say nothing.
@@ -165,44 +116,59 @@ function question() {
   return ["v1/chat/completions", { ...common, messages }];
 }
 
+function tell(text, bad = false) {
+  byId("told").textContent = text;
+  byId("told").className = bad ? "bad" : "";
+}
+
 async function ask(signal) {
   const [path, body] = question();
   const started = performance.now();
   const seconds = () => `${((performance.now() - started) / 1000).toFixed(2)} s`;
-  const response = await fetch(path, {
-    method: "POST",
-    headers: { "content-type": "application/json" },
-    body: JSON.stringify(body),
-    signal,
-  });
-  if (!response.ok) throw new Error(await explain(response));
+  const headers = { "content-type": "application/json" };
+  const response = await request(path, { method: "POST", headers, body: JSON.stringify(body), signal });
   let first = "";
   for await (const data of dataOf(response)) {
     if (data === "[DONE]") return;
     const { error, choices, usage } = JSON.parse(data);
     if (error) throw new Error(error.message);
     const text = choices[0]?.delta?.content ?? choices[0]?.text ?? "";
-    if (text && !first) first = seconds();
+    if (text && !first) {
+      first = seconds();
+      tell(`first token after ${first}`);
+    }
     byId("answer").append(text);
-    if (usage) byId("told").textContent = `${usage.completion_tokens} tokens in ${seconds()}, the first after ${first}`;
+    if (usage) tell(`${usage.completion_tokens} tokens in ${seconds()}` + (first && `, the first after ${first}`));
   }
   throw new Error("the answer broke off");
 }
 
 form.addEventListener("submit", async (event) => {
   event.preventDefault();
-  const [send, stop] = [form.querySelector("[type=submit]"), byId("stop")];
+  const [send, stop] = [byId("send"), byId("stop")];
+  // Not `disabled`: the button has the focus, and would lose it.
+  if (send.ariaDisabled === "true") return;
   const asking = new AbortController();
   stop.onclick = () => asking.abort();
-  send.disabled = !(stop.disabled = false);
+  stop.disabled = false;
+  send.ariaDisabled = "true";
   byId("answer").textContent = "";
-  byId("told").textContent = "waiting";
+  tell("waiting for the first token");
   try {
     await ask(asking.signal);
   } catch (error) {
-    byId("told").textContent = asking.signal.aborted ? "stopped" : error.message;
+    if (asking.signal.aborted) tell("stopped");
+    else tell(`No answer: ${error.message}`, true);
   }
-  send.disabled = !(stop.disabled = true);
+  if (document.activeElement === stop) send.focus();
+  stop.disabled = true;
+  send.ariaDisabled = "false";
 });
 
+form.addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
+});
+
+byId("unscripted").remove();
+form.firstElementChild.disabled = false;
 keepLooking();

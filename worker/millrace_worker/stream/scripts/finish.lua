@@ -1,10 +1,12 @@
 -- Ends a job: result, state, last event, acknowledgement and wake-up in one move.
 -- KEYS 1 job, 2 result, 3 tokens, 4 events, 5 lane stream, 6 deadlines, 7 delayed, 8 dead stream, 9 done channel,
---      10 webhooks, 11 prefix of the tenants' unfinished jobs (the rest of the key is in the job; same hash tag)
+--      10 webhooks, 11 prefix of the tenants' unfinished jobs (the rest of the key is in the job; same hash tag),
+--      12 failures
 -- ARGV 1 consumer ("" ends a job that is queued, for the queue itself), 2 attempt, 3 group, 4 entry id, 5 job id,
 --      6 terminal state, 7 result bytes, 8 bytes of the last Tokens event or "", 9 bytes of the Finished event or "",
 --      10 time to live in s (a job with a webhook notes it, and it begins when somebody was told),
---      11.. fields of an entry for the dead stream, if any
+--      11 number n of the next, then n fields of an entry for failures,
+--      12 + n.. fields of an entry for the dead stream, if any
 -- returns 1 ended | 2 this attempt had ended it already (lost reply) | 0 the lease is lost: nothing changed
 local h = redis.call('HMGET', KEYS[1], 'state', 'owner', 'attempts', 'stream', 'tenant', 'webhook')
 local owned = h[2] == ARGV[1] and h[3] == ARGV[2]
@@ -38,6 +40,12 @@ if h[6] then
   redis.call('ZADD', KEYS[10], t[1], ARGV[5])
   redis.call('PUBLISH', KEYS[10], ARGV[5])
 end
-if #ARGV > 10 then redis.call('XADD', KEYS[8], '*', unpack(ARGV, 11)) end
+local n = tonumber(ARGV[11])
+if n > 0 then
+  -- A notice for people: as many as somebody may want to read, for as long as there is a result behind them.
+  redis.call('XADD', KEYS[12], 'MAXLEN', 100, '*', unpack(ARGV, 12, 11 + n))
+  redis.call('EXPIRE', KEYS[12], ARGV[10])
+end
+if #ARGV > 11 + n then redis.call('XADD', KEYS[8], '*', unpack(ARGV, 12 + n)) end
 redis.call('PUBLISH', KEYS[9], ARGV[6])
 return 1
