@@ -12,6 +12,7 @@ from millrace_schemas import MillraceError
 
 from . import chat, completions, health, jobs, metrics, models, page, responses
 from .authentication import Authenticate
+from .connections import Connections
 from .cors import allow_origins
 from .errors import ApiError, answer_error
 from .hosts import CheckHost
@@ -42,8 +43,8 @@ def create_app(
 ) -> Starlette:
     """The application over `client`, which it uses and leaves open. The dispatcher runs for the app's lifespan.
 
-    Handlers find `client`, `settings`, `slots` (of streams), `counts` (of requests), `documents` (of the API) and
-    `dispatcher` (of webhooks, or None) in `request.app.state`.
+    Handlers find `client`, `settings`, `slots` (of streams), `connections`, `counts` (of requests), `documents` (of the
+    API) and `dispatcher` (of webhooks, or None) in `request.app.state`.
     """
     settings = settings or GatewaySettings()
     app = Starlette(
@@ -61,6 +62,7 @@ def create_app(
     app.state.settings = settings
     app.state.dispatcher = dispatcher
     app.state.slots = StreamSlots(settings.max_streams)
+    app.state.connections = Connections(settings)
     app.state.counts = RequestCounts()
     app.state.documents = Documents.of(settings)
     # The last one is the outermost.
