@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from millrace_schemas import Event, QueueKeys, queue_of_job
 
+from .wire import pack
+
 if TYPE_CHECKING:
     from .event_shard import EventShard
 
@@ -17,13 +19,15 @@ Events = list[tuple[str, Event]]
 class EventCursor:
     """Holds what was read for its reader and not taken yet: one round of a read at most."""
 
-    __slots__ = ("_error", "_events", "_waiting", "after", "asked_for", "job_id", "kept_at", "key", "shard")
+    __slots__ = ("_error", "_events", "_waiting", "after", "asked_for", "job_id", "kept_at", "key", "packed", "shard")
 
     def __init__(self, job_id: str, after: str):
         self.job_id = job_id
         self.key = QueueKeys(queue_of_job(job_id)).events(job_id).encode()
         #: Id of the last event that the reader took.
         self.after = after
+        #: Key and `after` as they are sent.
+        self.packed = pack(self.key), pack(after)
         self.shard: EventShard | None = None
         #: Whether the read under way asks for it.
         self.asked_for = False
@@ -64,6 +68,7 @@ class EventCursor:
         events, self._events = self._events, []
         if events:
             self.after = events[-1][0]
+            self.packed = self.packed[0], pack(self.after)
         return events
 
     def give(self, events: Events) -> None:

@@ -16,6 +16,12 @@ from redis.exceptions import ResponseError
 Command = tuple[str | bytes | int | float, ...]
 
 
+def pack(argument: str | bytes) -> bytes:
+    """One argument of a command in the bytes of the protocol, for those that are sent again and again."""
+    data = argument if isinstance(argument, bytes) else argument.encode()
+    return b"$%d\r\n%b\r\n" % (len(data), data)
+
+
 class Wire:
     """Opens itself when it is used, and closes itself whenever a use of it does not come to its end."""
 
@@ -37,12 +43,19 @@ class Wire:
         await self.send(commands)
         return [await self.read() for _ in commands]
 
+    async def run_packed(self, packed: bytes) -> Any:
+        """The reply to one command in the bytes of the protocol."""
+        await self.send_packed([packed])
+        return await self.read()
+
     async def send(self, commands: Sequence[Command]) -> None:
+        await self.send_packed(self._connection.pack_commands(commands))
+
+    async def send_packed(self, packed: Sequence[bytes]) -> None:
         try:
             if not self.is_open:
                 self.id = None
                 await self._connection.connect()
-            packed = self._connection.pack_commands(commands)
             await self._connection.send_packed_command(packed, check_health=False)
         except BaseException:
             await self.close()
