@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
@@ -85,6 +86,8 @@ def gateway(
 
     with terminated_as_exit():
         try:
+            # What was imported stays: collections need not look at it, and hold up the loop for less.
+            gc.freeze()
             run(serve())
         except KeyboardInterrupt:
             # Ctrl-C is how it ends.

@@ -45,7 +45,7 @@ _REFUSED = (AuthenticationError, AuthorizationError, NoPermissionError)
 
 
 class Connection:
-    """Two pools to one Redis: short commands with a timeout, and blocking reads that bring their own.
+    """Short commands with a timeout, which share round trips, and `wire` for whoever waits on one of its own.
 
     redis-py retries any command ten times unless told otherwise; here every retry is ours, and only idempotent
     commands pass through `call`. The wire protocol is RESP2, whose reply shapes are the same in all redis-py releases.
@@ -67,7 +67,6 @@ class Connection:
             # The timeout is ours (`call`): redis-py's own goes through wait_for, which in Python 3.11 may lose a
             # cancellation, and a caller that was cancelled would go on.
             self.commands: Redis = Redis.from_url(url, socket_timeout=None, **common)
-            self.blocking: Redis = Redis.from_url(url, socket_timeout=None, **common)
         except (ValueError, TypeError) as e:
             raise QueueUnavailable(f"{self.address} is no Redis URL ({e}); one looks like redis://host:6379/0") from e
         self._batcher = CommandBatcher(self._send)
@@ -149,7 +148,6 @@ class Connection:
         await self._batcher.close()
         await self._close_wires()
         await self.commands.aclose()
-        await self.blocking.aclose()
 
     def translate(self, error: Exception) -> QueueUnavailable:
         """`error` of redis-py as one line for a human."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import shlex
 import socket
@@ -55,6 +56,8 @@ def up(
                 _redis(redis_url, redis_port) as url,
                 DemoWorker(url, Path(directory) / "worker.log", model=model, lease=_LEASE) as worker,
             ):
+                # What was imported stays: collections need not look at it, and hold up the loop for less.
+                gc.freeze()
                 run(_serve(sock, url, worker))
         except KeyboardInterrupt:
             typer.echo("stopped", err=True)

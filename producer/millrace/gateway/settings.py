@@ -25,7 +25,7 @@ class GatewaySettings:
     answer_timeout: float = 600.0
     #: Seconds between signs of life in a stream that has nothing to say; also the longest wait before its headers.
     keep_alive: float = 10.0
-    #: Streams at once. About 130 share a connection to Redis; each costs a client's connection and some 50 KiB.
+    #: Streams at once. About 130 share a connection to Redis; each costs a client's connection and some 30 KiB.
     max_streams: int = 4000
     #: Clients' connections at once, idle ones included.
     max_connections: int = 10_000
