@@ -47,7 +47,7 @@ def met(name: str, value: float) -> bool:
 
 def run(load: Load) -> _JSON:
     """All figures of one run. Raises RuntimeError when a part of it fails."""
-    with EmbeddedRedis() as server, _worker(server.url), _gateway(server.url) as gateway:
+    with EmbeddedRedis() as server, _worker(server.url), _gateway(server.url, max(load.connections, 10_000)) as gateway:
         found = _clients(server.url, gateway.url, ("latency", 1, load.seconds))
         found["submit_over_client_ms"] = round(found["http_submit_p50_ms"] - found["client_submit_p50_ms"], 2)
         found["first_token_over_client_ms"] = round(found["http_first_p50_ms"] - found["client_first_p50_ms"], 2)
@@ -160,9 +160,11 @@ def _worker(redis_url: str) -> Iterator[None]:
 
 
 @contextmanager
-def _gateway(redis_url: str) -> Iterator[_Gateway]:
-    port = free_port()
+def _gateway(redis_url: str, connections: int = 10_000) -> Iterator[_Gateway]:
+    """Allows some more than `connections`: whoever measures is one, too."""
+    port, most = free_port(), connections + 100
     command = [sys.executable, "-m", "millrace", "gateway", "--port", str(port), "--redis-url", redis_url]
+    command += ["--max-connections", str(most)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr is not None

@@ -14,7 +14,9 @@ import redis
 from fake_worker import register
 from millrace import AsyncClient, AsyncJob, ClientClosed, DecodeError, Finished, JobState, Result, Started, Tokens
 from millrace import event_shard as event_shard_module
+from millrace import event_stream as event_stream_module
 from millrace.embedded import EmbeddedRedis
+from millrace.wire import Wire
 from millrace_schemas import Event, QueueKeys, QueueUnavailable, encode
 
 
@@ -59,6 +61,7 @@ async def until(condition: Callable[[], object]) -> None:
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A read that is not woken lasts longer than the test."""
     monkeypatch.setattr(event_shard_module, "_BLOCK", 60.0)
+    monkeypatch.setattr(event_stream_module, "_BLOCK", 60.0)
 
 
 @pytest.mark.usefixtures("patient")
@@ -101,6 +104,31 @@ def test_one_that_joins_is_read_for(redis_url: str, raw: redis.Redis, keys: Queu
             assert await asyncio.gather(*(read(i) for i in range(60))) == [token(0)] * 60
             assert not idle.done()
             idle.cancel()
+
+    asyncio.run(run())
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_wake_that_comes_before_the_read_it_is_meant_for(
+    redis_url: str, raw: redis.Redis, keys: QueueKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(redis_url)
+    run_packed = Wire.run_packed
+
+    async def late(wire: Wire, packed: bytes) -> object:
+        await asyncio.sleep(0.1)
+        return await run_packed(wire, packed)
+
+    monkeypatch.setattr(Wire, "run_packed", late)
+
+    async def run() -> None:
+        async with asyncio.timeout(30), AsyncClient(redis_url) as client:
+            first, second = await submit(client, 2)
+            publish(raw, keys, second, token(0))
+            waiting = asyncio.create_task(anext(first.events()))
+            await asyncio.sleep(0.05)
+            assert await anext(second.events()) == token(0)
+            waiting.cancel()
 
     asyncio.run(run())
 
