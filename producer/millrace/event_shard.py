@@ -57,9 +57,9 @@ class EventShard:
         self._on_end = on_end
         self._wire = connection.wire()
         self._may_unblock = True
-        #: Number of the blocking read under way; None between two of them.
-        self._reading: int | None = None
-        self._reads = 0
+        self._reading = False
+        #: Whether somebody joined after the read under way began.
+        self._late = False
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._waker: asyncio.Task[None] | None = None
@@ -79,8 +79,10 @@ class EventShard:
         if cursor.asked_for:
             return
         self._changed.set()
-        if self._reading is not None and self._waker is None and self._may_unblock:
-            self._waker = asyncio.create_task(self._unblock(self._reading))
+        if self._reading:
+            self._late = True
+            if self._waker is None and self._may_unblock:
+                self._waker = asyncio.create_task(self._unblock())
 
     async def close(self) -> None:
         """Whoever waits gets ClientClosed."""
@@ -151,13 +153,12 @@ class EventShard:
     async def _read(self, wanted: _ByKey) -> None:
         block = _BLOCK if self._may_unblock else _SHORT_BLOCK
         first = [cursors[0] if len(cursors) == 1 else min(cursors, key=_place) for cursors in wanted.values()]
-        self._reads += 1
-        self._reading = self._reads
+        self._reading, self._late = True, False
         try:
             async with asyncio.timeout(block + _MARGIN):
                 reply = await self._wire.run_packed(_packed_xread(first, block))
         finally:
-            self._reading = None
+            self._reading = False
         if isinstance(reply, TRANSIENT):
             raise reply
         if isinstance(reply, Exception):
@@ -174,14 +175,16 @@ class EventShard:
         for key in bad:
             self._fail(wanted[key], self._connection.translate(error))
 
-    async def _unblock(self, reading: int) -> None:
-        """Ends the blocking read of that number."""
+    async def _unblock(self) -> None:
+        """Ends blocking reads until one has begun that nobody came too late for.
+
+        Once is not enough: a command on another connection may come before the read, and its reply after the next.
+        """
         try:
-            while self._reading == reading and self._wire.id is not None:
-                (ended,) = await self._connection.run(("CLIENT", "UNBLOCK", self._wire.id))
-                if ended:
-                    return
-                await asyncio.sleep(_UNBLOCK_AGAIN)
+            while self._reading and self._late and self._wire.id is not None:
+                await self._connection.run(("CLIENT", "UNBLOCK", self._wire.id))
+                if self._late:
+                    await asyncio.sleep(_UNBLOCK_AGAIN)
         except QueueUnavailable as e:
             # While Redis is away the read ends by itself.
             if isinstance(e.__cause__, NoPermissionError):

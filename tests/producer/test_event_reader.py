@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import redis
@@ -15,6 +16,7 @@ from fake_worker import register
 from millrace import AsyncClient, AsyncJob, ClientClosed, DecodeError, Finished, JobState, Result, Started, Tokens
 from millrace import event_shard as event_shard_module
 from millrace import event_stream as event_stream_module
+from millrace.connection import Connection
 from millrace.embedded import EmbeddedRedis
 from millrace.wire import Wire
 from millrace_schemas import Event, QueueKeys, QueueUnavailable, encode
@@ -129,6 +131,37 @@ def test_a_wake_that_comes_before_the_read_it_is_meant_for(
             await asyncio.sleep(0.05)
             assert await anext(second.events()) == token(0)
             waiting.cancel()
+
+    asyncio.run(run())
+
+
+@pytest.mark.usefixtures("patient")
+def test_one_that_joins_while_another_is_being_let_in(
+    redis_url: str, raw: redis.Redis, keys: QueueKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer to the first wake comes when the read that it made room for is long under way."""
+    register(redis_url)
+    run_commands = Connection.run
+
+    async def slow_answer(connection: Connection, *commands: Any, size: int = 0) -> list[Any]:
+        replies = await run_commands(connection, *commands, size=size)
+        if commands[0][:2] == ("CLIENT", "UNBLOCK"):
+            await asyncio.sleep(0.2)
+        return replies
+
+    monkeypatch.setattr(Connection, "run", slow_answer)
+
+    async def run() -> None:
+        async with asyncio.timeout(30), AsyncClient(redis_url) as client:
+            first, second, third = await submit(client, 3)
+            publish(raw, keys, third, token(0))
+            waiting = [asyncio.create_task(anext(first.events()))]
+            await until(lambda: readers(raw))
+            waiting.append(asyncio.create_task(anext(second.events())))
+            await asyncio.sleep(0.1)
+            assert await anext(third.events()) == token(0)
+            for task in waiting:
+                task.cancel()
 
     asyncio.run(run())
 
