@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Annotated
 
 import msgspec
@@ -16,11 +17,6 @@ from . import workloads
 from .models import MODELS, model_directory
 
 app = typer.Typer(no_args_is_help=True, help="Measure throughput on fixed workloads.")
-
-
-@app.callback()
-def _group() -> None:
-    """Keeps `throughput` a sub-command while it is the only one."""
 
 
 @app.command()
@@ -63,6 +59,33 @@ def throughput(
             typer.echo(json.dumps({**flags, "engine": "millrace", "model": model, **row, **environment}))
     else:
         _print(model, rows, environment)
+
+
+@app.command()
+def gateway(
+    seconds: Annotated[float, typer.Option(min=0.5, help="Of each timed part.")] = 10.0,
+    polls: Annotated[int, typer.Option(min=1, help="Clients that wait for results, at once.")] = 1000,
+    streams: Annotated[int, typer.Option(min=1, help="Clients that read events, at once.")] = 200,
+    requests: Annotated[int, typer.Option(min=0, help="Of all kinds, for the growth of memory; 0: none.")] = 200_000,
+    connections: Annotated[int, typer.Option(min=0, help="Idle ones, at once; 0: none.")] = 10_000,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """The HTTP gateway under many clients, with a worker that costs nothing."""
+    from . import gateway_bench
+    from .environment import describe_host
+    from .gateway_table import show
+
+    environment = describe_host()
+    load = gateway_bench.Load(seconds, polls=polls, streams=streams, requests=requests, connections=connections)
+    try:
+        found = gateway_bench.run(load)
+    except (MillraceError, RuntimeError) as e:
+        typer.echo(f"error: {e}", err=True)
+        raise typer.Exit(1) from e
+    if as_json:
+        typer.echo(json.dumps({**asdict(load), **found, **environment}))
+    else:
+        show(found, environment)
 
 
 def _measure(engine_config, names: list[str], temperature: float, repeats: int) -> list[dict[str, object]]:  # type: ignore[no-untyped-def]

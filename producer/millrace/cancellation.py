@@ -29,7 +29,7 @@ async def cancel_job(connection: Connection, job_id: str) -> JobState:
     keys = QueueKeys(queue_of_job(job_id))
     fields = ["request", "attempts", "created_at"]
     while True:
-        data, attempts, created = await connection.call(lambda redis: redis.hmget(keys.job(job_id), fields))
+        ((data, attempts, created),) = await connection.run(("HMGET", keys.job(job_id), *fields))
         if data is None or attempts is None:
             raise JobNotFound(f"there is no job {job_id}, or its time to live is over")
         age = max(0.0, await connection.now() - float(created or 0))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
+import gc
 import importlib
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -48,18 +49,29 @@ def gateway(
             help="Private network, like 10.0.0.0/8, or host name that webhooks may reach. May be repeated.",
         ),
     ] = None,
+    max_connections: Annotated[int, typer.Option(min=1, help="Of clients, at once.")] = 10_000,
     redis_url: RedisUrl = None,
 ) -> None:
     """Serve an OpenAI-shaped HTTP API, and call the webhooks of jobs that end."""
     check_installed("gateway")
-    from .gateway.server import listen, make_server, url_of
+    from .gateway.connections import allow_files
+    from .gateway.server import listen, make_server, run, url_of
     from .gateway.webhook_addresses import Allowed
     from .gateway.webhook_dispatcher import Dispatcher
     from .gateway.webhook_settings import WebhookSettings
 
     settings = _settings(host, require_keys, allow_open, tuple(cors_origin or ()))
-
     webhook_settings = WebhookSettings(allowed=Allowed.of(webhook_allow or ()))
+
+    connections = allow_files(max_connections)
+    if connections < max_connections:
+        typer.echo(
+            f"millrace gateway: this process may open files for {connections:,} connections only; for "
+            f"{max_connections:,} raise the hard limit (ulimit -Hn, LimitNOFILE)",
+            err=True,
+        )
+
+    settings = replace(settings, max_connections=connections)
 
     async def serve() -> None:
         url = config.redis_url(redis_url)
@@ -74,7 +86,9 @@ def gateway(
 
     with terminated_as_exit():
         try:
-            asyncio.run(serve())
+            # What was imported stays: collections need not look at it, and hold up the loop for less.
+            gc.freeze()
+            run(serve())
         except KeyboardInterrupt:
             # Ctrl-C is how it ends.
             return
@@ -114,7 +128,7 @@ async def _check_keys(client: AsyncClient, host: str) -> None:
 def check_installed(command: str) -> None:
     """Raises CommandNotInstalled with the extra that brings what the gateway needs."""
     try:
-        for package in ("starlette", "uvicorn", "httpcore2"):
+        for package in ("starlette", "uvicorn", "httptools", "httpcore2"):
             importlib.import_module(package)
     except ImportError as e:
         raise CommandNotInstalled(

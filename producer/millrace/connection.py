@@ -28,6 +28,9 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from millrace_schemas import QueueUnavailable
 
+from .command_batch import CommandBatcher
+from .wire import Command, Wire
+
 #: Oldest server whose commands suffice.
 MIN_VERSION = (6, 2)
 #: Commands of one client under way at once; more wait their turn, without a limit of time.
@@ -42,7 +45,7 @@ _REFUSED = (AuthenticationError, AuthorizationError, NoPermissionError)
 
 
 class Connection:
-    """Two pools to one Redis: short commands with a timeout, and blocking reads that bring their own.
+    """Short commands with a timeout, which share round trips, and `wire` for whoever waits on one of its own.
 
     redis-py retries any command ten times unless told otherwise; here every retry is ours, and only idempotent
     commands pass through `call`. The wire protocol is RESP2, whose reply shapes are the same in all redis-py releases.
@@ -64,11 +67,14 @@ class Connection:
             # The timeout is ours (`call`): redis-py's own goes through wait_for, which in Python 3.11 may lose a
             # cancellation, and a caller that was cancelled would go on.
             self.commands: Redis = Redis.from_url(url, socket_timeout=None, **common)
-            self.blocking: Redis = Redis.from_url(url, socket_timeout=None, **common)
         except (ValueError, TypeError) as e:
             raise QueueUnavailable(f"{self.address} is no Redis URL ({e}); one looks like redis://host:6379/0") from e
+        self._batcher = CommandBatcher(self._send)
+        self._wires: list[Wire] = []
         self._slots = asyncio.Semaphore(MAX_CONNECTIONS)
         self._checking = asyncio.Lock()
+        #: Held while the clock is read: callers that come together ask once.
+        self._clock = asyncio.Lock()
         self._checked = False
         self._clock_offset = 0.0
         self._clock_read_at = float("-inf")
@@ -100,36 +106,48 @@ class Connection:
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(pause * 2, _LONGEST_PAUSE)
 
+    async def run(self, *commands: Command, size: int = 0) -> list[Any]:
+        """The replies to idempotent `commands` of about `size` bytes, which share round trips with those of others.
+
+        Raises QueueUnavailable.
+        """
+        replies = await self.try_run(*commands, size=size)
+        self._raise_first(replies)
+        return replies
+
+    async def try_run(self, *commands: Command, size: int = 0) -> list[Any]:
+        """As `run`, with errors that the server answered in the places of their replies."""
+        return await self._batcher.run(commands, size)
+
     async def script(self, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
         """The reply of scripts/<name>.lua, which must be idempotent."""
         return (await self.script_many(name, [(keys, args)]))[0]
 
-    async def script_many(self, name: str, calls: Sequence[tuple[Sequence[str], Sequence[Any]]]) -> list[Any]:
+    async def script_many(
+        self, name: str, calls: Sequence[tuple[Sequence[str], Sequence[Any]]], *, size: int = 0
+    ) -> list[Any]:
         """The replies of scripts/<name>.lua to all `calls`, in one round trip."""
         source, digest = load_script(name)
-
-        async def do(redis: Redis) -> list[Any]:
-            replies = await self._evaluate(redis, digest, calls)
-            if any(isinstance(reply, NoScriptError) for reply in replies):
-                await redis.script_load(source)
-                replies = await self._evaluate(redis, digest, calls)
-            for reply in replies:
-                if isinstance(reply, Exception):
-                    raise _unwrap(reply)
-            return replies
-
-        replies: list[Any] = await self.call(do)
+        commands = [("EVALSHA", digest, len(keys), *keys, *args) for keys, args in calls]
+        replies = await self._batcher.run(commands, size)
+        if any(isinstance(reply, NoScriptError) for reply in replies):
+            await self.run(("SCRIPT", "LOAD", source))
+            replies = await self._batcher.run(commands, size)
+        self._raise_first(replies)
         return replies
 
     async def now(self) -> float:
         """Redis time, Unix seconds; asked once a minute and carried on by the monotonic clock."""
-        if time.monotonic() - self._clock_read_at > _CLOCK_SYNC:
-            await self.call(self._read_clock)
+        if self._clock_is_old():
+            async with self._clock:
+                if self._clock_is_old():
+                    await self.call(self._read_clock)
         return time.monotonic() + self._clock_offset
 
     async def close(self) -> None:
+        await self._batcher.close()
+        await self._close_wires()
         await self.commands.aclose()
-        await self.blocking.aclose()
 
     def translate(self, error: Exception) -> QueueUnavailable:
         """`error` of redis-py as one line for a human."""
@@ -164,6 +182,9 @@ class Connection:
                 check_version(str(info["redis_version"]), self.address)
             self._checked = True
 
+    def _clock_is_old(self) -> bool:
+        return time.monotonic() - self._clock_read_at > _CLOCK_SYNC
+
     async def _read_clock(self, redis: Redis) -> None:
         before = time.monotonic()
         seconds, microseconds = await redis.time()
@@ -171,12 +192,38 @@ class Connection:
         self._clock_offset = seconds + microseconds / 1e6 - (before + after) / 2
         self._clock_read_at = after
 
-    @staticmethod
-    async def _evaluate(redis: Redis, digest: str, calls: Sequence[tuple[Sequence[str], Sequence[Any]]]) -> list[Any]:
-        async with redis.pipeline(transaction=False) as pipe:
-            for keys, args in calls:
-                pipe.execute_command("EVALSHA", digest, len(keys), *keys, *args)
-            return list(await pipe.execute(raise_on_error=False))
+    def wire(self) -> Wire:
+        """A connection of its own for whoever waits on it. Close it."""
+        return Wire(self.commands)
+
+    async def _send(self, commands: list[Command]) -> list[Any]:
+        """The replies, errors in the places of those that no repeat would change."""
+
+        async def do(redis: Redis) -> list[Any]:
+            wire = self._wires.pop() if self._wires else Wire(redis)
+            replies = await wire.run(commands)
+            if any(isinstance(reply, Exception) for reply in replies):
+                replies = [_unwrap(reply) if isinstance(reply, Exception) else reply for reply in replies]
+                passing = next((r for r in replies if isinstance(r, RedisError) and self._may_pass(r)), None)
+                if passing is not None:
+                    await wire.close()
+                    await self._close_wires()
+                    raise passing
+            self._wires.append(wire)
+            return replies
+
+        replies: list[Any] = await self.call(do)
+        return replies
+
+    async def _close_wires(self) -> None:
+        wires, self._wires = self._wires, []
+        for wire in wires:
+            await wire.close()
+
+    def _raise_first(self, replies: list[Any]) -> None:
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise self.translate(reply) from reply
 
 
 _scripts: dict[str, tuple[str, str]] = {}

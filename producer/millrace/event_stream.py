@@ -26,8 +26,8 @@ class EventStream:
     """Async iterator over Started, Tokens and, last, Finished.
 
     `last_id` names the newest event that was handed out: `job.events(after=stream.last_id)` goes on behind it, also in
-    another process; behind the last event, Finished comes again. Each stream holds a connection of its own while it
-    waits. Raises InvalidRequest for a job that was submitted without stream=True, JobNotFound, QueueUnavailable.
+    another process; behind the last event, Finished comes again. A client's streams share a few connections to Redis.
+    Raises InvalidRequest for a job that was submitted without stream=True, JobNotFound, QueueUnavailable.
     """
 
     def __init__(self, source: EventSource, job_id: str, after: str = START):

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Any
-
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from millrace_schemas import (
     MODELS,
@@ -30,7 +26,8 @@ from . import s3
 from .admission import admit
 from .backend import IDEMPOTENCY_TTL, JOB_TTL, Refusal
 from .cancellation import cancel_job
-from .connection import TRANSIENT, Connection
+from .connection import Connection
+from .event_reader import EventReader
 from .queue_stats import QueueReader
 from .submission import Submission
 from .waiter import ResultWaiter
@@ -40,10 +37,6 @@ _RECORD_FIELDS = (
     "state", "attempts", "created_at", "started_at", "finished_at", "worker", "cancel_requested", "tenant", "webhook",
     "webhook_state", "webhook_attempts", "webhook_error",
 )  # fmt: skip
-#: How much later than asked a blocking read may answer before its connection counts as dead, seconds.
-_MARGIN = 5.0
-_EVENTS = 64
-_RECONNECT_PAUSE = 0.1
 _REFUSALS = {b"unknown_model": Refusal.UNKNOWN_MODEL, b"too_many_jobs": Refusal.TOO_MANY_JOBS}
 
 
@@ -53,25 +46,19 @@ class RedisBackend:
     def __init__(self, connection: Connection):
         self._connection = connection
         self._waiter = ResultWaiter(connection)
+        self._events = EventReader(connection)
 
     async def now(self) -> float:
         return await self._connection.now()
 
     async def model_names(self) -> list[str]:
         now = await self.now()
-        found = await self._connection.call(lambda redis: redis.zrangebyscore(MODELS, now, "+inf"))
+        (found,) = await self._connection.run(("ZRANGEBYSCORE", MODELS, now, "+inf"))
         return sorted(name.decode() for name in found)
 
     async def registrations(self, models: Sequence[str]) -> list[ModelInfo | None]:
         keys = [QueueKeys(queue_of(name)).model for name in models]
-
-        async def read(redis: Redis) -> list[bytes | None]:
-            async with redis.pipeline(transaction=False) as pipe:
-                for key in keys:
-                    pipe.get(key)
-                return list(await pipe.execute())
-
-        found = await self._connection.call(read)
+        found = await self._connection.run(*(("GET", key) for key in keys)) if keys else []
         return [None if data is None else decode(data, ModelInfo) for data in found]
 
     async def admit(self, submissions: Sequence[Submission]) -> Sequence[Submission]:
@@ -81,17 +68,19 @@ class RedisBackend:
         queues = {s.queue for s in submissions if s.request.webhook}
         if queues:
             # First, and in a command of its own, as it is another slot: gateways must know where to look.
-            await self._connection.call(lambda redis: redis.sadd(WEBHOOK_QUEUES, *queues))
-        replies = await self._connection.script_many("enqueue", [_enqueue_call(s) for s in submissions])
+            await self._connection.run(("SADD", WEBHOOK_QUEUES, *queues))
+        size = sum(len(s.data) for s in submissions)
+        replies = await self._connection.script_many("enqueue", [_enqueue_call(s) for s in submissions], size=size)
         return [_REFUSALS.get(reply[0]) or reply[1].decode() for reply in replies]
 
     async def record(self, job_id: str) -> JobRecord | None:
         key = QueueKeys(queue_of_job(job_id)).job(job_id)
-        return _record(job_id, await self._connection.call(lambda redis: redis.hmget(key, list(_RECORD_FIELDS))))
+        (values,) = await self._connection.run(("HMGET", key, *_RECORD_FIELDS))
+        return _record(job_id, values)
 
     async def request(self, job_id: str) -> Request | None:
         key = QueueKeys(queue_of_job(job_id)).job(job_id)
-        data = await self._connection.call(lambda redis: redis.hget(key, "request"))
+        (data,) = await self._connection.run(("HGET", key, "request"))
         return None if data is None else decode(data, Request)
 
     async def wait(self, job_id: str, timeout: float | None) -> Result:
@@ -102,29 +91,15 @@ class RedisBackend:
 
     async def streaming_state(self, job_id: str) -> tuple[JobState, bool] | None:
         key = QueueKeys(queue_of_job(job_id)).job(job_id)
-        state, stream = await self._connection.call(lambda redis: redis.hmget(key, ["state", "stream"]))
+        ((state, stream),) = await self._connection.run(("HMGET", key, "state", "stream"))
         return None if state is None else (JobState(state.decode()), stream == b"1")
 
     async def read_events(self, job_id: str, after: str, block: float | None) -> list[tuple[str, Event]]:
-        """A connection of its own while it waits; a lost one is mended."""
-        streams: dict[Any, Any] = {QueueKeys(queue_of_job(job_id)).events(job_id): after}
-        milliseconds = None if block is None else int(block * 1000)
-        while True:
-            try:
-                async with asyncio.timeout((block or 0) + _MARGIN):
-                    reply: Any = await self._connection.blocking.xread(streams, count=_EVENTS, block=milliseconds)
-                entries = reply[0][1] if reply else []
-                return [(entry.decode(), decode(fields[b"e"], Event)) for entry, fields in entries]  # type: ignore[arg-type]
-            except (RedisError, OSError) as e:
-                # TimeoutError of asyncio is an OSError too.
-                if not isinstance(e, TRANSIENT):
-                    raise self._connection.translate(e) from e
-            await self._connection.call(lambda redis: redis.ping())
-            await asyncio.sleep(_RECONNECT_PAUSE)
+        return await self._events.read(job_id, after, block)
 
     async def stored_result(self, job_id: str) -> Result | None:
         key = QueueKeys(queue_of_job(job_id)).result(job_id)
-        data = await self._connection.call(lambda redis: redis.get(key))
+        (data,) = await self._connection.run(("GET", key))
         return None if data is None else decode(data, Result)
 
     async def load(self, result: Result) -> Result:
@@ -135,6 +110,7 @@ class RedisBackend:
 
     async def close(self) -> None:
         await self._waiter.close()
+        await self._events.close()
         await self._connection.close()
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import shlex
 import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Annotated, Any
@@ -44,7 +46,7 @@ def up(
 ) -> None:
     """Start a Redis, a worker and the HTTP gateway, here and for this machine only. Ctrl-C stops all of it."""
     check_installed("up")
-    from .gateway.server import listen
+    from .gateway.server import listen, run
 
     with terminated_as_exit():
         try:
@@ -54,7 +56,9 @@ def up(
                 _redis(redis_url, redis_port) as url,
                 DemoWorker(url, Path(directory) / "worker.log", model=model, lease=_LEASE) as worker,
             ):
-                asyncio.run(_serve(sock, url, worker))
+                # What was imported stays: collections need not look at it, and hold up the loop for less.
+                gc.freeze()
+                run(_serve(sock, url, worker))
         except KeyboardInterrupt:
             typer.echo("stopped", err=True)
 
@@ -82,6 +86,7 @@ def _is_free(port: int) -> bool:
 async def _serve(sock: socket.socket, redis_url: str, worker: DemoWorker) -> None:
     """Serves until a signal comes. Raises WorkerDied when the worker ends before that."""
     from .gateway import GatewaySettings
+    from .gateway.connections import allow_files
     from .gateway.hosts import LOOPBACK
     from .gateway.server import make_server, url_of
     from .gateway.webhook_addresses import Allowed
@@ -92,7 +97,9 @@ async def _serve(sock: socket.socket, redis_url: str, worker: DemoWorker) -> Non
         # What is tried out here receives on this machine.
         here = WebhookSettings(allowed=Allowed.of(("127.0.0.0/8", "::1", "localhost")))
         dispatcher = Dispatcher(Connection(redis_url), here)
-        server = make_server(client, GatewaySettings(allowed_hosts=LOOPBACK), dispatcher)
+        settings = GatewaySettings(allowed_hosts=LOOPBACK)
+        settings = replace(settings, max_connections=allow_files(settings.max_connections))
+        server = make_server(client, settings, dispatcher)
 
         async def watch() -> None:
             try:

@@ -1,20 +1,17 @@
-"""Waiting for results: one pub/sub connection for all jobs that a client waits for.
+"""Waiting for results: one connection that listens for all jobs that a client waits for.
 
 For each job: subscribe to its `done` channel, then look for the result, then wait. The look comes after the server
 confirmed the subscription, so a job that ends in between is not missed. Channels can lose messages (a reconnect, a
-failover), so all waited jobs are looked at again after a reconnect and every few seconds.
+failover), so all waited jobs are looked at again after a reconnect and every few seconds. What a job that comes or goes
+costs does not depend on how many others are waited for.
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
 import itertools
 import time
-from collections.abc import Iterable
-from typing import Any
 
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from millrace_schemas import (
@@ -30,11 +27,13 @@ from millrace_schemas import (
 from millrace_schemas.aio import end_tasks
 
 from .connection import TRANSIENT, Connection
+from .done_channels import DoneChannels
 from .errors import ClientClosed
+from .wire import Command
 
-#: Seconds after which a waited job is looked at without a message.
+#: Seconds after which waited jobs are looked at without a message.
 RECHECK = 5.0
-#: Jobs looked at in one round trip, and channels named in one command.
+#: Jobs looked at in one round trip.
 _BATCH = 256
 _RECONNECT_PAUSE = 0.1
 
@@ -48,8 +47,8 @@ class ResultWaiter:
         self._connection = connection
         self._waiting: _Futures = {}
         self._due: dict[str, None] = {}
-        self._changed = asyncio.Event()
         self._look = asyncio.Event()
+        self._channels: DoneChannels | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._closed = False
 
@@ -65,10 +64,10 @@ class ResultWaiter:
             return found
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(job_id, set()).add(future)
-        self._changed.set()
+        if self._channels is not None:
+            self._channels.add(job_id)
         # At once, too: it may have ended long ago, or its channel may still be subscribed and will not be confirmed.
-        self._due[job_id] = None
-        self._look.set()
+        self._is_due(job_id)
         try:
             self._start()
             async with asyncio.timeout(timeout):
@@ -89,8 +88,13 @@ class ResultWaiter:
         if futures is not None:
             futures.discard(future)
             if not futures:
-                # Its channel is given up with the next change or pause.
                 del self._waiting[job_id]
+                if self._channels is not None:
+                    self._channels.discard(job_id)
+
+    def _is_due(self, job_id: str) -> None:
+        self._due[job_id] = None
+        self._look.set()
 
     def _start(self) -> None:
         if self._closed:
@@ -126,7 +130,7 @@ class ResultWaiter:
         """
         lost_at = time.monotonic()
         while True:
-            channels = _Channels(self._connection.blocking)
+            channels = self._channels = DoneChannels(self._connection.wire(), self._is_due)
             try:
                 await self._listen(channels)
                 return
@@ -136,25 +140,23 @@ class ResultWaiter:
                 if not isinstance(e, TRANSIENT) or time.monotonic() - lost_at > self._connection.retry_for:
                     raise self._connection.translate(e) from e
             finally:
+                self._channels = None
                 await channels.close()
             # Bounded retries, and the clear errors of a first command: wrong password, too old, not there.
             await self._connection.call(lambda redis: redis.ping())
             await asyncio.sleep(_RECONNECT_PAUSE)
 
-    async def _listen(self, channels: _Channels) -> None:
-        self._changed.set()
+    async def _listen(self, channels: DoneChannels) -> None:
+        for job_id in self._waiting:
+            channels.add(job_id)
+        recheck_at = time.monotonic() + RECHECK
         while True:
-            if self._changed.is_set() and self._waiting:
-                self._changed.clear()
-                await channels.subscribe_to(self._waiting)
-            ids = await channels.next_ids(self._changed, RECHECK)
-            if ids is None:
+            await channels.follow(recheck_at - time.monotonic())
+            if time.monotonic() >= recheck_at:
                 if not self._waiting:
                     return
-                ids = list(self._waiting)
-                self._changed.set()
-            self._due.update(dict.fromkeys(ids))
-            if self._due:
+                recheck_at = time.monotonic() + RECHECK
+                self._due.update(dict.fromkeys(self._waiting))
                 self._look.set()
 
     async def _look_up(self) -> None:
@@ -184,16 +186,12 @@ class ResultWaiter:
         if not ids:
             return []
 
-        async def read(redis: Redis) -> list[Any]:
-            async with redis.pipeline(transaction=False) as pipe:
-                for job_id in ids:
-                    keys = QueueKeys(queue_of_job(job_id))
-                    # State first: a job that ends between the two reads then shows its result.
-                    pipe.hget(keys.job(job_id), "state")
-                    pipe.get(keys.result(job_id))
-                return list(await pipe.execute())
-
-        replies = await self._connection.call(read)
+        commands: list[Command] = []
+        for job_id in ids:
+            keys = QueueKeys(queue_of_job(job_id))
+            # State first: a job that ends between the two reads then shows its result.
+            commands += [("HGET", keys.job(job_id), "state"), ("GET", keys.result(job_id))]
+        replies = await self._connection.run(*commands)
         return [
             _judge(job_id, state, data) for job_id, state, data in zip(ids, replies[::2], replies[1::2], strict=True)
         ]
@@ -223,57 +221,3 @@ def timed_out(job_id: str, timeout: float | None) -> ResultTimeout:
     if timeout is None or timeout <= 0:
         return ResultTimeout(f"{job_id} has no result yet")
     return ResultTimeout(f"{job_id} has no result after {timeout:g} s; the job goes on")
-
-
-@functools.lru_cache(maxsize=16_384)
-def _channel(job_id: str) -> str:
-    return QueueKeys(queue_of_job(job_id)).done(job_id)
-
-
-class _Channels:
-    """One subscription connection, from its connect to its end."""
-
-    def __init__(self, redis: Redis):
-        self._pubsub = redis.pubsub()
-        self._subscribed: dict[str, str] = {}
-        self._reading: asyncio.Task[Any] | None = None
-        #: Whether the server said anything on it.
-        self.heard = False
-
-    async def subscribe_to(self, wanted: Iterable[str]) -> None:
-        """Makes the subscription that of the jobs in `wanted`, at least one."""
-        channels = {_channel(job_id): job_id for job_id in wanted}
-        new = [channel for channel in channels if channel not in self._subscribed]
-        gone = [channel for channel in self._subscribed if channel not in channels]
-        self._subscribed = channels
-        for start in range(0, len(new), _BATCH):
-            await self._pubsub.subscribe(*new[start : start + _BATCH])
-        for start in range(0, len(gone), _BATCH):
-            await self._pubsub.unsubscribe(*gone[start : start + _BATCH])
-
-    async def next_ids(self, changed: asyncio.Event, timeout: float) -> list[str] | None:
-        """Ids that a message names; [] once `changed` is set; None after `timeout` seconds of neither."""
-        if self._reading is None and self._subscribed:
-            # A read without timeout: one that is given up in the middle of a message would cost the connection.
-            self._reading = asyncio.create_task(self._pubsub.get_message(timeout=None))
-        change = asyncio.create_task(changed.wait())
-        waiting: list[asyncio.Task[Any]] = [change] if self._reading is None else [change, self._reading]
-        try:
-            done, _ = await asyncio.wait(waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            change.cancel()
-        if not done:
-            return None
-        if self._reading is None or self._reading not in done:
-            return []
-        message, self._reading = self._reading.result(), None
-        self.heard = True
-        if message is None or message["type"] not in ("subscribe", "message"):
-            return []
-        job_id = self._subscribed.get(message["channel"].decode())
-        return [] if job_id is None else [job_id]
-
-    async def close(self) -> None:
-        if self._reading is not None:
-            await end_tasks(self._reading)
-        await self._pubsub.aclose()  # type: ignore[no-untyped-call]

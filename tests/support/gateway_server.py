@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from types import TracebackType
-
-import uvicorn
 
 from millrace import AsyncClient
 from millrace.connection import Connection
 from millrace.gateway import GatewaySettings
-from millrace.gateway.server import listen, make_server, url_of
+from millrace.gateway.server import GatewayServer as Server
+from millrace.gateway.server import listen, make_server, run, url_of
 from millrace.gateway.webhook_dispatcher import Dispatcher
 from millrace.gateway.webhook_settings import WebhookSettings
 
@@ -34,18 +32,18 @@ class GatewayServer:
         self._retry_for = retry_for
         self._socket = listen("127.0.0.1", 0)
         self.url = url_of(self._socket)
-        self._server: uvicorn.Server | None = None
+        self.server: Server | None = None
         self._ready = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
+        self._thread = threading.Thread(target=lambda: run(self._serve()))
 
     async def _serve(self) -> None:
         async with AsyncClient(self._redis_url, retry_for=self._retry_for) as client:
             dispatcher = None
             if self._webhooks is not None:
                 dispatcher = Dispatcher(Connection(self._redis_url, retry_for=self._retry_for), self._webhooks)
-            self._server = make_server(client, self._settings, dispatcher)
+            self.server = make_server(client, self._settings, dispatcher)
             self._ready.set()
-            await self._server.serve([self._socket])
+            await self.server.serve([self._socket])
 
     def __enter__(self) -> GatewayServer:
         self._thread.start()
@@ -55,7 +53,7 @@ class GatewayServer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._server is not None
-        self._server.should_exit = True
+        assert self.server is not None
+        self.server.should_exit = True
         self._thread.join()
         self._socket.close()

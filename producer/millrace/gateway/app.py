@@ -17,6 +17,7 @@ from millrace_schemas.aio import end_tasks
 
 from . import chat, completions, health, jobs, metrics, models, page, responses
 from .authentication import Authenticate
+from .connections import Connections
 from .cors import allow_origins
 from .errors import ApiError, answer_error
 from .history import History
@@ -48,8 +49,8 @@ def create_app(
 ) -> Starlette:
     """The application over `client`, which it uses and leaves open. The dispatcher runs for its lifespan.
 
-    Handlers find `client`, `settings`, `slots` (of streams), `counts` (of requests), `history` (of queues), `documents`
-    (of the API) and `dispatcher` (of webhooks, or None) in `request.app.state`.
+    Handlers find `client`, `settings`, `slots` (of streams), `connections`, `counts` (of requests), `history` (of
+    queues), `documents` (of the API) and `dispatcher` (of webhooks, or None) in `request.app.state`.
     """
     settings = settings or GatewaySettings()
     app = Starlette(
@@ -67,6 +68,7 @@ def create_app(
     app.state.settings = settings
     app.state.dispatcher = dispatcher
     app.state.slots = StreamSlots(settings.max_streams)
+    app.state.connections = Connections(settings)
     app.state.counts = RequestCounts()
     app.state.history = History()
     app.state.documents = Documents.of(settings)

@@ -88,6 +88,15 @@ class ApiError(Exception):
     def response(self) -> Response:
         return JSONResponse(self.body(), self.status, self.headers)
 
+    def raw(self) -> bytes:
+        """An answer for a connection on which nothing was understood, and which ends with it."""
+        body = msgspec.json.encode(self.body())
+        headers = {
+            **self.headers, "content-type": "application/json", "content-length": str(len(body)), "connection": "close"
+        }  # fmt: skip
+        head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        return f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}\r\n{head}\r\n".encode() + body
+
 
 class JSONResponse(Response):
     """Structs, dataclasses and containers as JSON."""

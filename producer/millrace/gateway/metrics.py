@@ -67,6 +67,7 @@ async def metrics(request: Request) -> Response:
     for (method, route, status), number in sorted(counts.by_label.items()):
         lines.append(f'millrace_gateway_requests_total{{method="{method}",route="{route}",status="{status}"}} {number}')
     lines += ["# TYPE millrace_gateway_streams gauge", f"millrace_gateway_streams {slots.used}"]
+    lines += ["# TYPE millrace_gateway_connections gauge", f"millrace_gateway_connections {state.connections.open}"]
     lines += _describe_webhooks(state.dispatcher)
     queues = await _queues(client_of(request))
     lines += ["# TYPE millrace_redis_up gauge", f"millrace_redis_up {int(queues is not None)}"]

@@ -25,8 +25,17 @@ class GatewaySettings:
     answer_timeout: float = 600.0
     #: Seconds between signs of life in a stream that has nothing to say; also the longest wait before its headers.
     keep_alive: float = 10.0
-    #: Streams at once. Each holds a connection to Redis of its own, and the client's pool has 100.
-    max_streams: int = 80
+    #: Streams at once. About 130 share a connection to Redis; each costs a client's connection and some 30 KiB.
+    max_streams: int = 4000
+    #: Clients' connections at once, idle ones included.
+    max_connections: int = 10_000
+    #: Seconds in which a request's first line and headers must have arrived.
+    header_timeout: float = 15.0
+    #: Seconds that a connection may be idle after an answer; longer than load balancers keep theirs (60), so that it is
+    #: they who close it and never send into a closed one.
+    idle_timeout: float = 75.0
+    #: Seconds for which a client may read nothing of an answer that is ready.
+    write_timeout: float = 60.0
     #: Jobs in one POST to /v1/jobs.
     max_jobs: int = 1000
     #: Seconds between two looks at the queues, for the plots of the page.

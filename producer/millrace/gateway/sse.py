@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import aclosing
 from typing import Any
 
 import msgspec
@@ -37,7 +36,7 @@ def error_event(error: ApiError) -> bytes:
 
 
 class StreamSlots:
-    """Counts the streams of one app, so that none has to wait for a connection to Redis."""
+    """Counts the streams of one app: each costs memory and a share of the loop."""
 
     def __init__(self, limit: int):
         self._limit = limit
@@ -93,6 +92,8 @@ class EventResponse(Response):
         self._on_leave = on_leave
         self._on_error = on_error
         self._started = False
+        self._writing = asyncio.Lock()
+        self._wrote_at = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sending = asyncio.create_task(self._send(scope, receive, send))
@@ -110,54 +111,55 @@ class EventResponse(Response):
             sending.result()
 
     async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:
+        pulse = asyncio.create_task(self._pulse(send))
+        failed: Exception | None = None
         try:
-            async with aclosing(_with_pauses(self._events, self._keep_alive)) as chunks:
-                async for chunk in chunks:
-                    await self._write(send, chunk or _KEEP_ALIVE)
+            async for chunk in self._events:
+                await self._write(send, chunk)
         except Exception as e:
-            error = as_api_error(e)
-            if not self._started:
-                await error.response()(scope, receive, send)
-            else:
-                await self._write(send, self._on_error(error))
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
+            failed = e
             if not isinstance(e, ApiError | MillraceError):
                 raise
+        finally:
+            await end_tasks(pulse)
+            if isinstance(self._events, AsyncGenerator):
+                await self._events.aclose()
+            if failed is not None:
+                await self._tell(failed, scope, receive, send)
+        if failed is None:
+            await self._write(send, b"")
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _tell(self, failed: Exception, scope: Scope, receive: Receive, send: Send) -> None:
+        error = as_api_error(failed)
+        if not self._started:
+            await error.response()(scope, receive, send)
             return
-        await self._write(send, b"")
+        await self._write(send, self._on_error(error))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
+    async def _pulse(self, send: Send) -> None:
+        """Signs of life whenever nothing was sent for `keep_alive`."""
+        loop = asyncio.get_running_loop()
+        self._wrote_at = loop.time()
+        while True:
+            left = self._wrote_at + self._keep_alive - loop.time()
+            if left > 0:
+                await asyncio.sleep(left)
+            else:
+                await self._write(send, _KEEP_ALIVE)
+
     async def _write(self, send: Send, chunk: bytes) -> None:
-        if not self._started:
-            self._started = True
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        """Waits while the client does not read. No more events are asked for then, which bounds what is kept for it."""
+        async with self._writing:
+            if not self._started:
+                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                self._started = True
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            self._wrote_at = asyncio.get_running_loop().time()
 
 
 async def wait_for_leave(receive: Receive) -> None:
     """Returns when the client has closed its connection; the request's body must have been read."""
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-async def _with_pauses(events: AsyncIterator[bytes], seconds: float) -> AsyncGenerator[bytes]:
-    """`events`, with an empty chunk in between whenever there was none for `seconds`."""
-    following = asyncio.create_task(_next(events))
-    try:
-        while True:
-            # Not wait_for, which would cancel the read, and with it the generator.
-            await asyncio.wait((following,), timeout=seconds)
-            if not following.done():
-                yield b""
-                continue
-            chunk = following.result()
-            if chunk is None:
-                return
-            yield chunk
-            following = asyncio.create_task(_next(events))
-    finally:
-        await end_tasks(following)
-
-
-async def _next(events: AsyncIterator[bytes]) -> bytes | None:
-    return await anext(events, None)

@@ -126,7 +126,7 @@ class Dispatcher:
     async def _listen(self) -> None:
         """Wakes this gateway when a job with a webhook has ended, over reconnects."""
         while True:
-            pubsub = self._connection.blocking.pubsub()
+            pubsub = self._connection.commands.pubsub()
             try:
                 await pubsub.psubscribe(WEBHOOK_CHANNELS)
                 while True:
