@@ -6,6 +6,7 @@ from .paged_decode import paged_decode
 from .paged_prefill import paged_prefill
 from .rms_norm import rms_norm, rms_norm_residual
 from .rotary import rotary
+from .rotary_store import rotary_store
 from .sample import sample
 from .silu_mul import silu_mul
 from .store_kv import store_kv
@@ -16,6 +17,7 @@ __all__ = [
     "rms_norm",
     "rms_norm_residual",
     "rotary",
+    "rotary_store",
     "sample",
     "silu_mul",
     "store_kv",

@@ -11,13 +11,15 @@ import triton
 import triton.language as tl
 
 from ._gumbel import gumbel, gumbel_reference, philox_reference, philox_word
-from ._launch import check_dtype, check_float, check_rows, check_same_device, check_shape, use_triton
+from ._launch import check_dtype, check_float, check_rows, check_same_device, check_shape, multiprocessors, use_triton
 
 _FINITE = torch.finfo(torch.float32).max
 #: Temperatures between 0 and this act as this, so that dividing by one stays finite.
 _COLDEST = 1e-30
 #: The noise lies between -3.2 and 22.9, so that a token this far below the best, in units of temperature, never wins.
 _OUT_OF_REACH = 27.0
+#: Programs a multiprocessor into which unfiltered rows are cut.
+_PROGRAMS = 8
 
 
 def sample_reference(
@@ -76,10 +78,10 @@ def _load_logits(row_ptr, ids, vocab, FINITE: tl.constexpr):
 
 
 @triton.jit
-def _best(row_ptr, vocab, FINITE: tl.constexpr, BLOCK: tl.constexpr):
-    """(largest logit, its lowest id)."""
-    top, top_id = tl.full([BLOCK], float("-inf"), tl.float32), tl.arange(0, BLOCK)
-    for start in tl.range(0, vocab, BLOCK):
+def _best(row_ptr, begin, end, vocab, FINITE: tl.constexpr, BLOCK: tl.constexpr):
+    """(largest logit, its lowest id) of the ids from `begin` to `end`."""
+    top, top_id = tl.full([BLOCK], float("-inf"), tl.float32), begin + tl.arange(0, BLOCK)
+    for start in tl.range(begin, end, BLOCK):
         ids = start + tl.arange(0, BLOCK)
         x = _load_logits(row_ptr, ids, vocab, FINITE)
         top_id = tl.where(x > top, ids, top_id)
@@ -138,6 +140,103 @@ def _narrow(
 
 
 @triton.jit
+def _draw(
+    row_ptr, begin, end, vocab, best, best_id, limit, heat, seed, position, FINITE: tl.constexpr, BLOCK: tl.constexpr
+):
+    """(largest score, its lowest id) of the ids from `begin` to `end` that are within the limit."""
+    top = tl.full([BLOCK], float("-inf"), tl.float32)
+    top_id = tl.zeros([BLOCK], tl.int32) + best_id
+    for start in tl.range(begin, end, BLOCK):
+        ids = start + tl.arange(0, BLOCK)
+        gap = best - _load_logits(row_ptr, ids, vocab, FINITE)
+        kept = gap.to(tl.int32, bitcast=True) <= limit
+        # After a filter most blocks hold nothing, and their noise need not be made.
+        if tl.max(kept.to(tl.int32), axis=0) > 0:
+            score = tl.where(kept, gumbel(philox_word(seed, ids, position)) - gap / heat, float("-inf"))
+            top_id = tl.where(score > top, ids, top_id)
+            top = tl.maximum(score, top)
+    score = tl.max(top, axis=0)
+    return score, tl.min(tl.where(top == score, top_id, vocab), axis=0)
+
+
+@triton.jit
+def _first_of(values_ptr, ids_ptr, row, num_splits, vocab, SPLITS_PAD: tl.constexpr):
+    """(largest value, its lowest id) of a row's splits."""
+    split = tl.arange(0, SPLITS_PAD)
+    values = tl.load(values_ptr + row * num_splits + split, mask=split < num_splits, other=float("-inf"))
+    ids = tl.load(ids_ptr + row * num_splits + split, mask=split < num_splits, other=vocab)
+    top = tl.max(values, axis=0)
+    return top, tl.min(tl.where(values == top, ids, vocab), axis=0)
+
+
+@triton.jit(do_not_specialize=["num_splits", "chunk"])
+def _best_kernel(
+    logits_ptr, best_ptr, best_id_ptr, vocab, row_stride, num_splits, chunk, FINITE: tl.constexpr, BLOCK: tl.constexpr
+):
+    """One program a (row, split)."""
+    row, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    begin = split * chunk
+    end = tl.minimum(begin + chunk, vocab)
+    best, best_id = _best(logits_ptr + row * row_stride, begin, end, vocab, FINITE, BLOCK)
+    tl.store(best_ptr + row * num_splits + split, best)
+    tl.store(best_id_ptr + row * num_splits + split, best_id)
+
+
+@triton.jit(do_not_specialize=["num_splits", "chunk"])
+def _draw_kernel(
+    logits_ptr,
+    temperature_ptr,
+    seeds_ptr,
+    positions_ptr,
+    best_ptr,
+    best_id_ptr,
+    score_ptr,
+    score_id_ptr,
+    vocab,
+    row_stride,
+    num_splits,
+    chunk,
+    FINITE: tl.constexpr,
+    COLDEST: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SPLITS_PAD: tl.constexpr,
+):
+    """One program a (row, split), without filters: the sums are those of _sample_kernel, bit by bit."""
+    row, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    best, best_id = _first_of(best_ptr, best_id_ptr, row, num_splits, vocab, SPLITS_PAD)
+    temperature = tl.load(temperature_ptr + row)
+    score, score_id = tl.full([], float("-inf"), tl.float32), best_id
+    if temperature > 0:
+        begin = split * chunk
+        end = tl.minimum(begin + chunk, vocab)
+        seed, position = tl.load(seeds_ptr + row), tl.load(positions_ptr + row)
+        score, score_id = _draw(
+            logits_ptr + row * row_stride,
+            begin,
+            end,
+            vocab,
+            tl.maximum(best, -FINITE),
+            best_id,
+            tl.full([], 0x7F800000, tl.int32),
+            tl.maximum(temperature, COLDEST),
+            seed,
+            position,
+            FINITE,
+            BLOCK,
+        )
+    tl.store(score_ptr + row * num_splits + split, score)
+    tl.store(score_id_ptr + row * num_splits + split, score_id)
+
+
+@triton.jit(do_not_specialize=["num_splits"])
+def _pick_kernel(score_ptr, score_id_ptr, ids_ptr, vocab, num_splits, SPLITS_PAD: tl.constexpr):
+    """One program a row."""
+    row = tl.program_id(0).to(tl.int64)
+    _, chosen = _first_of(score_ptr, score_id_ptr, row, num_splits, vocab, SPLITS_PAD)
+    tl.store(ids_ptr + row, chosen.to(tl.int64))
+
+
+@triton.jit
 def _sample_kernel(
     logits_ptr,
     temperature_ptr,
@@ -149,7 +248,6 @@ def _sample_kernel(
     ids_ptr,
     vocab,
     row_stride,
-    ANY_FILTER: tl.constexpr,
     FINITE: tl.constexpr,
     COLDEST: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -157,7 +255,7 @@ def _sample_kernel(
     """One program a row."""
     row = tl.program_id(0).to(tl.int64)
     row_ptr = logits_ptr + row * row_stride
-    best, best_id = _best(row_ptr, vocab, FINITE, BLOCK)
+    best, best_id = _best(row_ptr, 0, vocab, vocab, FINITE, BLOCK)
     temperature = tl.load(temperature_ptr + row)
     if not temperature > 0:
         tl.store(ids_ptr + row, best_id.to(tl.int64))
@@ -167,32 +265,20 @@ def _sample_kernel(
     heat = tl.maximum(temperature, COLDEST)
     decay = -1.4426950408889634 / heat
     limit = tl.full([], 0x7F800000, tl.int32)
-    if ANY_FILTER:
-        top_k = tl.load(top_k_ptr + row)
-        top_p = tl.load(top_p_ptr + row)
-        min_p = tl.load(min_p_ptr + row)
-        if (top_k > 0) & (top_k < vocab):
-            limit = _narrow(row_ptr, vocab, best, limit, decay, top_k.to(tl.float32), False, FINITE, BLOCK)
-        if top_p < 1.0:
-            target = tl.maximum(top_p * _mass(row_ptr, vocab, best, limit, decay, FINITE, BLOCK), 1e-30)
-            limit = _narrow(row_ptr, vocab, best, limit, decay, target, True, FINITE, BLOCK)
-        if min_p > 0.0:
-            widest = tl.maximum(-tl.log(min_p) * heat, 0.0)
-            limit = tl.minimum(limit, widest.to(tl.int32, bitcast=True))
+    top_k = tl.load(top_k_ptr + row)
+    top_p = tl.load(top_p_ptr + row)
+    min_p = tl.load(min_p_ptr + row)
+    if (top_k > 0) & (top_k < vocab):
+        limit = _narrow(row_ptr, vocab, best, limit, decay, top_k.to(tl.float32), False, FINITE, BLOCK)
+    if top_p < 1.0:
+        target = tl.maximum(top_p * _mass(row_ptr, vocab, best, limit, decay, FINITE, BLOCK), 1e-30)
+        limit = _narrow(row_ptr, vocab, best, limit, decay, target, True, FINITE, BLOCK)
+    if min_p > 0.0:
+        widest = tl.maximum(-tl.log(min_p) * heat, 0.0)
+        limit = tl.minimum(limit, widest.to(tl.int32, bitcast=True))
 
     seed, position = tl.load(seeds_ptr + row), tl.load(positions_ptr + row)
-    top = tl.full([BLOCK], float("-inf"), tl.float32)
-    top_id = tl.zeros([BLOCK], tl.int32) + best_id
-    for start in tl.range(0, vocab, BLOCK):
-        ids = start + tl.arange(0, BLOCK)
-        gap = best - _load_logits(row_ptr, ids, vocab, FINITE)
-        kept = gap.to(tl.int32, bitcast=True) <= limit
-        # After a filter most blocks hold nothing, and their noise need not be made.
-        if tl.max(kept.to(tl.int32), axis=0) > 0:
-            score = tl.where(kept, gumbel(philox_word(seed, ids, position)) - gap / heat, float("-inf"))
-            top_id = tl.where(score > top, ids, top_id)
-            top = tl.maximum(score, top)
-    chosen = tl.min(tl.where(top == tl.max(top, axis=0), top_id, vocab), axis=0)
+    _, chosen = _draw(row_ptr, 0, vocab, vocab, best, best_id, limit, heat, seed, position, FINITE, BLOCK)
     tl.store(ids_ptr + row, chosen.to(tl.int64))
 
 
@@ -239,6 +325,9 @@ def sample(
     if rows == 0:
         return ids
     block = min(4096, triton.next_power_of_2(vocab))
+    if not any_filter:
+        _launch_unfiltered(logits, temperature, seeds, positions, ids, block)
+        return ids
     _sample_kernel[(rows,)](
         logits,
         temperature,
@@ -250,10 +339,51 @@ def sample(
         ids,
         vocab,
         logits.stride(0),
-        ANY_FILTER=any_filter,
         FINITE=_FINITE,
         COLDEST=_COLDEST,
         BLOCK=block,
         num_warps=max(1, min(16, block // 256)),
     )
     return ids
+
+
+def _launch_unfiltered(
+    logits: torch.Tensor,
+    temperature: torch.Tensor,
+    seeds: torch.Tensor,
+    positions: torch.Tensor,
+    ids: torch.Tensor,
+    block: int,
+) -> None:
+    """Cuts rows, so that a few of them fill the device: the largest logit, the largest score, the id."""
+    rows, vocab = logits.shape
+    blocks = triton.cdiv(vocab, block)
+    wanted = max(1, min(blocks, triton.cdiv(_PROGRAMS * multiprocessors(logits), rows)))
+    chunk = triton.cdiv(blocks, wanted) * block
+    splits, warps, pad = triton.cdiv(vocab, chunk), max(1, min(16, block // 256)), triton.next_power_of_2(blocks)
+    best, score = (logits.new_empty(rows, splits, dtype=torch.float32) for _ in range(2))
+    best_id, score_id = (logits.new_empty(rows, splits, dtype=torch.int32) for _ in range(2))
+    row_stride, grid = logits.stride(0), (rows, splits)
+    _best_kernel[grid](
+        logits, best, best_id, vocab, row_stride, splits, chunk, FINITE=_FINITE, BLOCK=block, num_warps=warps
+    )
+    _draw_kernel[grid](
+        logits,
+        temperature,
+        seeds,
+        positions,
+        best,
+        best_id,
+        score,
+        score_id,
+        vocab,
+        row_stride,
+        splits,
+        chunk,
+        FINITE=_FINITE,
+        COLDEST=_COLDEST,
+        BLOCK=block,
+        SPLITS_PAD=pad,
+        num_warps=warps,
+    )
+    _pick_kernel[(rows,)](score, score_id, ids, vocab, splits, SPLITS_PAD=pad, num_warps=1)

@@ -102,7 +102,8 @@ def test_draws_follow_the_softmax(varied: str) -> None:
     logits = torch.linspace(-1.5, 1.5, vocab, device=DEVICE)
     numbers = torch.arange(draws)
     rows = settings(draws, temperature=1.4, **{varied: numbers})
-    ids = sample(logits.expand(draws, vocab), **rows, any_filter=False)
+    # One program a row where programs are slow.
+    ids = sample(logits.expand(draws, vocab), **rows, any_filter=INTERPRETED)
     expected = (logits.double() / 1.4).softmax(-1) * draws
     counts = torch.bincount(ids, minlength=vocab)
     assert counts.sum() == draws
@@ -174,6 +175,28 @@ def test_without_filters_their_passes_change_nothing() -> None:
     logits = torch.randn(8, 700, device=DEVICE)
     chosen = settings(8, temperature=[0.0, 1.0] * 4, seeds=SEEDS, positions=POSITIONS)
     assert torch.equal(sample(logits, **chosen), sample(logits, **chosen, any_filter=False))
+
+
+@pytest.mark.parametrize("rows", by_mode(gpu=[1, 2, 9, 300], interpreter=[1, 2], reference=[1, 2, 9]))
+def test_rows_that_are_cut_draw_what_whole_ones_draw(rows: int) -> None:
+    """Without filters a row is shared by several programs, the more the fewer rows there are."""
+    vocab = 3 * 4096 + 50
+    logits = torch.randn(rows, vocab, device=DEVICE) * 4
+    # Equals in different cuts: the lowest id of them wins.
+    logits[0, [4095, 4096, 9000]] = 40.0
+    for temperature in (0.0, 1.0, 30.0):
+        chosen = settings(rows, temperature=temperature, seeds=torch.arange(rows) + 3, positions=torch.arange(rows))
+        drawn = sample(logits, **chosen, any_filter=False)
+        assert torch.equal(drawn, sample(logits, **chosen))
+        assert torch.equal(drawn, sample_reference(logits, **chosen, any_filter=False))
+        if temperature == 0:
+            assert drawn[0] == 4095
+    logits[0] = float("nan")
+    logits[0, 9000] = -7.0
+    chosen = settings(rows, seeds=torch.arange(rows), positions=torch.arange(rows))
+    assert sample(logits, **chosen, any_filter=False)[0] == 9000
+    logits[0] = float("-inf")
+    assert sample(logits, **chosen, any_filter=False)[0] == 0
 
 
 @pytest.mark.parametrize("filters", [{}, {"top_k": 4}, {"top_p": 0.9}, {"min_p": 0.1}], ids=str)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from millrace_kernels import paged_decode, paged_prefill, store_kv
+from millrace_kernels import paged_decode, paged_prefill
 
 from .batch import ForwardBatch
 
@@ -21,9 +21,10 @@ class PagedAttention:
         self._decode_tables, self._prefill_tables = batch.block_tables[:decodes], batch.block_tables[decodes:]
         self._decode_lens, self._prefill_lens = batch.context_lens[:decodes], batch.context_lens[decodes:]
 
-    def store(self, k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor) -> None:
-        """Put the keys and values [T, Hkv, D] of this step's tokens into one layer's cache view `kv`."""
-        store_kv(k, v, kv, self._batch.slot_mapping)
+    @property
+    def slot_mapping(self) -> torch.Tensor:
+        """Where the keys and values of this step's tokens go."""
+        return self._batch.slot_mapping
 
     def attend(self, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
         """Attention of the queries [T, Hq, D] over their contexts in `kv`, this step's tokens included."""

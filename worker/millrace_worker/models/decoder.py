@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch.nn.functional import embedding, linear
 
-from millrace_kernels import rms_norm, rms_norm_residual, rotary, silu_mul
+from millrace_kernels import rms_norm, rms_norm_residual, rotary_store, silu_mul
 
 from .attention import PagedAttention
 from .batch import ForwardBatch
@@ -41,10 +41,8 @@ class DecoderLayer:
         """Rotated queries [T, Hq, D] of x [T, H], after x's keys and values are in the cache."""
         qkv = linear(x, self._qkv_weight, self._qkv_bias).view(x.shape[0], -1, self._head_dim)
         q, k, v = qkv.split((self._heads, self._kv_heads, self._kv_heads), dim=1)  # views, [T, heads, D]
-        if self._q_norm is not None and self._k_norm is not None:
-            q, k = rms_norm(q, self._q_norm, self._eps), rms_norm(k, self._k_norm, self._eps)
-        rotary(q, k, cos_sin, positions)
-        attention.store(k, v, kv)
+        slots = attention.slot_mapping
+        rotary_store(q, k, v, kv, slots, cos_sin, positions, self._q_norm, self._k_norm, self._eps)
         return q
 
     def project(self, attended: torch.Tensor) -> torch.Tensor:
