@@ -146,7 +146,7 @@ def test_results_go_to_s3(client: Client, start_worker: Start, s3_env: S3Server)
 
 
 def test_a_drained_worker_hands_over_and_exits_cleanly(client: Client, start_worker: Start) -> None:
-    first = start_worker("--grace", "0", "--lease", "30")
+    first = start_worker("--grace", "0", "--lease", "600")
     wait_for(client.models)
     long = Sampling(temperature=0.8, seed=5, max_tokens=200, ignore_eos=True)
     requests, _ = demo_requests(8, long)
@@ -154,10 +154,9 @@ def test_a_drained_worker_hands_over_and_exits_cleanly(client: Client, start_wor
     wait_for(lambda: any(job.state() is JobState.IN_PROGRESS for job in jobs))
     first.terminate()
     assert first.wait(30) == 0
-    start_worker("--lease", "30")
-    started = time.monotonic()
+    start_worker("--lease", "600")
+    # Nobody waits for a lease to run out: that would take longer than this.
     assert {job.result(timeout=150).attempts for job in jobs} == {1}
-    assert time.monotonic() - started < 30, "waited for a lease to run out"
 
 
 def test_make_demo_prints_what_it_says() -> None:
