@@ -154,7 +154,7 @@ def test_other_errors(http: httpx2.Client) -> None:
         answer = http.request(method, f"/v1/jobs/{path}".replace(gone, "something"))
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "id"), path
     job = submit(http)
-    for wait in ("61", "-1", "x", "nan", "inf"):
+    for wait in ("61", "-1", "x", "nan", "inf", "1" * 50_000 + "x"):
         answer = http.get(f"/v1/jobs/{job}", params={"wait": wait})
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "wait")
 
