@@ -262,6 +262,16 @@ def test_clients_that_vanish_while_they_wait_or_read(
     until(lambda: not any(c["cmd"] in waiting for c in raw.client_list() if c["id"] not in others))
 
 
+def test_clients_that_vanish_after_they_sent_ahead(strict: GatewayServer) -> None:
+    """The stream ends that is being answered, and not only the request behind it."""
+    ahead = b"GET /healthz HTTP/1.1\r\nhost: a\r\n\r\n"
+    sock = connect(strict)
+    sock.sendall(f"GET /v1/jobs/{stream_of(strict)}/events HTTP/1.1\r\nhost: a\r\n\r\n".encode() + ahead * 2)
+    assert b"200 OK" in sock.recv(4096)
+    vanish(sock)
+    until(lambda: all_gone(strict))
+
+
 def test_a_stream_that_is_not_read(
     strict: GatewayServer, raw: redis.Redis, keys: QueueKeys, idle_worker: FakeWorker
 ) -> None:

@@ -11,7 +11,7 @@ from enum import Enum
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from .connections import Connections
 from .errors import ApiError, unavailable
@@ -52,6 +52,8 @@ class GatewayProtocol(HttpToolsProtocol):
         self._read_bytes = self._head_bytes = 0
         self._stalled_at: float | None = None
         self._closing_at: float | None = None
+        #: Requests without a whole answer, those that were sent ahead included, in their order.
+        self._cycles: list[RequestResponseCycle] = []
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -65,6 +67,10 @@ class GatewayProtocol(HttpToolsProtocol):
         self._shared.leave(self)
         # Also after an error: the timer would keep the connection in memory.
         self._unset_keepalive_if_required()
+        # uvicorn tells the newest one alone, and it is the first that is being answered.
+        for cycle in self._cycles:
+            cycle.disconnected = True
+            cycle.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -110,6 +116,7 @@ class GatewayProtocol(HttpToolsProtocol):
         # The application ends a slow body with a 408 first, when it is one that reads it.
         self._stage, self._deadline = Stage.BODY, self.loop.time() + self._settings.body_timeout * 1.5
         super().on_headers_complete()
+        self._cycles.append(self.cycle)
 
     def on_message_complete(self) -> None:
         self._stage, self._deadline = Stage.ANSWER, None
@@ -118,6 +125,7 @@ class GatewayProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         if self._stage is Stage.ANSWER:
             self._stage = Stage.IDLE
+        del self._cycles[0]
         super().on_response_complete()
 
     def pause_writing(self) -> None:
