@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import itertools
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -36,7 +37,7 @@ class CommandBatcher:
         self._waiting: deque[_Waiting] = deque()
         self._under_way = 0
         self._scheduled = False
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._batches: dict[asyncio.Task[None], list[_Waiting]] = {}
         self._closed = False
 
     async def run(self, commands: Sequence[Command], size: int = 0) -> list[Any]:
@@ -56,18 +57,20 @@ class CommandBatcher:
     async def close(self) -> None:
         """Callers that wait get ClientClosed."""
         self._closed = True
-        await end_tasks(*self._tasks)
-        for _, _, future in self._waiting:
+        batches = dict(self._batches)
+        await end_tasks(*batches)
+        # A task that was cancelled before it began has told nobody.
+        for _, _, future in itertools.chain(*batches.values(), self._waiting):
             _fail(future, _closed())
         self._waiting.clear()
 
     def _launch(self) -> None:
         self._scheduled = False
-        while self._under_way < _MOST_UNDER_WAY and (batch := self._take()):
+        while not self._closed and self._under_way < _MOST_UNDER_WAY and (batch := self._take()):
             self._under_way += 1
             task = asyncio.create_task(self._run(batch))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._batches[task] = batch
+            task.add_done_callback(self._batches.pop)
 
     def _take(self) -> list[_Waiting]:
         batch: list[_Waiting] = []
@@ -91,7 +94,7 @@ class CommandBatcher:
             if counted:
                 counted = False
                 self._under_way -= 1
-                if self._waiting and not self._scheduled and not self._closed:
+                if self._waiting and not self._scheduled:
                     self._launch()
 
         slow = asyncio.get_running_loop().call_later(_SLOW, make_room)

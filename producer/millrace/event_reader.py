@@ -42,13 +42,16 @@ class EventReader:
         if self._closed:
             raise ClientClosed("the client is closed")
         cursor = self._kept.pop((job_id, after), None)
+        if block is None:
+            # Not from the cursor: the read under way may have been overtaken by what told the caller to look.
+            if cursor is not None:
+                cursor.leave()
+            return await self._look(job_id, after)
         if cursor is None:
             cursor = EventCursor(job_id, after)
-            if block is None:
-                return await self._look(job_id, after)
             self._shard_with_room().add(cursor)
         try:
-            events = await cursor.next(block or 0)
+            events = await cursor.next(block)
         except BaseException:
             cursor.leave()
             raise

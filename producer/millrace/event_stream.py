@@ -19,7 +19,8 @@ from .backend import EventSource
 
 _BLOCK = 5.0
 START = "0-0"
-EVENT_ID = re.compile(r"\d{1,20}-\d{1,20}", re.ASCII)
+#: Two numbers that fit into 64 bits: Redis refuses a read of many jobs over one place that it does not know.
+EVENT_ID = re.compile(r"\d{1,19}-\d{1,19}", re.ASCII)
 
 
 class EventStream:

@@ -84,6 +84,12 @@ def test_what_nobody_thought_of_needs_a_key() -> None:
         assert access_to(path) is Access.KEY, path
 
 
+def test_a_line_break_behind_a_path_changes_nothing(locked: httpx2.Client, make_key: KeyMaker) -> None:
+    for path in OPERATORS:
+        answer = locked.get(f"{path}%0A", headers=make_key.headers(tenant="acme"))
+        assert answer.json()["error"]["code"] == "operator_key_required", path
+
+
 def test_an_unknown_url_is_told_to_nobody_without_a_key(locked: httpx2.Client, make_key: KeyMaker) -> None:
     assert locked.get("/v1/else").status_code == 401
     assert locked.get("/v1/else", headers=make_key.headers()).status_code == 404

@@ -190,6 +190,32 @@ def test_an_upgrade_is_not_made(strict: GatewayServer) -> None:
     assert b"connection: close" in answer
 
 
+@pytest.mark.parametrize(
+    ("framing", "parts"),
+    [
+        (b"content-length: 14", [b'{"prompt":"a"}']),
+        (b"content-length: 14", [b"", b'{"prom', b'pt":"a"}']),
+        (b"content-length: 14", [b'{"prompt":"a"}more']),
+        (b"content-length: 14", [b'{"prompt":"a"}POST / HTTP/1.1\r\ncontent-length: 4\r\n\r\nmore']),
+        (b"transfer-encoding: chunked", [b'6\r\n{"prom\r\n', b'8\r\npt":"a"}\r\n0\r\n\r\n']),
+    ],
+)
+def test_a_body_behind_the_wish_for_an_upgrade(strict: GatewayServer, framing: bytes, parts: list[bytes]) -> None:
+    """As the JDK's client sends its first request."""
+    head = (
+        b"POST /v1/jobs HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
+        b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAEAAEAAAAIAAAAB\r\n"
+    )
+    with connect(strict) as sock:
+        sock.sendall(head + framing + b"\r\n\r\n" + parts[0])
+        for part in parts[1:]:
+            time.sleep(0.05)
+            sock.sendall(part)
+        answer = read_all(sock)
+    assert answer.startswith(b"HTTP/1.1 202 "), answer
+    assert b"connection: close" in answer
+
+
 def test_requests_sent_ahead_are_answered_in_order(strict: GatewayServer) -> None:
     with connect(strict) as sock:
         one = b"GET /%s HTTP/1.1\r\nhost: a\r\n\r\n"
@@ -260,6 +286,16 @@ def test_clients_that_vanish_while_they_wait_or_read(
     until(lambda: all_gone(strict))
     waiting = {"subscribe", "unsubscribe", "xread"}
     until(lambda: not any(c["cmd"] in waiting for c in raw.client_list() if c["id"] not in others))
+
+
+def test_clients_that_vanish_after_they_sent_ahead(strict: GatewayServer) -> None:
+    """The stream ends that is being answered, and not only the request behind it."""
+    ahead = b"GET /healthz HTTP/1.1\r\nhost: a\r\n\r\n"
+    sock = connect(strict)
+    sock.sendall(f"GET /v1/jobs/{stream_of(strict)}/events HTTP/1.1\r\nhost: a\r\n\r\n".encode() + ahead * 2)
+    assert b"200 OK" in sock.recv(4096)
+    vanish(sock)
+    until(lambda: all_gone(strict))
 
 
 def test_a_stream_that_is_not_read(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from millrace import Client
 from millrace.embedded import EmbeddedRedis
 from millrace.gateway.webhook_addresses import Allowed
 from millrace.gateway.webhook_settings import WebhookSettings
+from millrace.webhooks.outbox import Claims, Outbox
 from millrace_schemas import QueueKeys
 from receiver import Receiver
 
@@ -94,6 +96,28 @@ def test_a_gateway_that_stops_gives_back_what_it_holds(client: Client, redis_url
         with GatewayServer(redis_url, webhooks=settings):
             receiver.wait(2)
             until(lambda: delivered(client, job.id))
+
+
+def test_a_gateway_that_stops_gives_back_what_it_is_about_to_get(
+    client: Client, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = Outbox.claim
+    taken = threading.Event()
+
+    async def late(outbox: Outbox, *args: Any) -> Claims:
+        claims = await claim(outbox, *args)
+        if claims.taken:
+            taken.set()
+            await asyncio.sleep(0.5)
+        return claims
+
+    monkeypatch.setattr(Outbox, "claim", late)
+    with GatewayServer(redis_url, webhooks=WebhookSettings(allowed=HERE)):
+        job = client.submit("a", webhook="http://127.0.0.1:1/never")
+        assert taken.wait(10)
+    webhook = job.record().webhook
+    assert webhook is not None
+    assert (webhook.state, webhook.attempts) == ("pending", 0)
 
 
 def test_a_gateway_that_stops_waits_for_quick_receivers(client: Client, redis_url: str) -> None:

@@ -95,6 +95,27 @@ def test_callers_that_leave_and_a_close() -> None:
     asyncio.run(run())
 
 
+def test_a_close_at_any_turn_leaves_nobody_waiting() -> None:
+    async def run() -> None:
+        for turns in range(6):
+            for under_way in range(2):
+                server = Server()
+                batcher = CommandBatcher(server.send)
+                tasks = [asyncio.create_task(batcher.run([("ECHO", i)])) for i in range(under_way)]
+                await asyncio.sleep(0.01)
+                tasks.append(asyncio.create_task(batcher.run([("ECHO", 1)])))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                await batcher.close()
+                sent = len(server.batches)
+                async with asyncio.timeout(20):
+                    for found in await asyncio.gather(*tasks, return_exceptions=True):
+                        assert isinstance(found, ClientClosed), turns
+                assert len(server.batches) == sent, "a command left after the close"
+
+    asyncio.run(run())
+
+
 def test_many_bytes_leave_in_parts() -> None:
     async def run() -> None:
         server = Server()

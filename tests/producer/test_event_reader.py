@@ -13,7 +13,18 @@ import pytest
 import redis
 
 from fake_worker import register
-from millrace import AsyncClient, AsyncJob, ClientClosed, DecodeError, Finished, JobState, Result, Started, Tokens
+from millrace import (
+    AsyncClient,
+    AsyncJob,
+    ClientClosed,
+    DecodeError,
+    Finished,
+    InvalidRequest,
+    JobState,
+    Result,
+    Started,
+    Tokens,
+)
 from millrace import event_shard as event_shard_module
 from millrace import event_stream as event_stream_module
 from millrace.connection import Connection
@@ -281,6 +292,56 @@ def test_what_is_no_stream_concerns_its_own_reader_alone(redis_url: str, raw: re
                 await anext(strange.events())
             publish(raw, keys, good, token(0))
             assert await reading == token(0)
+
+    asyncio.run(run())
+
+
+def test_the_end_of_a_job_whose_read_is_late(
+    redis_url: str, raw: redis.Redis, keys: QueueKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader that finds its job ended gets the events before the end, though the read of all has not brought them."""
+    register(redis_url)
+    monkeypatch.setattr(event_stream_module, "_BLOCK", 0.2)
+
+    async def silent(wire: Wire, packed: bytes) -> object:
+        return await asyncio.Event().wait()
+
+    monkeypatch.setattr(Wire, "run_packed", silent)
+
+    async def run() -> None:
+        async with asyncio.timeout(30), AsyncClient(redis_url) as client:
+            (job,) = await submit(client, 1)
+            stream = job.events()
+            reading = asyncio.create_task(anext(stream))
+            await asyncio.sleep(0.1)
+            publish(raw, keys, job, token(0), end(job))
+            raw.hset(keys.job(job.id), "state", JobState.COMPLETED)
+            raw.set(keys.result(job.id), encode(end(job).result))
+            assert [await reading, await anext(stream)] == [token(0), end(job)]
+
+    asyncio.run(run())
+
+
+def test_a_place_that_redis_does_not_take_concerns_its_own_reader_alone(
+    redis_url: str, raw: redis.Redis, keys: QueueKeys
+) -> None:
+    register(redis_url)
+
+    async def run() -> None:
+        async with asyncio.timeout(30), AsyncClient(redis_url) as client:
+            good, bad = await submit(client, 2)
+            reading = asyncio.create_task(anext(good.events()))
+            await until(lambda: readers(raw))
+            for place in ("9" * 20 + "-0", "0-" + "9" * 20):
+                with pytest.raises(InvalidRequest):
+                    await anext(bad.events(place))
+            last = "-".join(["9" * 19] * 2)
+            far = asyncio.create_task(anext(bad.events(last)))
+            await asyncio.sleep(0.1)
+            publish(raw, keys, good, token(0))
+            assert await reading == token(0)
+            assert not far.done()
+            far.cancel()
 
     asyncio.run(run())
 

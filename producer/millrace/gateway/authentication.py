@@ -36,6 +36,8 @@ _OPERATORS = frozenset({"/", "/status.json", "/metrics"})
 
 def access_to(path: str) -> Access:
     """Who may ask for `path`. What is not named here needs a key."""
+    # A route's pattern ends in $, which takes a line break behind it, too.
+    path = path.removesuffix("\n")
     if path in _PUBLIC or path.startswith(_PUBLIC_FOLDERS):
         return Access.EVERYBODY
     return Access.OPERATOR if path in _OPERATORS else Access.KEY

@@ -11,13 +11,15 @@ from enum import Enum
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from .connections import Connections
 from .errors import ApiError, unavailable
 
 #: Bytes of a request's first line and headers; h11 and nginx have about the same.
 MAX_HEAD_BYTES = 64 * 1024
+#: Headers that say where a body ends.
+_FRAMING = (b"content-length", b"transfer-encoding")
 #: How many bytes a chunked body may take for each that it carries, and those that come on top.
 _CHUNKED, _SLACK = 8, 1024 * 1024
 #: Seconds in which a connection that is closed must have taken what was written to it.
@@ -52,6 +54,10 @@ class GatewayProtocol(HttpToolsProtocol):
         self._read_bytes = self._head_bytes = 0
         self._stalled_at: float | None = None
         self._closing_at: float | None = None
+        #: Whether the request asked for an upgrade; it is the last one then.
+        self._declined = False
+        #: Requests without a whole answer, those that were sent ahead included, in their order.
+        self._cycles: list[RequestResponseCycle] = []
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -65,6 +71,10 @@ class GatewayProtocol(HttpToolsProtocol):
         self._shared.leave(self)
         # Also after an error: the timer would keep the connection in memory.
         self._unset_keepalive_if_required()
+        # uvicorn tells the newest one alone, and it is the first that is being answered.
+        for cycle in self._cycles:
+            cycle.disconnected = True
+            cycle.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -75,13 +85,14 @@ class GatewayProtocol(HttpToolsProtocol):
             self._enter_head()
         self._read_bytes += len(data)
         try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            # Answered as if it did not ask; what follows is another protocol, or nothing.
-            if self.cycle is not None:
-                self.cycle.keep_alive = False
-            self._stage, self._deadline = Stage.OVER, None
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as e:
+                self._decline_upgrade(data[e.args[0] :])
         except httptools.HttpParserError:
+            if self._declined and self._stage is not Stage.BODY:
+                # Behind a request that asked for an upgrade.
+                return
             if self._head_bytes > MAX_HEAD_BYTES:
                 self.end_with(_head_too_long())
             else:
@@ -110,14 +121,23 @@ class GatewayProtocol(HttpToolsProtocol):
         # The application ends a slow body with a 408 first, when it is one that reads it.
         self._stage, self._deadline = Stage.BODY, self.loop.time() + self._settings.body_timeout * 1.5
         super().on_headers_complete()
+        self._cycles.append(self.cycle)
+
+    def on_body(self, body: bytes) -> None:
+        if self._stage is Stage.BODY:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._stage, self._deadline = Stage.ANSWER, None
+        if self.parser.should_upgrade():
+            # Of its headers only.
+            return
+        self._stage, self._deadline = Stage.OVER if self._declined else Stage.ANSWER, None
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
         if self._stage is Stage.ANSWER:
             self._stage = Stage.IDLE
+        del self._cycles[0]
         super().on_response_complete()
 
     def pause_writing(self) -> None:
@@ -158,6 +178,18 @@ class GatewayProtocol(HttpToolsProtocol):
         self.transport.write(error.raw())
         self.transport.write_eof()
 
+    def _decline_upgrade(self, rest: bytes) -> None:
+        """Has the request answered as if it did not ask for another protocol: the JDK's client always does.
+
+        httptools ends such a request with its headers, so a second parser reads the body in `rest` and what follows.
+        """
+        self._declined, self.cycle.keep_alive = True, False
+        self.parser = httptools.HttpRequestParser(_Body(self))
+        framing = [b"%b: %b\r\n" % header for header in self.headers if header[0] in _FRAMING]
+        self.parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n" % b"".join(framing))
+        if self._stage is Stage.BODY:
+            self.parser.feed_data(rest)
+
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
@@ -170,6 +202,14 @@ class GatewayProtocol(HttpToolsProtocol):
         self._head_bytes += size
         if self._head_bytes > MAX_HEAD_BYTES:
             raise ValueError("too long")
+
+
+class _Body:
+    """What httptools is to call of a connection whose request has its headers."""
+
+    def __init__(self, connection: GatewayProtocol):
+        self.on_body = connection.on_body
+        self.on_message_complete = connection.on_message_complete
 
 
 def _head_too_long() -> ApiError:

@@ -25,8 +25,9 @@ from .settings import GatewaySettings
 from .sse import EventResponse, event
 from .waiting import unless_left
 
-#: A number as JSON and people write it; Python's float() takes more.
-_SECONDS = re.compile(r"-?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
+#: A number as JSON and people write it; Python's float() takes more. Digits can be matched in one way only: text of any
+#: length is refused at once.
+_SECONDS = re.compile(r"-?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 _NAMES = frozenset({*FIELDS, "idempotency_key"})
 
 

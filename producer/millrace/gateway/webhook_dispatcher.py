@@ -23,7 +23,7 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from millrace.connection import Connection
-from millrace.webhooks.outbox import Claim, Outbox, Terms
+from millrace.webhooks.outbox import Claim, Claims, Outbox, Terms
 from millrace.webhooks.signature import sign
 from millrace_schemas import DecodeError, QueueUnavailable, WebhookState, queue_of_job
 from millrace_schemas.aio import end_tasks
@@ -77,6 +77,8 @@ class Dispatcher:
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
         self._calls: dict[asyncio.Task[None], _Call] = {}
+        #: Entries on their way to us: a gateway that stops has them, whether it waits for them or not.
+        self._claiming: asyncio.Task[Claims] | None = None
         self._changed = asyncio.Event()
         self._queues_read_at = float("-inf")
 
@@ -120,6 +122,8 @@ class Dispatcher:
         # Others may go on with them at once.
         with suppress(TimeoutError, QueueUnavailable):
             async with asyncio.timeout(_GIVE_BACK):
+                if self._claiming is not None:
+                    left += (await self._claiming).taken
                 for claim in left:
                     await self._outbox.settle(claim, WebhookState.PENDING)
 
@@ -190,7 +194,14 @@ class Dispatcher:
         self._due[queue] = now + settings.poll
         room = settings.max_calls - len(self._calls)
         terms = Terms(room, settings.max_calls_per_receiver, settings.lease)
-        claims = await self._outbox.claim(queue, terms, Counter(call.receiver for call in self._calls.values()))
+        calls = Counter(call.receiver for call in self._calls.values())
+        self._claiming = asyncio.create_task(self._outbox.claim(queue, terms, calls))
+        try:
+            claims = await asyncio.shield(self._claiming)
+        except Exception:
+            self._claiming = None
+            raise
+        self._claiming = None
         self.waiting[queue] = claims.waiting
         self.counts["lost"] += claims.gone
         (self._passed.add if claims.passed else self._passed.discard)(queue)

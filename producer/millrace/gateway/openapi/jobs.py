@@ -217,7 +217,7 @@ _EVENTS = Operation(
             "Last-Event-ID",
             "header",
             "Go on behind the event with this id, as browsers do by themselves.",
-            {"type": "string", "pattern": "^[0-9]{1,20}-[0-9]{1,20}$"},
+            {"type": "string", "pattern": "^[0-9]{1,19}-[0-9]{1,19}$"},
             "1795307886404-0",
         ),
     ),
