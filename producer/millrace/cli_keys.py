@@ -22,8 +22,6 @@ app = typer.Typer(no_args_is_help=True, help="Make, list and revoke the gateway'
 
 R = TypeVar("R")
 
-Limit = typer.Option(min=1, metavar="N")
-
 
 @app.command()
 def create(
@@ -32,8 +30,12 @@ def create(
     operator: Annotated[
         bool, typer.Option("--operator", help="It sees all jobs, the status page and the metrics.")
     ] = False,
-    requests_per_minute: Annotated[int | None, Limit] = None,
-    tokens_per_minute: Annotated[int | None, Limit] = None,
+    requests_per_minute: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Jobs that it may submit.")
+    ] = None,
+    tokens_per_minute: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Of the prompts and answers of those jobs.")
+    ] = None,
     max_jobs: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Unfinished jobs that the tenant may have.")
     ] = None,
@@ -72,16 +74,14 @@ def list_(as_json: AsJson = False, redis_url: RedisUrl = None) -> None:
     if as_json:
         print_json([_described(key) for key in keys])
         return
-    table = Table(
-        Column("id", no_wrap=True), "name", "tenant", "operator", "requests/min", "tokens/min", "jobs", "created",
-        "expires",
-    )  # fmt: skip
+    # Days and hours stay whole in 80 columns, and stand below each other there.
+    created, expiring = Column("created", min_width=10), Column("expires", min_width=10)
+    table = Table(Column("id", no_wrap=True), "name", "tenant", "limits", created, expiring)
     for key in keys:
         expires = "never" if key.expires_at is None else _day(key.expires_at)
         table.add_row(
-            key.id, Text(key.name), key.tenant or "-", "yes" if key.operator else "no", _limit(key.requests_per_minute),
-            _limit(key.tokens_per_minute), _limit(key.max_jobs), _day(key.created_at),
-            "expired" if key.expired(time.time()) else expires,
+            key.id, Text(key.name), (key.tenant or "-") + " (operator)" * key.operator, _limits(key),
+            _day(key.created_at), "expired" if key.expired(time.time()) else expires,
         )  # fmt: skip
     print_table(table)
 
@@ -118,5 +118,7 @@ def _day(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")
 
 
-def _limit(number: int) -> str:
-    return f"{number:,}" if number else "-"
+def _limits(key: ApiKey) -> str:
+    """A line for each."""
+    limits = ((key.requests_per_minute, "requests/min"), (key.tokens_per_minute, "tokens/min"), (key.max_jobs, "jobs"))
+    return "\n".join(f"{number:,} {what}" for number, what in limits if number) or "-"

@@ -68,7 +68,8 @@ class Connection:
             # cancellation, and a caller that was cancelled would go on.
             self.commands: Redis = Redis.from_url(url, socket_timeout=None, **common)
         except (ValueError, TypeError) as e:
-            raise QueueUnavailable(f"{self.address} is no Redis URL ({e}); one looks like redis://host:6379/0") from e
+            why = "" if "@" in url else f" ({e})"  # it may quote the beginning of a password
+            raise QueueUnavailable(f"{self.address} is no Redis URL{why}; one looks like redis://host:6379/0") from e
         self._batcher = CommandBatcher(self._send)
         self._wires: list[Wire] = []
         self._slots = asyncio.Semaphore(MAX_CONNECTIONS)
@@ -256,6 +257,8 @@ def check_version(version: str, address: str) -> None:
 
 def _address(url: str) -> str:
     """`url` for messages: without user name and password."""
+    if "://" not in url:  # what urlsplit takes for the scheme of localhost:6379 is the host, or a user
+        return url if url and "@" not in url else "the given address"
     try:
         parts = urlsplit(url)
         host = parts.hostname or ""

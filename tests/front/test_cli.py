@@ -53,3 +53,12 @@ def test_a_worker_without_redis_says_one_line() -> None:
     assert run.returncode == 3
     assert run.stderr.startswith("millrace worker: cannot reach Redis at 127.0.0.1:1/0: ")
     assert run.stderr.count("\n") == 1
+
+
+def test_a_worker_without_its_packages_says_what_to_install() -> None:
+    code = "import sys; sys.modules['transformers'] = None; from millrace_worker.cli import app; app()"
+    run = subprocess.run([sys.executable, "-c", code, "--log-level", "error"], capture_output=True, text=True)
+    assert run.returncode == 2, run.stderr
+    (line,) = run.stderr.splitlines()
+    assert line.startswith("millrace worker: not all that it needs is installed (")
+    assert line.endswith('; run: pip install "millrace[worker]"')

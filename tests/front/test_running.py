@@ -8,7 +8,7 @@ from typing import Any
 from front_parts import READY, job_of
 from millrace_schemas import ErrorCode, JobState
 from millrace_worker.errors import EngineDied
-from millrace_worker.frames import AddSequence, Refusal, StepOutput
+from millrace_worker.frames import AddSequence, Load, Refusal, StepOutput
 from millrace_worker.front.job import Job
 from millrace_worker.front.outcome import Signature
 from millrace_worker.front.running import Running
@@ -88,6 +88,20 @@ def test_a_fresh_engine_gets_the_tokens_so_far() -> None:
         job = running.jobs.get("a")
         assert job is not None
         assert job.generated == [7, 8]
+
+    asyncio.run(body())
+
+
+def test_an_engine_without_jobs_has_no_load() -> None:
+    async def body() -> None:
+        running, wall = bench()
+        running.begin(job_of("a"))
+        (seq_id,) = (sequence.seq_id for sequence in wall.added)
+        load = Load(running=1, free_blocks=9, total_blocks=10)
+        running.on_step(StepOutput(1, tokens=[(seq_id, [7])], load=load))
+        assert running.load_now == load
+        running.on_step(StepOutput(2, tokens=[(seq_id, [8])], finished=[(seq_id, "length")], load=load))
+        assert running.load_now == Load()
 
     asyncio.run(body())
 

@@ -126,6 +126,14 @@ def test_no_redis_url(url: str) -> None:
         Client(url)
 
 
+def test_no_redis_url_is_told_as_it_was_given() -> None:
+    with pytest.raises(QueueUnavailable, match=r"^localhost:6379 is no Redis URL"):
+        Client("localhost:6379")
+    for url in ("me:s3cret@localhost:6379", "redis://:s3/cret@localhost"):
+        with pytest.raises(QueueUnavailable, match=r"^the given address is no Redis URL(?!.*s3)"):
+            Client(url)
+
+
 def test_wrong_and_missing_passwords() -> None:
     with EmbeddedRedis() as server:
         with redis.Redis.from_url(server.url) as raw:

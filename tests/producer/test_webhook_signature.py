@@ -6,6 +6,7 @@ import base64
 import json
 import time
 from collections.abc import Mapping
+from email.message import Message
 from typing import Any
 
 import pytest
@@ -43,7 +44,10 @@ def test_what_is_ours() -> None:
 def test_headers_of_any_kind() -> None:
     given = headers()
     title = {name.title(): value for name, value in given.items()}
-    kinds: list[Any] = [title, list(given.items()), [*title.items(), ("Accept", "*/*")]]
+    message = Message()  # as http.server has them
+    for name, value in title.items():
+        message[name] = value
+    kinds: list[Any] = [title, list(given.items()), [*title.items(), ("Accept", "*/*")], message]
     for kind in kinds:
         assert verify(BODY, kind, SECRET).id == "evt_1"
 

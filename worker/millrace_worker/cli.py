@@ -39,7 +39,10 @@ def run_worker(
         engine_command = (*ENGINE_COMMAND, "--log-level", config.log_level, "--log-format", config.log_format)
     try:
         if tools is None:
-            config, tools = _load_model(config)
+            try:
+                config, tools = _load_model(config)
+            except ModuleNotFoundError as e:
+                return _say(f'not all that it needs is installed ({e}); run: pip install "millrace[worker]"', USAGE)
         asyncio.run(_serve(config, tools, engine_command))
     except (ConfigError, ModelError, InvalidRequest) as e:
         return _say(e, USAGE)
@@ -71,7 +74,7 @@ def _load_model(config: WorkerConfig) -> tuple[WorkerConfig, TextTools]:
     return config, TextTools(Tokenizer.load(path), StopChecker)
 
 
-def _say(error: Exception, code: int) -> int:
+def _say(error: Exception | str, code: int) -> int:
     print(f"millrace worker: {error}", file=sys.stderr)
     return code
 

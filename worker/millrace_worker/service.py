@@ -175,7 +175,7 @@ class Service:
 
     def _info(self) -> WorkerInfo:
         running, ready = self._running, self._ready
-        load, totals = running.load, running.totals
+        load, totals = running.load_now, running.totals
         now = time.time() + running.clock_offset
         return WorkerInfo(
             name=self.name,

@@ -9,6 +9,8 @@ import hmac
 import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from email.message import Message
+from typing import TypeAlias
 
 import msgspec
 
@@ -19,6 +21,8 @@ from .event import Event
 _PREFIX = "whsec_"
 _SECRET_BYTES = 32
 ID_HEADER, TIMESTAMP_HEADER, SIGNATURE_HEADER = "webhook-id", "webhook-timestamp", "webhook-signature"
+#: Also as http.server has them, which is no Mapping.
+Headers: TypeAlias = Mapping[str, str] | Message | Iterable[tuple[str, str]]
 
 
 class InvalidSignature(MillraceError, ValueError):
@@ -38,7 +42,7 @@ def sign(body: bytes, event_id: str, timestamp: int, signing: Sequence[str]) -> 
 
 def verify(
     body: bytes | str,
-    headers: Mapping[str, str] | Iterable[tuple[str, str]],
+    headers: Headers,
     secret: str | Sequence[str],
     tolerance: float = 300,
 ) -> Event:
@@ -67,8 +71,8 @@ def verify(
         raise InvalidSignature(f"the body is signed, but no event: {e}") from e
 
 
-def _read_headers(headers: Mapping[str, str] | Iterable[tuple[str, str]]) -> tuple[str, str, str]:
-    pairs = headers.items() if isinstance(headers, Mapping) else headers
+def _read_headers(headers: Headers) -> tuple[str, str, str]:
+    pairs = headers.items() if isinstance(headers, Mapping | Message) else headers
     found = {name.lower(): value for name, value in pairs}
     missing = [name for name in (ID_HEADER, TIMESTAMP_HEADER, SIGNATURE_HEADER) if not found.get(name)]
     if missing:

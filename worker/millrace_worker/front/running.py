@@ -50,6 +50,12 @@ class Running:
         """Jobs held and not ended, those being written included."""
         return len(self.jobs) + self.jobs.preparing + self._ending
 
+    @property
+    def load_now(self) -> Load:
+        """The engine's load, for people."""
+        # A step's counts what ends with it, and after the last one no other tells that the engine is empty.
+        return self.load if self.jobs.engine_busy else Load()
+
     def now(self) -> float:
         """Redis time."""
         return time.time() + self.clock_offset
