@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from millrace_worker.config import EngineConfig, StreamConfig, WorkerConfig, load
+from millrace_worker.config import EngineConfig, StreamConfig, WorkerConfig, engine_environ, load
 from millrace_worker.errors import ConfigError
 
 
@@ -103,3 +103,8 @@ def test_an_unknown_setting_is_refused() -> None:
 def test_nobody_writes_into_the_configuration() -> None:
     with pytest.raises(AttributeError):
         load({}, {}).engine.model = "other"  # type: ignore[misc]
+
+
+def test_the_engine_has_this_environment_and_threads_that_sleep() -> None:
+    assert engine_environ({"PATH": "/bin"}) == {"PATH": "/bin", "OMP_WAIT_POLICY": "passive"}
+    assert engine_environ({"OMP_WAIT_POLICY": "active"}) == {"OMP_WAIT_POLICY": "active"}

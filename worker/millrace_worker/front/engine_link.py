@@ -16,7 +16,7 @@ import msgspec
 import structlog
 
 from millrace_schemas.aio import end_tasks
-from millrace_worker.config import EngineConfig
+from millrace_worker.config import EngineConfig, engine_environ
 from millrace_worker.errors import EngineDied
 from millrace_worker.frames import (
     MAX_FRAME_BYTES,
@@ -93,6 +93,7 @@ class EngineLink:
                 *("--fd", str(theirs.fileno())),
                 pass_fds=(theirs.fileno(),),
                 stdin=asyncio.subprocess.DEVNULL,
+                env=engine_environ(),
                 # Ctrl-C in a terminal is for the front, which needs the engine while it drains.
                 start_new_session=True,
             )
