@@ -37,6 +37,7 @@ from .redis_backend import RedisBackend
 from .registry import ModelRegistry
 from .submission import Deadline, MessageLike, Submission, build_request, check_against_model, recheck_request
 from .tenant_backend import TenantBackend
+from .tracing import current_traceparent
 
 #: Jobs, and bytes, of one round trip of submit_many.
 _CHUNK, _CHUNK_BYTES = 256, 4 * 1024 * 1024
@@ -276,6 +277,8 @@ class AsyncClient:
             raise InvalidRequest(f"expected a Request or a mapping of submit's arguments, got {type(given).__name__}")
         if self._tenant is not None:
             request = msgspec.structs.replace(request, tenant=self._tenant)
+        if request.traceparent is None and (traceparent := current_traceparent()) is not None:
+            request = msgspec.structs.replace(request, traceparent=traceparent)
         submission = Submission.of(request, key, self._max_jobs)
         info = await self._registry.info(request.model)
         check_against_model(request, info)

@@ -94,6 +94,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     log_format: Annotated[
         Literal["auto", "json", "console"], Meta(description="auto is console in a terminal, else json.")
     ] = "auto"
+    log_prompts: Annotated[bool, Meta(description="Log the prompt and answer of each ended job, too.")] = False
     metrics_port: Annotated[
         int | None,
         Meta(description="Serve Prometheus' metrics, /healthz and /readyz here; 0: any free port. Default: do not."),

@@ -34,6 +34,7 @@ from .config import WorkerConfig
 from .frames import Ready, StepOutput
 from .front.engine_link import ENGINE_COMMAND, EngineLink, EngineStartFailed
 from .front.front import Front, QueueSide
+from .front.job_log import log_end
 from .front.outcome import Signature
 from .front.running import Running
 from .front.text import TextTools
@@ -210,6 +211,7 @@ class Service:
 
     def _on_ended(self, ending: Ending) -> None:
         self._running.figures.ended(ending)
+        log_end(ending, texts=self._config.log_prompts)
 
     def _on_report(self, report: Report) -> None:
         self._front.on_report(report)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewaySettings:
+    #: Whether each request is a line of the log.
+    access_log: bool = False
     #: Names that requests may have in their Host header; None: any.
     allowed_hosts: frozenset[str] | None = None
     #: Whether requests need an API key. Where not, one that is live counts all the same, and all else does not matter.

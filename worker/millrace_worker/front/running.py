@@ -171,7 +171,6 @@ class Running:
         try:
             if await self._publisher.finish(ending):
                 self.totals.ended(ending.lease.lane, ending.result)
-                log.debug("job ended", job=ending.lease.job_id, state=str(ending.result.state))
         except Exception:
             # Not renewed any more, so another attempt comes; kept, nobody could ever end it.
             log.exception("an ending could not be written", job=ending.lease.job_id)
