@@ -37,7 +37,7 @@ from .redis_backend import RedisBackend
 from .registry import ModelRegistry
 from .submission import Deadline, MessageLike, Submission, build_request, check_against_model, recheck_request
 from .tenant_backend import TenantBackend
-from .tracing import current_traceparent
+from .tracing import current_traceparent, submitting
 
 #: Jobs, and bytes, of one round trip of submit_many.
 _CHUNK, _CHUNK_BYTES = 256, 4 * 1024 * 1024
@@ -138,8 +138,9 @@ class AsyncClient:
             "model": model, "sampling": sampling, "lane": lane, "result_to": result_to, "deadline": deadline,
             "stream": stream, "metadata": metadata, "webhook": webhook, "idempotency_key": idempotency_key,
         }  # fmt: skip
-        submission = await self._prepare(fields)
-        (job_id,) = await self._enqueue(await self._backend.admit([submission]))
+        with submitting(1):
+            submission = await self._prepare(fields)
+            (job_id,) = await self._enqueue(await self._backend.admit([submission]))
         return AsyncJob(self, job_id)
 
     async def submit_many(self, requests: Iterable[Request | Mapping[str, Any]]) -> list[AsyncJob]:
@@ -148,6 +149,11 @@ class AsyncClient:
         All are checked before any is queued: InvalidRequest and UnknownModel ("requests[17]: ...") mean that none was.
         PartlySubmitted, a QueueUnavailable, says which are queued when Redis went away in between.
         """
+        given = list(requests)
+        with submitting(len(given)):
+            return await self._submit_many(given)
+
+    async def _submit_many(self, requests: Sequence[Request | Mapping[str, Any]]) -> list[AsyncJob]:
         submissions: list[Submission] = []
         for i, request in enumerate(requests):
             try:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from millrace_schemas import MillraceError
+from millrace_schemas.telemetry import start_tracing
 
 from . import config
 from .api_keys import KeyStore
@@ -79,6 +80,8 @@ def gateway(
 
     settings = replace(settings, max_connections=connections, access_log=access_log)
     logs.configure(log_level, log_format)
+    end_tracing = start_tracing("millrace-gateway") if config.traces_wanted() else None
+    settings = replace(settings, traced=end_tracing is not None)
 
     async def serve() -> None:
         url = config.redis_url(redis_url)
@@ -99,6 +102,9 @@ def gateway(
         except KeyboardInterrupt:
             # Ctrl-C is how it ends.
             return
+        finally:
+            if end_tracing is not None:
+                end_tracing()
 
 
 def _settings(host: str, require_keys: bool, allow_open: bool, origins: tuple[str, ...]) -> GatewaySettings:

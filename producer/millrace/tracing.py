@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+from millrace_schemas.telemetry import SCOPE
 from millrace_schemas.trace_context import is_traceparent
 
 _given: ContextVar[str | None] = ContextVar("millrace_traceparent", default=None)
@@ -23,6 +24,24 @@ def continued(traceparent: str | None) -> Iterator[None]:
         yield
     finally:
         _given.reset(token)
+
+
+@contextmanager
+def submitting(count: int) -> Iterator[None]:
+    """A span of OpenTelemetry's around the submission of `count` jobs, in programs that use it."""
+    api = sys.modules.get("opentelemetry.trace")
+    if api is None:
+        yield
+        return
+    attributes = {"messaging.system": "millrace", "messaging.batch.message_count": count}
+    span = api.get_tracer(SCOPE).start_span("millrace submit", kind=api.SpanKind.PRODUCER, attributes=attributes)
+    # What goes wrong may quote a prompt: only that it did is noted.
+    with api.use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
+        try:
+            yield
+        except BaseException:
+            span.set_status(api.Status(api.StatusCode.ERROR))
+            raise
 
 
 def current_traceparent() -> str | None:

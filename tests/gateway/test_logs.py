@@ -3,50 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 
+from gateway_process import SECRET, TRACE, ask, running_gateway
 from key_maker import KeyMaker
-from millrace.embedded import free_port
 from queue_probe import MODEL
 from worker_process import WorkerProcess
-
-_ROOT = Path(__file__).resolve().parents[2]
-_PATHS = os.pathsep.join(str(_ROOT / part) for part in ("schemas", "producer"))
-TRACE = "0af7651916cd43dd8448eb211c80319c"
-SECRET = "kohlrabi"
-
-
-@contextmanager
-def gateway(redis_url: str, log: Path, *flags: str) -> Iterator[httpx2.Client]:
-    port = free_port()
-    command = [sys.executable, "-m", "millrace", "gateway", "--redis-url", redis_url, "--port", str(port), *flags]
-    with log.open("wb") as out:
-        process = subprocess.Popen(command, stderr=out, env={**os.environ, "PYTHONPATH": _PATHS})
-    try:
-        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as http:
-            limit = time.monotonic() + 20
-            while True:
-                try:
-                    http.get("/healthz")
-                    break
-                except httpx2.TransportError:
-                    assert process.poll() is None, log.read_text()
-                    assert time.monotonic() < limit
-                    time.sleep(0.05)
-            yield http
-    finally:
-        process.terminate()
-        process.wait(20)
 
 
 def lines_of(text: str, event: str) -> list[dict[str, Any]]:
@@ -54,18 +20,11 @@ def lines_of(text: str, event: str) -> list[dict[str, Any]]:
     return [line for line in lines if line["event"] == event]
 
 
-def ask(http: httpx2.Client, **headers: str) -> str:
-    body = {"model": MODEL, "messages": [{"role": "user", "content": SECRET}], "max_tokens": 5}
-    answer = http.post("/v1/chat/completions", json=body, headers=headers)
-    assert answer.status_code == 200, answer.text
-    return str(answer.headers["x-request-id"])
-
-
 def test_one_job_in_both_logs(redis_url: str, tmp_path: Path) -> None:
     log = tmp_path / "gateway.log"
     key = KeyMaker(redis_url)(tenant="acme")
     flags = ("--access-log", "--log-format", "json")
-    with WorkerProcess(redis_url, tmp_path) as worker, gateway(redis_url, log, *flags) as http:
+    with WorkerProcess(redis_url, tmp_path) as worker, running_gateway(redis_url, log, *flags) as http:
         traced = ask(http, traceparent=f"00-{TRACE}-b7ad6b7169203331-01", authorization=f"Bearer {key}")
         plain = ask(http, traceparent="00-nonsense")
         assert http.get(f"/v1/jobs/job-of-nobody?secret={SECRET}").status_code in (400, 404)
@@ -97,7 +56,7 @@ def test_one_job_in_both_logs(redis_url: str, tmp_path: Path) -> None:
 
 
 def test_failures_have_their_code(redis_url: str, tmp_path: Path) -> None:
-    with WorkerProcess(redis_url, tmp_path) as worker, gateway(redis_url, tmp_path / "log") as http:
+    with WorkerProcess(redis_url, tmp_path) as worker, running_gateway(redis_url, tmp_path / "log") as http:
         assert http.post("/v1/jobs", json={"model": MODEL, "prompt": "untokenizable " + SECRET}).status_code == 202
         limit = time.monotonic() + 10
         while not lines_of(worker.log, "job ended"):
@@ -111,7 +70,10 @@ def test_failures_have_their_code(redis_url: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("asked", [True, False])
 def test_prompts_are_logged_when_asked(redis_url: str, tmp_path: Path, asked: bool) -> None:
-    with WorkerProcess(redis_url, tmp_path, log_prompts=asked) as worker, gateway(redis_url, tmp_path / "log") as http:
+    with (
+        WorkerProcess(redis_url, tmp_path, log_prompts=asked) as worker,
+        running_gateway(redis_url, tmp_path / "log") as http,
+    ):
         answer = http.post("/v1/completions", json={"model": MODEL, "prompt": SECRET, "max_tokens": 5}).json()
         limit = time.monotonic() + 10
         while not (found := lines_of(worker.log, "job ended")):

@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 import msgspec
 from msgspec import Meta
 
+from millrace_schemas.telemetry import wants_traces
+
 from .errors import ConfigError
 
 ENV_PREFIX = "MILLRACE_"
@@ -130,6 +132,11 @@ def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | No
     config = WorkerConfig(engine=EngineConfig(**parts["engine"]), stream=StreamConfig(**parts["stream"]), **parts[""])
     _check(config, sources)
     return config
+
+
+def traces_wanted(environ: Mapping[str, str] | None = None) -> bool:
+    """Whether OpenTelemetry's own variables ask for traces. Raises TracingNotPossible."""
+    return wants_traces(os.environ if environ is None else environ)
 
 
 class Setting(NamedTuple):

@@ -22,7 +22,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import redis
 import structlog
@@ -52,6 +52,9 @@ from .stream.publisher import Publisher
 from .stream.reclaim import Reclaimer
 from .stream.upkeep import Upkeep
 
+if TYPE_CHECKING:
+    from .front.spans import JobSpans
+
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
@@ -65,7 +68,14 @@ _LAST_WRITES = 10.0
 class Service:
     """One worker. `run` returns when a signal has drained it; it raises QueueUnavailable and EngineDied otherwise."""
 
-    def __init__(self, config: WorkerConfig, tools: TextTools, engine_command: Sequence[str] = ENGINE_COMMAND):
+    def __init__(
+        self,
+        config: WorkerConfig,
+        tools: TextTools,
+        engine_command: Sequence[str] = ENGINE_COMMAND,
+        *,
+        traced: bool = False,
+    ):
         self._config = config
         self._tools = tools
         self._engine_command = engine_command
@@ -77,6 +87,7 @@ class Service:
         self._stop = asyncio.Event()
         self._background: list[asyncio.Task[None]] = []
         self._build()
+        self._spans = self._make_spans() if traced else None
 
     def _build(self) -> None:
         stream, keys = self._config.stream, self._keys
@@ -212,6 +223,14 @@ class Service:
     def _on_ended(self, ending: Ending) -> None:
         self._running.figures.ended(ending)
         log_end(ending, texts=self._config.log_prompts)
+        if self._spans is not None:
+            self._spans.ended(ending, self._running.now())
+
+    def _make_spans(self) -> JobSpans:
+        # Here and not on top: OpenTelemetry need not be installed.
+        from .front.spans import JobSpans
+
+        return JobSpans(self.name, lambda: self._running.clock_offset)
 
     def _on_report(self, report: Report) -> None:
         self._front.on_report(report)

@@ -79,7 +79,7 @@ def create_app(
         app.add_middleware(CheckHost, allowed=settings.allowed_hosts)
     if settings.cors_origins:
         allow_origins(app, settings.cors_origins)
-    app.add_middleware(ObserveRequests, counts=app.state.counts, routes=ROUTES, log=settings.access_log)
+    app.add_middleware(ObserveRequests, counts=app.state.counts, routes=ROUTES, settings=settings)
     return app
 
 

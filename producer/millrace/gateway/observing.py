@@ -20,17 +20,23 @@ from millrace_schemas.trace_context import trace_id_of
 from .caller import CLIENT
 from .logs import access_log
 from .metrics import RequestCounts
+from .settings import GatewaySettings
 
 #: Others are counted as one: a client may send any word, and each would be a label for ever.
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
+#: Who asks for these asks often, and for nothing that anybody traces.
+_UNTRACED = frozenset({"/healthz", "/readyz", "/metrics"})
+
+
 class ObserveRequests:
     """The outermost middleware. A route is named by its pattern; what has none is "other"."""
 
-    def __init__(self, app: ASGIApp, counts: RequestCounts, routes: Iterable[Route], log: bool = False):
+    def __init__(self, app: ASGIApp, counts: RequestCounts, routes: Iterable[Route], settings: GatewaySettings):
         self._app = app
-        self._log = log
+        self._traced = settings.traced
+        self._log = settings.access_log
         self._counts = counts
         self._patterns = {route.endpoint: route.path for route in routes}
 
@@ -38,6 +44,24 @@ class ObserveRequests:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        traceparent = Headers(scope=scope).get("traceparent")
+        with continued(traceparent):
+            if not self._traced or scope["path"] in _UNTRACED:
+                await self._observe(scope, receive, send)
+                return
+            # Here and not on top: OpenTelemetry need not be installed.
+            from .spans import describe, request_span
+
+            method = _method(scope)
+            with request_span(method, traceparent) as span:
+                status, job = 500, None
+                try:
+                    status, job = await self._observe(scope, receive, send)
+                finally:
+                    describe(span, method, self._pattern(scope), status, job)
+
+    async def _observe(self, scope: Scope, receive: Receive, send: Send) -> tuple[int, str | None]:
+        """Answers; the status, and the job where there is one."""
         # An exception that gets past all handlers is a 500 of the server around this.
         status, job = 500, None
         began = time.perf_counter()
@@ -48,15 +72,14 @@ class ObserveRequests:
                 status, job = message["status"], Headers(raw=message["headers"]).get("x-request-id")
             await send(message)
 
-        with continued(Headers(scope=scope).get("traceparent")):
-            try:
-                await self._app(scope, receive, watch)
-            finally:
-                seconds = time.perf_counter() - began
-                method = scope["method"] if scope["method"] in _METHODS else "other"
-                self._counts.answered(method, self._pattern(scope), status, seconds)
-                if self._log:
-                    access_log.info("request", extra=self._fields(scope, status, seconds, job))
+        try:
+            await self._app(scope, receive, watch)
+        finally:
+            seconds = time.perf_counter() - began
+            self._counts.answered(_method(scope), self._pattern(scope), status, seconds)
+            if self._log:
+                access_log.info("request", extra=self._fields(scope, status, seconds, job))
+        return status, job
 
     def _fields(self, scope: Scope, status: int, seconds: float, job: str | None) -> dict[str, Any]:
         """Without the query, and without anything of the bodies."""
@@ -80,3 +103,7 @@ class ObserveRequests:
 
     def _pattern(self, scope: Scope) -> str:
         return self._patterns.get(scope["endpoint"], "other") if "endpoint" in scope else "other"
+
+
+def _method(scope: Scope) -> str:
+    return scope["method"] if scope["method"] in _METHODS else "other"

@@ -8,7 +8,7 @@ from typing import Literal
 
 from millrace_schemas import GROUP, ErrorCode, Finished, JobState, QueueKeys, Request, Result, encode
 
-from .lease import HANDED_OVER, HANDOVER_IDLE, LIVE_TTL, Lease
+from .lease import HANDED_OVER, HANDOVER_IDLE, LIVE_TTL, Lease, LeasedJob
 from .progress import Progress
 from .scripts import FINISH, REQUEUE, Call
 
@@ -41,6 +41,8 @@ class Ending:
     owned: bool = True
     #: None: its bytes are no request.
     request: Request | None = None
+    #: None: it was in the queue.
+    leased: LeasedJob | None = None
     done: asyncio.Future[bool] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     tries: int = 0
     _last_event: bytes | None = None
