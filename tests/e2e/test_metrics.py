@@ -28,6 +28,11 @@ def requests(count: int) -> list[Request]:
     ]
 
 
+def scrape(url: str) -> Scraped:
+    with urllib.request.urlopen(url, timeout=5) as answer:
+        return Scraped(answer.read().decode())
+
+
 def test_figures_agree_with_results(redis_url: str, tmp_path: Path) -> None:
     log = tmp_path / "log"
     command = [*(sys.executable, "-m", "millrace_worker"), "--redis-url", redis_url, "--device", "cpu"]
@@ -39,14 +44,18 @@ def test_figures_agree_with_results(redis_url: str, tmp_path: Path) -> None:
             assert worker.poll() is None, log.read_text()
             assert time.monotonic() < limit
             time.sleep(0.05)
+        limit = time.monotonic() + 120
         lines = [json.loads(line) for line in log.read_text().splitlines()]
         url = next(line["url"] for line in lines if line["event"] == "metrics")
         with Client(redis_url, model="demo") as client:
             # The first one fills the prefix cache for the others.
             results = [client.submit_many(requests(1))[0].result(timeout=60)]
             results += [job.result(timeout=60) for job in client.submit_many(requests(16)[1:])]
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            page = Scraped(answer.read().decode())
+        page = scrape(url)
+        # A result can be read a moment before its worker knows that it is written.
+        while page.value("millrace_jobs_finished_total") < 16:
+            assert time.monotonic() < limit
+            page = scrape(url)
     finally:
         worker.terminate()
         worker.wait(30)

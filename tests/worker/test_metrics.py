@@ -56,7 +56,8 @@ def test_counters_move_with_jobs(redis_url: str, tmp_path: Path) -> None:
         jobs = client.submit_many([request(i) for i in range(1, 21)] + [request(i, lane=Lane.BATCH) for i in range(5)])
         for job in jobs:
             job.result(timeout=20)
-        found = scrape(worker)
+        # A result can be read a moment before its worker knows that it is written.
+        found = until(worker, lambda page: page.value("millrace_jobs_finished_total") == 25)
     assert found.value("millrace_jobs_finished_total", lane="interactive", state="completed", code="") == 20
     assert found.value("millrace_jobs_finished_total") == found.value("millrace_leased_total") == 25
     assert found.value("millrace_generation_tokens_total") == 250
@@ -95,7 +96,9 @@ def test_failures_count(redis_url: str, tmp_path: Path) -> None:
     ):
         with pytest.raises(JobFailed):
             client.submit_many([request(POISON)])[0].result(timeout=20)
-        found = until(worker, lambda page: page.value("millrace_worker_ready") == 1)
+        found = until(
+            worker, lambda page: page.value("millrace_worker_ready") == 1 == page.value("millrace_dead_total")
+        )
     assert found.value("millrace_engine_restarts_total") == 1
     assert found.value("millrace_dead_total") == 1
     assert found.value("millrace_jobs_finished_total", state="failed", code="too_many_attempts") == 1
@@ -111,7 +114,7 @@ def test_a_job_taken_over_is_a_redelivery(redis_url: str, tmp_path: Path) -> Non
         first.kill()
         with WorkerProcess(redis_url, tmp_path, metrics_port=0) as heir:
             job.result(timeout=20)
-            found = scrape(heir)
+            found = until(heir, lambda page: page.value("millrace_jobs_finished_total") == 1)
     assert found.value("millrace_redeliveries_total", lane="interactive") == found.value("millrace_leased_total") == 1
     # Where the first token came is not known here.
     assert found.value("millrace_time_to_first_token_seconds_count") == 0

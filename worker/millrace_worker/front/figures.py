@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from millrace_schemas import Lane
+from millrace_schemas import ErrorCode, JobState, Lane
 from millrace_schemas.exposition import Histogram
 from millrace_worker.frames import StepOutput
 from millrace_worker.stream.closing import Ending
@@ -18,6 +18,14 @@ _LONG = (
 )
 _SEQUENCES = (1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 _TOKENS = (1, 4, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768)
+
+
+_STATES = {ErrorCode.CANCELLED: JobState.CANCELLED, ErrorCode.DEADLINE_EXCEEDED: JobState.EXPIRED}
+#: All of them are there from the start: the first of a kind would otherwise be no increase.
+_ENDS = [
+    *((lane, JobState.COMPLETED, "") for lane in Lane),
+    *((lane, _STATES.get(code, JobState.FAILED), code) for lane in Lane for code in ErrorCode),
+]
 
 
 def _by_lane() -> dict[Lane, Histogram]:
@@ -36,7 +44,7 @@ class Figures:
         self.batch_size = Histogram(_SEQUENCES)
         self.step_tokens = Histogram(_TOKENS)
         #: By lane, state and code of the error ("" of a completed job).
-        self.finished: Counter[tuple[str, str, str]] = Counter()
+        self.finished: Counter[tuple[str, str, str]] = Counter(dict.fromkeys(_ENDS, 0))
         self.leased: Counter[Lane] = Counter()
         self.redelivered: Counter[Lane] = Counter()
         self.dead = 0
