@@ -37,6 +37,7 @@ from .redis_backend import RedisBackend
 from .registry import ModelRegistry
 from .submission import Deadline, MessageLike, Submission, build_request, check_against_model, recheck_request
 from .tenant_backend import TenantBackend
+from .tracing import current_traceparent, submitting
 
 #: Jobs, and bytes, of one round trip of submit_many.
 _CHUNK, _CHUNK_BYTES = 256, 4 * 1024 * 1024
@@ -137,8 +138,9 @@ class AsyncClient:
             "model": model, "sampling": sampling, "lane": lane, "result_to": result_to, "deadline": deadline,
             "stream": stream, "metadata": metadata, "webhook": webhook, "idempotency_key": idempotency_key,
         }  # fmt: skip
-        submission = await self._prepare(fields)
-        (job_id,) = await self._enqueue(await self._backend.admit([submission]))
+        with submitting(1):
+            submission = await self._prepare(fields)
+            (job_id,) = await self._enqueue(await self._backend.admit([submission]))
         return AsyncJob(self, job_id)
 
     async def submit_many(self, requests: Iterable[Request | Mapping[str, Any]]) -> list[AsyncJob]:
@@ -147,6 +149,11 @@ class AsyncClient:
         All are checked before any is queued: InvalidRequest and UnknownModel ("requests[17]: ...") mean that none was.
         PartlySubmitted, a QueueUnavailable, says which are queued when Redis went away in between.
         """
+        given = list(requests)
+        with submitting(len(given)):
+            return await self._submit_many(given)
+
+    async def _submit_many(self, requests: Sequence[Request | Mapping[str, Any]]) -> list[AsyncJob]:
         submissions: list[Submission] = []
         for i, request in enumerate(requests):
             try:
@@ -276,6 +283,8 @@ class AsyncClient:
             raise InvalidRequest(f"expected a Request or a mapping of submit's arguments, got {type(given).__name__}")
         if self._tenant is not None:
             request = msgspec.structs.replace(request, tenant=self._tenant)
+        if request.traceparent is None and (traceparent := current_traceparent()) is not None:
+            request = msgspec.structs.replace(request, traceparent=traceparent)
         submission = Submission.of(request, key, self._max_jobs)
         info = await self._registry.info(request.model)
         check_against_model(request, info)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import gc
 import importlib
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from millrace_schemas import MillraceError
+from millrace_schemas.telemetry import start_tracing
 
 from . import config
 from .api_keys import KeyStore
@@ -22,6 +23,8 @@ from .termination import terminated_as_exit
 if TYPE_CHECKING:
     from .gateway import GatewaySettings
 
+LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["auto", "json", "console"]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")]
 
 
@@ -50,10 +53,14 @@ def gateway(
         ),
     ] = None,
     max_connections: Annotated[int, typer.Option(min=1, help="Of clients, at once.")] = 10_000,
+    access_log: Annotated[bool, typer.Option("--access-log", help="Log each request as a line.")] = False,
+    log_level: Annotated[LogLevel, typer.Option(help="Least that is logged besides requests.")] = "warning",
+    log_format: Annotated[LogFormat, typer.Option(help="auto is console in a terminal, else json.")] = "auto",
     redis_url: RedisUrl = None,
 ) -> None:
     """Serve an OpenAI-shaped HTTP API, and call the webhooks of jobs that end."""
     check_installed("gateway")
+    from .gateway import logs
     from .gateway.connections import allow_files
     from .gateway.server import listen, make_server, run, url_of
     from .gateway.webhook_addresses import Allowed
@@ -71,7 +78,10 @@ def gateway(
             err=True,
         )
 
-    settings = replace(settings, max_connections=connections)
+    settings = replace(settings, max_connections=connections, access_log=access_log)
+    logs.configure(log_level, log_format)
+    end_tracing = start_tracing("millrace-gateway") if config.traces_wanted() else None
+    settings = replace(settings, traced=end_tracing is not None)
 
     async def serve() -> None:
         url = config.redis_url(redis_url)
@@ -80,7 +90,7 @@ def gateway(
                 await _check_keys(client, host)
             with listen(host, port) as sock:
                 dispatcher = Dispatcher(Connection(url), webhook_settings) if webhooks else None
-                server = make_server(client, settings, dispatcher)
+                server = make_server(client, settings, dispatcher, own_log=True)
                 typer.echo(f"millrace gateway: {url_of(sock)}/v1", err=True)
                 await server.serve([sock])
 
@@ -92,6 +102,9 @@ def gateway(
         except KeyboardInterrupt:
             # Ctrl-C is how it ends.
             return
+        finally:
+            if end_tracing is not None:
+                end_tracing()
 
 
 def _settings(host: str, require_keys: bool, allow_open: bool, origins: tuple[str, ...]) -> GatewaySettings:

@@ -10,6 +10,7 @@ import msgspec
 
 from .errors import ErrorCode, InvalidRequest
 from .sampling import Sampling
+from .trace_context import check_traceparent
 from .webhook import WebhookRecord, check_webhook
 
 #: Largest encoded Request that a queue takes, in bytes. Larger inputs belong in S3.
@@ -72,6 +73,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     tenant: str = ""
     #: URL that is told when the job has ended.
     webhook: str | None = None
+    #: W3C trace context of the span that submitted it: log lines and spans of the job belong to that trace.
+    traceparent: str | None = None
 
     def __post_init__(self) -> None:
         check_model_name(self.model)
@@ -94,6 +97,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         check_tenant(self.tenant)
         if self.webhook is not None:
             check_webhook(self.webhook)
+        if self.traceparent is not None:
+            check_traceparent(self.traceparent)
 
     def _check_token_ids(self, ids: tuple[int, ...]) -> None:
         if not ids:

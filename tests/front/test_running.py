@@ -101,7 +101,7 @@ def test_an_engine_without_jobs_has_no_load() -> None:
         running.on_step(StepOutput(1, tokens=[(seq_id, [7])], load=load))
         assert running.load_now == load
         running.on_step(StepOutput(2, tokens=[(seq_id, [8])], finished=[(seq_id, "length")], load=load))
-        assert running.load_now == Load()
+        assert running.load_now == Load(free_blocks=10, total_blocks=10)
 
     asyncio.run(body())
 

@@ -7,6 +7,7 @@ import redis
 
 from fake_worker import FakeWorker
 from millrace_schemas import QueueKeys
+from scraped import Scraped
 
 
 def submit(http: httpx2.Client) -> str:
@@ -34,8 +35,14 @@ def test_metrics(http: httpx2.Client) -> None:
     submit(http)
     http.get(f"/v1/jobs/{job}")
     http.get("/a-path-of-their-own")
+    http.request("METHODOFTHEIROWN", "/v1/jobs")
     answer = http.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    page = Scraped(answer.text)
+    assert page.types["millrace_gateway_requests"] == "counter"
+    assert page.types["millrace_gateway_request_duration_seconds"] == "histogram"
+    assert page.value("millrace_gateway_request_duration_seconds_count", route="/v1/jobs", method="POST") >= 2
+    assert page.value("millrace_queue_oldest_waiting_seconds", lane="batch") > 0
     lines = answer.text.splitlines()
     assert 'millrace_queue_waiting{model="demo",lane="batch"} 2' in lines
     assert 'millrace_queue_waiting{model="demo",lane="interactive"} 0' in lines
@@ -48,3 +55,4 @@ def test_metrics(http: httpx2.Client) -> None:
     assert int(counted[label.format("GET", "other", 404)]) >= 1
     assert job not in answer.text
     assert "a-path-of-their-own" not in answer.text
+    assert "METHODOFTHEIROWN" not in answer.text

@@ -57,6 +57,7 @@ RESULT = Result(
 WIRE_VALUES: dict[str, tuple[Any, Any]] = {
     "request-full": (
         Request(
+            traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
             model="org/model-7b",
             messages=(Message(Role.SYSTEM, "Be brief."), Message(Role.USER, "Hello?"), Message(Role.ASSISTANT, "")),
             sampling=SAMPLING,

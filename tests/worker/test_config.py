@@ -43,7 +43,9 @@ def test_every_setting_can_come_from_the_environment_and_from_a_flag() -> None:
         for field in msgspec.structs.fields(struct):
             if field.name in ("engine", "stream"):
                 continue
-            value = {"max_model_len": 64, "kv_cache_memory_bytes": 4096}.get(field.name, field.default)
+            value = {"max_model_len": 64, "kv_cache_memory_bytes": 4096, "metrics_port": 9400}.get(
+                field.name, field.default
+            )
             value = "s3://bucket/results" if field.name == "result_s3" else "text" if value is None else value
             for config in (load({field.name: value}, {}), load({}, {f"MILLRACE_{field.name.upper()}": str(value)})):
                 holder: Any = next(part for part in (config.engine, config.stream, config) if hasattr(part, field.name))
@@ -51,6 +53,7 @@ def test_every_setting_can_come_from_the_environment_and_from_a_flag() -> None:
 
 
 BAD = [
+    ("metrics_port", "65536", "0 to 65535"),
     ("max_num_seqs", "many", "int"),
     ("max_num_seqs", "0", "at least 1"),
     ("max_num_seqs", "1.5", "int"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -17,9 +17,10 @@ import msgspec
 import typer
 
 from millrace_schemas import InvalidRequest, QueueUnavailable
+from millrace_schemas.telemetry import TracingNotPossible, start_tracing
 
 from . import logs
-from .config import SETTINGS, Setting, WorkerConfig, load
+from .config import SETTINGS, Setting, WorkerConfig, load, traces_wanted
 from .errors import ConfigError, EngineDied, ModelError
 from .front.engine_link import ENGINE_COMMAND
 from .front.text import TextTools
@@ -37,24 +38,29 @@ def run_worker(
     logs.configure(config)
     if engine_command is None:
         engine_command = (*ENGINE_COMMAND, "--log-level", config.log_level, "--log-format", config.log_format)
+    end_tracing: Callable[[], None] | None = None
     try:
+        end_tracing = start_tracing("millrace-worker") if traces_wanted() else None
         if tools is None:
             try:
                 config, tools = _load_model(config)
             except ModuleNotFoundError as e:
                 return _say(f'not all that it needs is installed ({e}); run: pip install "millrace[worker]"', USAGE)
-        asyncio.run(_serve(config, tools, engine_command))
-    except (ConfigError, ModelError, InvalidRequest) as e:
+        asyncio.run(_serve(config, tools, engine_command, traced=end_tracing is not None))
+    except (ConfigError, ModelError, InvalidRequest, TracingNotPossible) as e:
         return _say(e, USAGE)
     except QueueUnavailable as e:
         return _say(e, NO_REDIS)
     except EngineDied as e:
         return _say(e, NO_ENGINE)
+    finally:
+        if end_tracing is not None:
+            end_tracing()
     return 0
 
 
-async def _serve(config: WorkerConfig, tools: TextTools, engine_command: Sequence[str]) -> None:
-    await Service(config, tools, engine_command).run()
+async def _serve(config: WorkerConfig, tools: TextTools, engine_command: Sequence[str], *, traced: bool) -> None:
+    await Service(config, tools, engine_command, traced=traced).run()
 
 
 def _load_model(config: WorkerConfig) -> tuple[WorkerConfig, TextTools]:

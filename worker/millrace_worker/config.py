@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 import msgspec
 from msgspec import Meta
 
+from millrace_schemas.telemetry import wants_traces
+
 from .errors import ConfigError
 
 ENV_PREFIX = "MILLRACE_"
@@ -94,6 +96,12 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     log_format: Annotated[
         Literal["auto", "json", "console"], Meta(description="auto is console in a terminal, else json.")
     ] = "auto"
+    log_prompts: Annotated[bool, Meta(description="Log the prompt and answer of each ended job, too.")] = False
+    metrics_port: Annotated[
+        int | None,
+        Meta(description="Serve Prometheus' metrics, /healthz and /readyz here; 0: any free port. Default: do not."),
+    ] = None
+    metrics_host: Annotated[str, Meta(description="Address for that; 0.0.0.0 is all of this machine's.")] = "127.0.0.1"
 
 
 def engine_environ(environ: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -132,6 +140,11 @@ def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | No
     config = WorkerConfig(engine=EngineConfig(**parts["engine"]), stream=StreamConfig(**parts["stream"]), **parts[""])
     _check(config, sources)
     return config
+
+
+def traces_wanted(environ: Mapping[str, str] | None = None) -> bool:
+    """Whether OpenTelemetry's own variables ask for traces. Raises TracingNotPossible."""
+    return wants_traces(os.environ if environ is None else environ)
 
 
 class Setting(NamedTuple):
@@ -186,9 +199,14 @@ def _check(config: WorkerConfig, sources: Mapping[str, str]) -> None:
         ("model_ttl", 1 <= stream.model_ttl < math.inf, "must be at least 1 second"),
         ("max_result_bytes", stream.max_result_bytes >= 1, "must be at least 1"),
         ("engine_timeout", 0 < stream.engine_timeout < math.inf, "must be positive"),
+        (
+            "metrics_port",
+            config.metrics_port is None or 0 <= config.metrics_port <= 65_535,
+            "must lie in 0 to 65535",
+        ),
         ("result_s3", stream.result_s3 is None or stream.result_s3.startswith("s3://"), "must be s3://bucket/prefix"),
     )
     for name, ok, what in rules:
         if not ok:
-            part = engine if hasattr(engine, name) else stream
+            part = next(part for part in (engine, stream, config) if hasattr(part, name))
             raise ConfigError(f"{sources.get(name, name)}={getattr(part, name)!r} {what}")

@@ -83,6 +83,10 @@ class StepOutput(msgspec.Struct, frozen=True, tag="step"):
     #: (seq_id, prompt tokens found in the prefix cache), when a sequence is first scheduled
     started: list[tuple[int, int]] = []
     load: Load = Load()
+    #: Of the step that was launched now: how long it kept the engine, in seconds, its sequences and their tokens.
+    seconds: float = 0.0
+    sequences: int = 0
+    batched_tokens: int = 0
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):

@@ -1,4 +1,4 @@
-"""Logging of the worker: lines for people in a terminal, JSON elsewhere. Prompts and answers are never logged."""
+"""Logging of the worker: lines for people in a terminal, JSON elsewhere. Prompts and answers only with log_prompts."""
 
 from __future__ import annotations
 

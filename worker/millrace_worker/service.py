@@ -22,22 +22,27 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import redis
 import structlog
 
-from millrace_schemas import ModelInfo, QueueKeys, QueueUnavailable, WorkerInfo, queue_of
+from millrace_schemas import ModelInfo, QueueKeys, QueueUnavailable, queue_of
 from millrace_schemas.aio import end_tasks
 
 from .config import WorkerConfig
 from .frames import Ready, StepOutput
 from .front.engine_link import ENGINE_COMMAND, EngineLink, EngineStartFailed
 from .front.front import Front, QueueSide
+from .front.job_log import log_end
 from .front.outcome import Signature
 from .front.running import Running
 from .front.text import TextTools
+from .metrics import Metrics
+from .metrics_server import Probe, serve_metrics
+from .notice import Notice
 from .stream import control
+from .stream.closing import Ending
 from .stream.connection import Backoff, Refused, check_server, connect, connect_blocking, unavailable
 from .stream.consumer import JobConsumer, block_for
 from .stream.heartbeat import Heartbeat, Report, Watchdog
@@ -46,6 +51,9 @@ from .stream.objects import ObjectStore
 from .stream.publisher import Publisher
 from .stream.reclaim import Reclaimer
 from .stream.upkeep import Upkeep
+
+if TYPE_CHECKING:
+    from .front.spans import JobSpans
 
 log = structlog.get_logger(__name__)
 
@@ -60,7 +68,14 @@ _LAST_WRITES = 10.0
 class Service:
     """One worker. `run` returns when a signal has drained it; it raises QueueUnavailable and EngineDied otherwise."""
 
-    def __init__(self, config: WorkerConfig, tools: TextTools, engine_command: Sequence[str] = ENGINE_COMMAND):
+    def __init__(
+        self,
+        config: WorkerConfig,
+        tools: TextTools,
+        engine_command: Sequence[str] = ENGINE_COMMAND,
+        *,
+        traced: bool = False,
+    ):
         self._config = config
         self._tools = tools
         self._engine_command = engine_command
@@ -72,6 +87,7 @@ class Service:
         self._stop = asyncio.Event()
         self._background: list[asyncio.Task[None]] = []
         self._build()
+        self._spans = self._make_spans() if traced else None
 
     def _build(self) -> None:
         stream, keys = self._config.stream, self._keys
@@ -82,7 +98,9 @@ class Service:
         leases = self._leases = LeaseTable()
         self._watchdog = Watchdog(stream.lease, stream.engine_timeout + stream.lease)
         self._publisher = Publisher(
-            self._client, keys, self.name, leases, ObjectStore(stream.s3_endpoint_url), stream, self._on_lost
+            *(self._client, keys, self.name, leases, ObjectStore(stream.s3_endpoint_url), stream),
+            on_lost=self._on_lost,
+            on_ended=self._on_ended,
         )
         self._consumer = JobConsumer(
             self._client, self._blocking, keys, self.name, leases, stream.max_attempts, block, self._take
@@ -93,10 +111,22 @@ class Service:
         self._running = Running(self._publisher, leases, signature, stream.max_attempts)
         queue = QueueSide(self._consumer, self._reclaimer, self._publisher, leases)
         self._front = Front(queue, self._running, self._tools, signature, self._watchdog, self._new_link)
+        metrics = Metrics(self.model, self.name, self._running, self._consumer, leases)
+        self._probe = Probe(
+            metrics=lambda: metrics.page(self._front.ready, draining=self._stop.is_set()),
+            ready=lambda: self._front.ready is not None and not self._stop.is_set(),
+        )
 
     async def run(self) -> None:
-        """Starts, serves until a signal, drains. Raises QueueUnavailable, EngineStartFailed and EngineDied."""
+        """Starts, serves until a signal, drains.
+
+        Raises QueueUnavailable, EngineStartFailed, EngineDied, and ConfigError when the port for metrics is taken.
+        """
         self._catch_signals()
+        async with serve_metrics(self._config.metrics_host, self._config.metrics_port, self._probe):
+            await self._run()
+
+    async def _run(self) -> None:
         try:
             await self._reach_redis()
             self._ready = await self._unless_stopped(self._front.start_engine())
@@ -154,6 +184,7 @@ class Service:
 
     def _heartbeat(self, ready: Ready) -> Heartbeat:
         tokenizer = self._tools.tokenizer
+        notice = Notice(self.name, self.model, self._running, self._leases, self._started_at)
         model = ModelInfo(
             name=self.model,
             max_model_len=ready.max_model_len,
@@ -169,33 +200,8 @@ class Service:
             lease=self._config.stream.lease,
             model_ttl=self._config.stream.model_ttl,
             model=model,
-            info=self._info,
+            info=lambda: notice.info(self._ready),
             report=self._on_report,
-        )
-
-    def _info(self) -> WorkerInfo:
-        running, ready = self._running, self._ready
-        load, totals = running.load_now, running.totals
-        now = time.time() + running.clock_offset
-        return WorkerInfo(
-            name=self.name,
-            model=self.model,
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            device=ready.device if ready else "",
-            started_at=self._started_at + running.clock_offset,
-            beat_at=now,
-            leased=len(self._leases),
-            running=load.running,
-            waiting=load.waiting,
-            kv_usage=1 - load.free_blocks / load.total_blocks if load.total_blocks else 0.0,
-            finished=totals.finished,
-            output_tokens=totals.output_tokens,
-            kv_allocated_slots=totals.allocated_slots,
-            kv_used_slots=totals.used_slots,
-            prompt_tokens=totals.prompt_tokens,
-            cached_tokens=totals.cached_tokens,
-            latencies=totals.latencies(),
         )
 
     def _new_link(self, on_step: Callable[[StepOutput], None], busy: Callable[[], bool]) -> EngineLink:
@@ -213,6 +219,18 @@ class Service:
 
     def _on_lost(self, lease: Lease) -> None:
         self._running.lost(lease)
+
+    def _on_ended(self, ending: Ending) -> None:
+        self._running.figures.ended(ending)
+        log_end(ending, texts=self._config.log_prompts)
+        if self._spans is not None:
+            self._spans.ended(ending, self._running.now())
+
+    def _make_spans(self) -> JobSpans:
+        # Here and not on top: OpenTelemetry need not be installed.
+        from .front.spans import JobSpans
+
+        return JobSpans(self.name, lambda: self._running.clock_offset)
 
     def _on_report(self, report: Report) -> None:
         self._front.on_report(report)

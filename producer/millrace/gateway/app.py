@@ -23,7 +23,8 @@ from .errors import ApiError, answer_error
 from .history import History
 from .hosts import CheckHost
 from .key_cache import KeyCache
-from .metrics import CountRequests, RequestCounts
+from .metrics import RequestCounts
+from .observing import ObserveRequests
 from .openapi.routes import ROUTES as OPENAPI_ROUTES
 from .openapi.routes import Documents
 from .settings import GatewaySettings
@@ -78,7 +79,7 @@ def create_app(
         app.add_middleware(CheckHost, allowed=settings.allowed_hosts)
     if settings.cors_origins:
         allow_origins(app, settings.cors_origins)
-    app.add_middleware(CountRequests, counts=app.state.counts, routes=ROUTES)
+    app.add_middleware(ObserveRequests, counts=app.state.counts, routes=ROUTES, settings=settings)
     return app
 
 

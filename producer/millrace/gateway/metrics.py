@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from millrace import AsyncClient, QueueStats
 from millrace_schemas import MillraceError
+from millrace_schemas.exposition import CONTENT_TYPE, Family, Histogram, one, render
 
 from .caller import client_of
 from .sse import StreamSlots
@@ -20,70 +20,76 @@ from .webhook_dispatcher import Dispatcher
 
 #: Seconds that a scrape waits for Redis.
 _PATIENCE = 5.0
+#: Upper ends of buckets for the duration of requests, in seconds: up to the longest answer that is waited for.
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 
 class RequestCounts:
-    """Requests that were answered, by method, route and status. One of an app."""
+    """Requests that were answered, by method, route and status, and how long that took by method and route."""
 
     def __init__(self) -> None:
         self.by_label: Counter[tuple[str, str, int]] = Counter()
+        self.seconds: dict[tuple[str, str], Histogram] = {}
 
-
-class CountRequests:
-    """Middleware that counts. A route is counted by its pattern, so that ids make no labels."""
-
-    def __init__(self, app: ASGIApp, counts: RequestCounts, routes: Iterable[Route]):
-        self._app = app
-        self._counts = counts.by_label
-        self._patterns = {route.endpoint: route.path for route in routes}
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        # An exception that gets past all handlers is a 500 of the server around this.
-        status = 500
-
-        async def watch(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self._app(scope, receive, watch)
-        finally:
-            self._counts[scope["method"], self._pattern(scope), status] += 1
-
-    def _pattern(self, scope: Scope) -> str:
-        return self._patterns.get(scope["endpoint"], "other") if "endpoint" in scope else "other"
+    def answered(self, method: str, route: str, status: int, seconds: float) -> None:
+        """`route` is a pattern, so that ids make no labels."""
+        self.by_label[method, route, status] += 1
+        histogram = self.seconds.get((method, route))
+        if histogram is None:
+            histogram = self.seconds[method, route] = Histogram(_SECONDS)
+        histogram.observe(seconds)
 
 
 async def metrics(request: Request) -> Response:
     state = request.app.state
-    counts: RequestCounts = state.counts
-    slots: StreamSlots = state.slots
-    lines = ["# TYPE millrace_gateway_requests_total counter"]
-    for (method, route, status), number in sorted(counts.by_label.items()):
-        lines.append(f'millrace_gateway_requests_total{{method="{method}",route="{route}",status="{status}"}} {number}')
-    lines += ["# TYPE millrace_gateway_streams gauge", f"millrace_gateway_streams {slots.used}"]
-    lines += ["# TYPE millrace_gateway_connections gauge", f"millrace_gateway_connections {state.connections.open}"]
-    lines += _describe_webhooks(state.dispatcher)
     queues = await _queues(client_of(request))
-    lines += ["# TYPE millrace_redis_up gauge", f"millrace_redis_up {int(queues is not None)}"]
-    lines += _describe(queues or [])
-    return Response("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
+    families = [
+        *_requests(state.counts, state.slots, state.connections.open),
+        *_webhooks(state.dispatcher),
+        one("millrace_redis_up", "gauge", "1 while Redis answers this gateway.", int(queues is not None)),
+        *_describe(queues or []),
+    ]
+    return Response(render(families), media_type=CONTENT_TYPE)
 
 
-def _describe_webhooks(dispatcher: Dispatcher | None) -> Iterator[str]:
+def _requests(counts: RequestCounts, slots: StreamSlots, connections: int) -> Iterator[Family]:
+    yield Family(
+        "millrace_gateway_requests_total",
+        "counter",
+        "Requests answered, by pattern of the route; 499: the client left before the answer.",
+        [
+            ({"method": method, "route": route, "status": status}, number)
+            for (method, route, status), number in sorted(counts.by_label.items())
+        ],
+    )
+    yield Family(
+        "millrace_gateway_request_duration_seconds",
+        "histogram",
+        "From a request's head to the end of its answer, that of a stream included.",
+        [
+            ({"method": method, "route": route}, histogram)
+            for (method, route), histogram in sorted(counts.seconds.items())
+        ],
+    )
+    yield one("millrace_gateway_streams", "gauge", "Event streams that are open.", slots.used)
+    yield one("millrace_gateway_connections", "gauge", "Clients' connections, idle ones included.", connections)
+
+
+def _webhooks(dispatcher: Dispatcher | None) -> Iterator[Family]:
     if dispatcher is None:
         return
-    yield "# TYPE millrace_gateway_webhooks_total counter"
-    for outcome, number in sorted(dispatcher.counts.items()):
-        yield f'millrace_gateway_webhooks_total{{outcome="{outcome}"}} {number}'
-    yield "# TYPE millrace_webhooks_waiting gauge"
-    for queue, number in sorted(dispatcher.waiting.items()):
-        yield f'millrace_webhooks_waiting{{queue="{queue}"}} {number}'
+    yield Family(
+        "millrace_gateway_webhooks_total",
+        "counter",
+        "Calls of webhooks by this gateway, by how they ended.",
+        [({"outcome": outcome}, number) for outcome, number in sorted(dispatcher.counts.items())],
+    )
+    yield Family(
+        "millrace_webhooks_waiting",
+        "gauge",
+        "Webhooks that are still to be called, by any gateway.",
+        [({"queue": queue}, number) for queue, number in sorted(dispatcher.waiting.items())],
+    )
 
 
 async def _queues(client: AsyncClient) -> list[QueueStats] | None:
@@ -95,24 +101,48 @@ async def _queues(client: AsyncClient) -> list[QueueStats] | None:
         return None
 
 
-def _describe(queues: list[QueueStats]) -> Iterator[str]:
-    lanes = [(queue.model, lane, numbers) for queue in queues for lane, numbers in queue.lanes.items()]
-    yield "# TYPE millrace_queue_waiting gauge"
-    for model, lane, numbers in lanes:
-        yield f'millrace_queue_waiting{{model="{model}",lane="{lane}"}} {numbers.waiting}'
-    yield "# TYPE millrace_queue_in_flight gauge"
-    for model, lane, numbers in lanes:
-        yield f'millrace_queue_in_flight{{model="{model}",lane="{lane}"}} {numbers.in_flight}'
-    yield "# TYPE millrace_queue_oldest_waiting_seconds gauge"
-    for model, lane, numbers in lanes:
-        yield f'millrace_queue_oldest_waiting_seconds{{model="{model}",lane="{lane}"}} {numbers.oldest_waiting or 0}'
-    for name, of in (("queue_delayed", "delayed"), ("queue_dead", "dead")):
-        yield f"# TYPE millrace_{name} gauge"
-        for queue in queues:
-            yield f'millrace_{name}{{model="{queue.model}"}} {getattr(queue, of)}'
-    yield "# TYPE millrace_workers gauge"
-    for queue in queues:
-        yield f'millrace_workers{{model="{queue.model}"}} {len(queue.workers)}'
+def _describe(queues: list[QueueStats]) -> Iterator[Family]:
+    """Each gateway tells the same of them: take the maximum over gateways, not the sum."""
+    lanes = [
+        ({"model": queue.model, "lane": lane}, numbers) for queue in queues for lane, numbers in queue.lanes.items()
+    ]
+    yield Family(
+        "millrace_queue_waiting",
+        "gauge",
+        "Jobs that no worker has read: the consumer group's lag.",
+        [(labels, numbers.waiting) for labels, numbers in lanes],
+    )
+    yield Family(
+        "millrace_queue_in_flight",
+        "gauge",
+        "Jobs that workers hold: the consumer group's pending entries.",
+        [(labels, numbers.in_flight) for labels, numbers in lanes],
+    )
+    yield Family(
+        "millrace_queue_oldest_waiting_seconds",
+        "gauge",
+        "Age of the oldest job that no worker has read; 0 when there is none.",
+        [(labels, numbers.oldest_waiting or 0) for labels, numbers in lanes],
+    )
+    models = [({"model": queue.model}, queue) for queue in queues]
+    yield Family(
+        "millrace_queue_delayed",
+        "gauge",
+        "Jobs that wait for their next attempt.",
+        [(labels, queue.delayed) for labels, queue in models],
+    )
+    yield Family(
+        "millrace_queue_dead",
+        "gauge",
+        "Entries of the dead stream.",
+        [(labels, queue.dead) for labels, queue in models],
+    )
+    yield Family(
+        "millrace_workers",
+        "gauge",
+        "Workers whose heartbeat lives.",
+        [(labels, len(queue.workers)) for labels, queue in models],
+    )
 
 
 ROUTES = [Route("/metrics", metrics)]

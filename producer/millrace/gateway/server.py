@@ -96,9 +96,15 @@ class GatewayServer(uvicorn.Server):
 
 
 def make_server(
-    client: AsyncClient, settings: GatewaySettings | None = None, dispatcher: Dispatcher | None = None
+    client: AsyncClient,
+    settings: GatewaySettings | None = None,
+    dispatcher: Dispatcher | None = None,
+    *,
+    own_log: bool = False,
 ) -> GatewayServer:
-    """For `await server.serve([sock])`, which returns after SIGINT or SIGTERM, or when `should_exit` is set.
+    """With `own_log` uvicorn leaves logging as this process has set it up.
+
+    For `await server.serve([sock])`, which returns after SIGINT or SIGTERM, or when `should_exit` is set.
 
     uvicorn raises the signal again at its end: KeyboardInterrupt, or whatever SIGTERM does in this process.
     """
@@ -112,6 +118,7 @@ def make_server(
         ws="none",
         lifespan="on",
         log_level="warning",
+        log_config=None if own_log else uvicorn.config.LOGGING_CONFIG,
         access_log=False,
         server_header=False,
         proxy_headers=False,

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewaySettings:
+    #: Whether each request is a line of the log.
+    access_log: bool = False
+    #: Whether each request is a span of OpenTelemetry's, which this process has set up then.
+    traced: bool = False
     #: Names that requests may have in their Host header; None: any.
     allowed_hosts: frozenset[str] | None = None
     #: Whether requests need an API key. Where not, one that is live counts all the same, and all else does not matter.

@@ -108,6 +108,7 @@ class Engine:
 
     def step(self) -> StepOutput:
         """Launches one forward pass, if anything can run, and reports what came of the one before, or of this one."""
+        began = time.perf_counter()
         step = self.scheduler.schedule()
         started, self.scheduler.started = self.scheduler.started, []
         tokens: list[tuple[int, list[int]]] = []
@@ -125,7 +126,9 @@ class Engine:
             finished += completion.finished
         refused, self._refused = self._refused, []
         self._steps += 1
-        return StepOutput(self._steps, tokens, finished, refused, started, load)
+        sequences, batched = (len(step.scheduled), step.num_tokens) if step is not None else (0, 0)
+        seconds = time.perf_counter() - began
+        return StepOutput(self._steps, tokens, finished, refused, started, load, seconds, sequences, batched)
 
     def reset_prefix_cache(self) -> None:
         """Forgets all cached blocks that no sequence holds. For benchmarks."""

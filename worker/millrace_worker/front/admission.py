@@ -48,6 +48,11 @@ class Admission:
         return list(self._in_engine.values())
 
     @property
+    def num_waiting(self) -> int:
+        """Jobs that are to be given to the engine."""
+        return len(self._waiting)
+
+    @property
     def engine_busy(self) -> bool:
         return bool(self._in_engine)
 

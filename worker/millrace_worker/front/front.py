@@ -83,6 +83,11 @@ class Front:
         self.failure: EngineDied | None = None
 
     @property
+    def ready(self) -> Ready | None:
+        """What the engine said at its start; None while there is none."""
+        return self._ready if self._serving else None
+
+    @property
     def engine_pid(self) -> int | None:
         return self._link.pid if self._link else None
 
@@ -175,12 +180,21 @@ class Front:
 
     def take(self, leased: LeasedJob) -> None:
         """A job that was just leased."""
+        self._count(leased)
         previous = self.running.jobs.get(leased.lease.job_id)
         if previous is not None:
             # Leased anew under a newer attempt: the one that runs here has lost its lease.
             self.running.lost(previous.lease)
         self.running.jobs.preparing += 1
         self.running.spawn(self._prepare(leased))
+
+    def _count(self, leased: LeasedJob) -> None:
+        figures, lane = self.running.figures, leased.lease.lane
+        figures.leased[lane] += 1
+        if leased.lease.attempt > 1:
+            figures.redelivered[lane] += 1
+        else:
+            figures.queue_time[lane].observe(max(0.0, leased.started_at - leased.created_at))
 
     async def _prepare(self, leased: LeasedJob) -> None:
         """Makes a leased job run, gives it back while the worker drains, or ends it."""

@@ -48,6 +48,8 @@ class Job:
         self.deadline_timer: asyncio.TimerHandle | None = None
         self._taken_at = time.monotonic()
         self.ttft: float | None = None
+        #: When its newest token came here, of time.monotonic(); None before the first.
+        self.token_at: float | None = None
 
     @property
     def deliveries(self) -> int:
@@ -113,6 +115,13 @@ class Job:
     @property
     def stopped_by_text(self) -> bool:
         return self._text is not None and self._text.stopped
+
+    @property
+    def first_token_after(self) -> float | None:
+        """Seconds from `submit` to the first token; None where an earlier attempt may have made it."""
+        if self.ttft is None or self.lease.attempt > 1 or self.leased.checkpoint:
+            return None
+        return max(0.0, self.leased.started_at - self.leased.created_at) + self.ttft
 
     def stop_timer(self) -> None:
         if self.deadline_timer is not None:

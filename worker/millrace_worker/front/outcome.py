@@ -35,7 +35,7 @@ class Signature:
             worker=self.worker,
             metadata=job.request.metadata,
         )
-        return Ending(job.lease, result, job.progress, job.request.result_to)
+        return Ending(job.lease, result, job.progress, job.request.result_to, request=job.request, leased=job.leased)
 
     def failed(self, job: Job, error: ErrorInfo, now: float, dead: DeadLetter | None = None) -> Ending:
         """Ends a job that ran; what text there was stays readable."""
@@ -55,7 +55,9 @@ class Signature:
             worker=self.worker,
             metadata=job.request.metadata,
         )
-        return Ending(job.lease, result, job.progress, job.request.result_to, dead)
+        return Ending(
+            job.lease, result, job.progress, job.request.result_to, dead, request=job.request, leased=job.leased
+        )
 
     def refused(
         self, leased: LeasedJob, request: Request | None, error: ErrorInfo, now: float, dead: DeadLetter | None = None
@@ -71,7 +73,7 @@ class Signature:
             worker=self.worker,
             metadata=request.metadata if request else {},
         )
-        return Ending(leased.lease, result, dead=dead)
+        return Ending(leased.lease, result, dead=dead, request=request, leased=leased)
 
 
 def _usage(job: Job) -> Usage:

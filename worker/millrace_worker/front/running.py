@@ -18,6 +18,7 @@ from millrace_worker.stream.publisher import Publisher
 
 from .admission import Admission
 from .engine_link import EngineLink
+from .figures import Figures
 from .job import Job
 from .outcome import Signature
 from .totals import Totals
@@ -42,6 +43,7 @@ class Running:
         self.room = asyncio.Event()
         self.load = Load()
         self.totals = Totals()
+        self.figures = Figures()
         #: Redis time minus this machine's clock, in seconds.
         self.clock_offset = 0.0
 
@@ -52,9 +54,16 @@ class Running:
 
     @property
     def load_now(self) -> Load:
-        """The engine's load, for people."""
-        # A step's counts what ends with it, and after the last one no other tells that the engine is empty.
-        return self.load if self.jobs.engine_busy else Load()
+        """The engine's load now: what it said last may be of a step whose sequences have ended since."""
+        if self.jobs.engine_busy:
+            return self.load
+        total = self.load.total_blocks
+        return Load(free_blocks=total, total_blocks=total, preemptions=self.load.preemptions)
+
+    @property
+    def num_waiting(self) -> int:
+        """Jobs held that the engine is not working on: they wait for their prompt's ids, for rows or for blocks."""
+        return self.jobs.preparing + self.jobs.num_waiting + self.load_now.waiting
 
     def now(self) -> float:
         """Redis time."""
@@ -71,6 +80,7 @@ class Running:
         """Notes who was there. A job with no delivery left ends; what it did is then forgiven to the others."""
         self._link = None
         self._crash_count += 1
+        self.figures.engine_died()
         suspects = self.jobs.in_engine
         self.jobs.engine_gone()
         for job in suspects:
@@ -104,6 +114,7 @@ class Running:
         self.load = frame.load
         self.totals.allocated_slots += frame.load.allocated_slots
         self.totals.used_slots += frame.load.used_slots
+        self.figures.stepped(frame)
         for seq_id, cached in frame.started:
             if (job := self.jobs.by_sequence(seq_id)) is not None:
                 job.scheduled, job.cached_tokens = True, cached
@@ -111,12 +122,21 @@ class Running:
                 self.totals.cached_tokens += cached
         ended = dict(frame.finished)
         streamed = False
+        now = time.monotonic()
+        # Most sequences of a step had their last token together, too: one observation for all of those.
+        after: dict[float, int] = {}
         for seq_id, ids in frame.tokens:
             job = self.jobs.by_sequence(seq_id)
             if job is not None:
                 self.totals.output_tokens += len(ids)
                 streamed = streamed or job.progress.stream
+                before, job.token_at = job.token_at, now
                 self._guarded(job, self._tokens, ids, ended.get(seq_id))
+                if before is not None:
+                    after[before] = after.get(before, 0) + 1
+                elif (seconds := job.first_token_after) is not None:
+                    self.figures.first_token[job.lease.lane].observe(seconds)
+        self.figures.generated(now, after)
         for seq_id, reason in frame.finished:
             if (job := self.jobs.by_sequence(seq_id)) is not None:
                 self.jobs.left_engine(job)
@@ -134,6 +154,7 @@ class Running:
         job = self.jobs.get(lease.job_id)
         if job is not None and job.lease == lease:
             log.warning("lost the lease of a job; another worker has it", job=job.id, attempt=lease.attempt)
+            self.figures.lost += 1
             self._release(job)
             self._publisher.forget(job.progress)
         self._leases.remove(lease)
@@ -150,7 +171,6 @@ class Running:
         try:
             if await self._publisher.finish(ending):
                 self.totals.ended(ending.lease.lane, ending.result)
-                log.debug("job ended", job=ending.lease.job_id, state=str(ending.result.state))
         except Exception:
             # Not renewed any more, so another attempt comes; kept, nobody could ever end it.
             log.exception("an ending could not be written", job=ending.lease.job_id)

@@ -6,9 +6,9 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Literal
 
-from millrace_schemas import GROUP, ErrorCode, Finished, JobState, QueueKeys, Result, encode
+from millrace_schemas import GROUP, ErrorCode, Finished, JobState, QueueKeys, Request, Result, encode
 
-from .lease import HANDED_OVER, HANDOVER_IDLE, LIVE_TTL, Lease
+from .lease import HANDED_OVER, HANDOVER_IDLE, LIVE_TTL, Lease, LeasedJob
 from .progress import Progress
 from .scripts import FINISH, REQUEUE, Call
 
@@ -39,6 +39,10 @@ class Ending:
     result_to: str = "redis"
     dead: DeadLetter | None = None
     owned: bool = True
+    #: None: its bytes are no request.
+    request: Request | None = None
+    #: None: it was in the queue.
+    leased: LeasedJob | None = None
     done: asyncio.Future[bool] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     tries: int = 0
     _last_event: bytes | None = None

@@ -69,6 +69,8 @@ class JobConsumer:
         self._take = take
         self._reads = 0
         self._connection_id: int | None = None
+        #: Entries that were no jobs.
+        self.malformed = 0
         self._group_backoff = Backoff(0.05, 2.0)
 
     async def ensure_group(self) -> None:
@@ -116,6 +118,7 @@ class JobConsumer:
         leased = 0
         for row in rows:
             if row[1] == b"malformed":
+                self.malformed += 1
                 log.error("malformed entry moved to the dead stream", entry=_text(row[0]), lane=str(entries.lane))
                 continue
             job = _leased(row, entries.lane, float(now))

@@ -36,7 +36,10 @@ _TICK = 0.25
 
 
 class Publisher:
-    """Give it endings and progress; `run` writes until `stop`. `on_lost` is told of leases that a write found lost."""
+    """Give it endings and progress; `run` writes until `stop`.
+
+    `on_lost` is told of leases that a write found lost, `on_ended` of jobs whose end is written.
+    """
 
     def __init__(
         self,
@@ -47,6 +50,7 @@ class Publisher:
         objects: ObjectStore,
         config: StreamConfig,
         on_lost: Callable[[Lease], None],
+        on_ended: Callable[[Ending], None] = lambda ending: None,
     ):
         self._client = client
         self._keys = keys
@@ -55,6 +59,7 @@ class Publisher:
         self._objects = objects
         self._config = config
         self._on_lost = on_lost
+        self._on_ended = on_ended
         self._progress: dict[str, Progress] = {}
         self._closing: list[Ending | GiveBack] = []
         self._wake = asyncio.Event()
@@ -87,7 +92,10 @@ class Publisher:
                     await self.give_back(GiveBack(ending.lease, "retry", ending.progress, delay))
                     return False
                 ending.result = _not_stored(ending.result, str(e))
-        return await self._close(ending)
+        written = await self._close(ending)
+        if written:
+            self._on_ended(ending)
+        return written
 
     async def give_back(self, back: GiveBack) -> bool:
         """Stores the job's tokens and gives it back; False when the lease was lost."""

@@ -77,6 +77,7 @@ class Upkeep:
 
 def _expired(row: Sequence[bytes], now: float, model: str) -> Ending:
     job_id, data, _stream, attempts, created, started = row
+    request: Request | None = None
     metadata: dict[str, str] = {}
     result_to, lane = "redis", Lane.INTERACTIVE
     try:
@@ -96,4 +97,4 @@ def _expired(row: Sequence[bytes], now: float, model: str) -> Ending:
         attempts=tried,
         metadata=metadata,
     )
-    return Ending(Lease(job_id.decode(), lane, "", tried), result, result_to=result_to, owned=False)
+    return Ending(Lease(job_id.decode(), lane, "", tried), result, result_to=result_to, owned=False, request=request)
