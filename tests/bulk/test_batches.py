@@ -12,6 +12,7 @@ import redis
 
 from bulk_parts import Batches, BulkProcess, BulkThread, chat_line, outcome, written
 from fake_worker import FakeWorker
+from millrace.bulk.settings import BulkSettings
 from millrace_schemas import QueueKeys
 from millrace_schemas.batch import BatchStatus, PromptColumn
 from servers import S3Server
@@ -65,7 +66,7 @@ def test_other_endpoints(redis_url: str, batches: Batches, bulk: BulkThread, tmp
 def test_files_in_s3(redis_url: str, batches: Batches, s3_env: S3Server, tmp_path: Path) -> None:
     lines = [chat_line(f"r{n}") for n in range(300)]
     written(str(s3_env.directory / "answers" / "in.jsonl"), lines)
-    with BulkProcess(redis_url, tmp_path), FakeWorker(redis_url):
+    with BulkThread(redis_url, BulkSettings()), FakeWorker(redis_url):
         view = batches.ended(batches.make("s3://answers/in.jsonl", "s3://answers/out"))
     assert view.batch.status is BatchStatus.COMPLETED, view
     output, errors = outcome(view)
@@ -117,7 +118,7 @@ def test_what_is_wrong_with_a_file(
 
 def test_places_that_cannot_be_used(redis_url: str, batches: Batches, s3_env: S3Server, tmp_path: Path) -> None:
     source = written(str(tmp_path / "in.jsonl"), [chat_line("a")])
-    with BulkProcess(redis_url, tmp_path), FakeWorker(redis_url):
+    with BulkThread(redis_url, BulkSettings()), FakeWorker(redis_url):
         ids = [
             batches.make(str(tmp_path / "no.jsonl"), str(tmp_path)),
             batches.make("s3://nowhere/in.jsonl", str(tmp_path)),
@@ -142,7 +143,7 @@ def test_a_cancelled_batch_keeps_what_it_has(
     source = written(str(tmp_path / "in.jsonl"), [chat_line(f"r{n}") for n in range(3000)])
     with FakeWorker(redis_url, hold=True) as worker:
         batch_id = batches.make(source, str(tmp_path / "out"))
-        while len(worker.taken) < 64:
+        while not worker.taken:
             time.sleep(0.02)
         assert batches.do(lambda store: store.cancel(batch_id))
         worker.release()
