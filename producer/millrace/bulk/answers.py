@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -22,6 +24,7 @@ from .rows import CHAT, COMPLETIONS, Row
 _ENCODER = msgspec.json.Encoder()
 #: Crockford's base32, as in every job's id.
 _BASE32 = "0123456789abcdefghjkmnpqrstvwxyz"
+_CROCKFORD = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", _BASE32)
 EXPIRED = "batch_expired"
 CANCELLED = "batch_cancelled"
 _REASONS = {
@@ -55,9 +58,15 @@ def job_id_of(batch: Batch, queue: str, number: int) -> str:
 
     It has the layout of all ids: 48 bits of milliseconds, here the batch's, then 80 that nobody can guess.
     """
-    random = hashlib.blake2b(f"{batch.id}:{number}".encode(), digest_size=10).digest()
-    value = (int(batch.created_at * 1000) << 80) | int.from_bytes(random)
-    return f"{queue}-" + "".join(_BASE32[(value >> shift) & 31] for shift in range(125, -1, -5))
+    digest = hashlib.blake2b(f"{batch.id}:{number}".encode(), digest_size=10).digest()
+    return f"{queue}-{_time_of(batch.created_at)}{base64.b32encode(digest).decode().translate(_CROCKFORD)}"
+
+
+@lru_cache
+def _time_of(created_at: float) -> str:
+    """The 48 bits of milliseconds in ten characters, as ids start."""
+    milliseconds = int(created_at * 1000)
+    return "".join(_BASE32[(milliseconds >> shift) & 31] for shift in range(45, -1, -5))
 
 
 def answered(url: str, job_id: str, custom_id: str, result: Result, request: Request | None) -> tuple[bytes, bool]:

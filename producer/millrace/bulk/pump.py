@@ -31,6 +31,8 @@ _CHUNK, _CHUNK_BYTES = 256, 4 * 1024 * 1024
 _SHORTEST, _LONGEST = 0.01, 0.25
 #: Seconds between two looks for jobs that are not there any more.
 _LOST_EVERY = 30.0
+#: Jobs at the front of the queue that every look asks for, and seconds between two looks for all.
+_FRONT, _ALL_EVERY = 512, 0.5
 _KEEP_EVERY = 1.0
 
 
@@ -56,7 +58,7 @@ class Pump:
         self._ending_at = 0.0
         self._kept_at = 0.0
         # At the start, too: what was under way may have ended long ago.
-        self._lost_at = float("-inf")
+        self._lost_at = self._all_at = float("-inf")
 
     @property
     def is_done(self) -> bool:
@@ -189,7 +191,7 @@ class Pump:
         if time.monotonic() - self._lost_at > _LOST_EVERY:
             await self._find_lost()
             self._lost_at = time.monotonic()
-        found = await self._jobs.results(list(self._under_way))
+        found = await self._jobs.results(self._looked_for())
         for job_id, result, request in found:
             line = self._under_way.pop(job_id)
             if self._ending is not None and result.error is not None and result.error.code == "cancelled":
@@ -206,6 +208,13 @@ class Pump:
             for name in ("prompt_tokens", "completion_tokens", "cached_tokens"):
                 self._counts[name] += getattr(result.usage, name)
         return len(found)
+
+    def _looked_for(self) -> list[str]:
+        """They end about in the order in which they were made."""
+        if time.monotonic() - self._all_at < _ALL_EVERY:
+            return list(itertools.islice(self._under_way, _FRONT))
+        self._all_at = time.monotonic()
+        return list(self._under_way)
 
     async def _find_lost(self) -> None:
         """Jobs that are gone, results included, are made anew: Redis lost them, or nobody collected them in time."""
