@@ -49,11 +49,16 @@ def gateway(
             help="Private network, like 10.0.0.0/8, or host name that webhooks may reach. May be repeated.",
         ),
     ] = None,
+    files: Annotated[
+        str | None,
+        typer.Option(metavar="PLACE", help="Of /v1/files and /v1/batches: s3://bucket/prefix or a directory."),
+    ] = None,
     max_connections: Annotated[int, typer.Option(min=1, help="Of clients, at once.")] = 10_000,
     redis_url: RedisUrl = None,
 ) -> None:
     """Serve an OpenAI-shaped HTTP API, and call the webhooks of jobs that end."""
     check_installed("gateway")
+    from .bulk.storage import url_of as url_of_files
     from .gateway.connections import allow_files
     from .gateway.server import listen, make_server, run, url_of
     from .gateway.webhook_addresses import Allowed
@@ -71,7 +76,7 @@ def gateway(
             err=True,
         )
 
-    settings = replace(settings, max_connections=connections)
+    settings = replace(settings, max_connections=connections, files=None if files is None else url_of_files(files))
 
     async def serve() -> None:
         url = config.redis_url(redis_url)
@@ -128,7 +133,7 @@ async def _check_keys(client: AsyncClient, host: str) -> None:
 def check_installed(command: str) -> None:
     """Raises CommandNotInstalled with the extra that brings what the gateway needs."""
     try:
-        for package in ("starlette", "uvicorn", "httptools", "httpcore2"):
+        for package in ("starlette", "uvicorn", "httptools", "httpcore2", "python_multipart"):
             importlib.import_module(package)
     except ImportError as e:
         raise CommandNotInstalled(
