@@ -71,7 +71,7 @@ async def list_batches(request: Request) -> Response:
             seen or "", limit + 1, request.query_params.get("after")
         )
     except BatchNotFound:
-        raise invalid("after must be the id of a batch of this list", param="after") from None
+        raise ApiError(404, f"this list has no batch {after!r:.80}", code="batch_not_found", param="after") from None
     views = [view for view in views if seen is None or view.batch.tenant == seen]
     return JSONResponse(page([describe(view) for view in views[:limit]], more=len(views) > limit))
 

@@ -66,7 +66,7 @@ async def list_files(request: Request) -> Response:
     if after is not None:
         at = next((i for i, file in enumerate(files) if file.id == after), None)
         if at is None:
-            raise invalid("after must be the id of a file of this list", param="after")
+            raise ApiError(404, f"this list has no file {after!r:.80}", code="file_not_found", param="after")
         files = files[at + 1 :]
     files = [file for file in files if purpose is None or file.purpose == purpose]
     return JSONResponse(page([describe(file) for file in files[:limit]], more=len(files) > limit))

@@ -122,7 +122,7 @@ OPERATIONS = (
             parameter("after", "query", "Those behind the batch with this id.", STRING),
         ),
         answers={200: answers.json_answer("Batches.", ref("BatchList"))},
-        errors=(400, 500, 503),
+        errors=(400, 404, 500, 503),
     ),
     Operation(
         method="get",

@@ -89,7 +89,7 @@ OPERATIONS = (
             parameter("after", "query", "Those behind the file with this id.", STRING),
         ),
         answers={200: answers.json_answer("Files.", ref("FileList"))},
-        errors=(400, 500, 503),
+        errors=(400, 404, 500, 503),
     ),
     Operation(
         method="get",
