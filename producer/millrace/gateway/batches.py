@@ -66,10 +66,9 @@ async def list_batches(request: Request) -> Response:
     check_query(request, {"limit", "after"})
     limit = limit_of(request, MAX_LISTED, 20)
     _, seen = seen_by(request)
+    after = request.query_params.get("after")
     try:
-        views = await BatchStore(connection_of(request)).newest(
-            seen or "", limit + 1, request.query_params.get("after")
-        )
+        views = await BatchStore(connection_of(request)).newest(seen or "", limit + 1, after)
     except BatchNotFound:
         raise ApiError(404, f"this list has no batch {after!r:.80}", code="batch_not_found", param="after") from None
     views = [view for view in views if seen is None or view.batch.tenant == seen]
