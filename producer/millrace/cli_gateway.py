@@ -52,6 +52,10 @@ def gateway(
             help="Private network, like 10.0.0.0/8, or host name that webhooks may reach. May be repeated.",
         ),
     ] = None,
+    files: Annotated[
+        str | None,
+        typer.Option(metavar="PLACE", help="Of /v1/files and /v1/batches: s3://bucket/prefix or a directory."),
+    ] = None,
     max_connections: Annotated[int, typer.Option(min=1, help="Of clients, at once.")] = 10_000,
     access_log: Annotated[bool, typer.Option("--access-log", help="Log each request as a line.")] = False,
     log_level: Annotated[LogLevel, typer.Option(help="Least that is logged besides requests.")] = "warning",
@@ -60,6 +64,7 @@ def gateway(
 ) -> None:
     """Serve an OpenAI-shaped HTTP API, and call the webhooks of jobs that end."""
     check_installed("gateway")
+    from .bulk.storage import url_of as url_of_files
     from .gateway import logs
     from .gateway.connections import allow_files
     from .gateway.server import listen, make_server, run, url_of
@@ -78,7 +83,8 @@ def gateway(
             err=True,
         )
 
-    settings = replace(settings, max_connections=connections, access_log=access_log)
+    place = None if files is None else url_of_files(files)
+    settings = replace(settings, max_connections=connections, access_log=access_log, files=place)
     logs.configure(log_level, log_format)
     end_tracing = start_tracing("millrace-gateway") if config.traces_wanted() else None
     settings = replace(settings, traced=end_tracing is not None)
@@ -141,7 +147,7 @@ async def _check_keys(client: AsyncClient, host: str) -> None:
 def check_installed(command: str) -> None:
     """Raises CommandNotInstalled with the extra that brings what the gateway needs."""
     try:
-        for package in ("starlette", "uvicorn", "httptools", "httpcore2"):
+        for package in ("starlette", "uvicorn", "httptools", "httpcore2", "python_multipart"):
             importlib.import_module(package)
     except ImportError as e:
         raise CommandNotInstalled(

@@ -16,7 +16,6 @@ GROUP = "millrace.commands"
 _KNOWN = {
     "worker": ("Serve a model from its queue.", "worker"),
     "bench": ("Measure throughput on fixed workloads.", "worker"),
-    "bulk": ("Run a file of prompts through the batch lane.", "bulk"),
 }
 
 

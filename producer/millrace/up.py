@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import importlib.util
 import json
 import shlex
 import socket
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +23,7 @@ import typer
 from millrace_schemas.aio import end_tasks
 
 from .async_client import AsyncClient
+from .bulk.storage import url_of as url_of_place
 from .cli_gateway import Port, check_installed
 from .connection import Connection
 from .demo_tasks import PROMPT_OF_TASK, make_example, system_prompt
@@ -55,12 +59,30 @@ def up(
                 tempfile.TemporaryDirectory(prefix="millrace-up-") as directory,
                 _redis(redis_url, redis_port) as url,
                 DemoWorker(url, Path(directory) / "worker.log", model=model, lease=_LEASE) as worker,
+                _bulk(url, Path(directory) / "bulk.log"),
             ):
                 # What was imported stays: collections need not look at it, and hold up the loop for less.
                 gc.freeze()
-                run(_serve(sock, url, worker))
+                run(_serve(sock, url, worker, url_of_place(str(Path(directory) / "files"))))
         except KeyboardInterrupt:
             typer.echo("stopped", err=True)
+
+
+@contextmanager
+def _bulk(url: str, log: Path) -> Iterator[None]:
+    """The bulk worker, where it is installed."""
+    if importlib.util.find_spec("rq") is None:
+        yield
+        return
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "millrace", "bulk", "--redis-url", url], stdout=output, stderr=output
+        )
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait()
 
 
 @contextmanager
@@ -83,7 +105,7 @@ def _is_free(port: int) -> bool:
     return True
 
 
-async def _serve(sock: socket.socket, redis_url: str, worker: DemoWorker) -> None:
+async def _serve(sock: socket.socket, redis_url: str, worker: DemoWorker, files: str) -> None:
     """Serves until a signal comes. Raises WorkerDied when the worker ends before that."""
     from .gateway import GatewaySettings
     from .gateway.connections import allow_files
@@ -97,7 +119,7 @@ async def _serve(sock: socket.socket, redis_url: str, worker: DemoWorker) -> Non
         # What is tried out here receives on this machine.
         here = WebhookSettings(allowed=Allowed.of(("127.0.0.0/8", "::1", "localhost")))
         dispatcher = Dispatcher(Connection(redis_url), here)
-        settings = GatewaySettings(allowed_hosts=LOOPBACK)
+        settings = GatewaySettings(allowed_hosts=LOOPBACK, files=files)
         settings = replace(settings, max_connections=allow_files(settings.max_connections))
         server = make_server(client, settings, dispatcher)
 

@@ -33,8 +33,19 @@ Keys of the gateway share the hash tag `{@}`, which no queue can have:
     millrace:{@}:keys                 hash     id of an API key -> ApiKey bytes, with a digest of its secret
     millrace:{@}:rate:<key id>        hash     requests, tokens: Unix time at which the key's allowance is whole
 
-Every key but the streams of work, the zsets, the set of queues, the webhooks' secrets and the API keys has a time to
-live.
+Keys of bulk files share the hash tag `{@bulk}`:
+
+    millrace:{@bulk}:batch:<id>       hash     record (Batch bytes), progress (BatchProgress bytes), revision, owner,
+                                               lease (Unix time), cancel (Unix time), problem
+    millrace:{@bulk}:output:<id>      list     Part bytes: pieces of the output file, in order
+    millrace:{@bulk}:errors:<id>      list     likewise, of the error file
+    millrace:{@bulk}:due              zset     id of a batch without an end -> Unix time at which to see to it
+    millrace:{@bulk}:batches@<tenant> zset     id of a batch -> Unix time at which it was made
+    millrace:{@bulk}:file:<id>        string   BulkFile bytes
+    millrace:{@bulk}:files@<tenant>   zset     id of a file -> Unix time at which it was made
+
+Every key but the streams of work, the zsets, the set of queues, the webhooks' secrets, the API keys and the files has a
+time to live.
 """
 
 from __future__ import annotations
@@ -42,6 +53,8 @@ from __future__ import annotations
 from .job import Lane
 
 GROUP = "workers"
+_BULK = "millrace:{@bulk}:"
+BATCHES_DUE = _BULK + "due"
 MODELS = "millrace:models"
 API_KEYS = "millrace:{@}:keys"
 WEBHOOK_QUEUES = "millrace:webhook-queues"
@@ -109,3 +122,24 @@ def rate_key(key_id: str) -> str:
 
 def webhook_secret(tenant: str) -> str:
     return f"millrace:webhook-secret@{tenant}"
+
+
+def batch_key(batch_id: str) -> str:
+    return f"{_BULK}batch:{batch_id}"
+
+
+def batch_parts(batch_id: str) -> tuple[str, str]:
+    """Of the output and of the error file."""
+    return f"{_BULK}output:{batch_id}", f"{_BULK}errors:{batch_id}"
+
+
+def batches_of(tenant: str) -> str:
+    return f"{_BULK}batches@{tenant}"
+
+
+def bulk_file(file_id: str) -> str:
+    return f"{_BULK}file:{file_id}"
+
+
+def bulk_files_of(tenant: str) -> str:
+    return f"{_BULK}files@{tenant}"

@@ -36,8 +36,9 @@ def redis_server() -> Iterator[EmbeddedRedis]:
 
 
 @pytest.fixture(scope="session")
-def running_gateway(redis_server: EmbeddedRedis) -> Iterator[GatewayServer]:
-    settings = GatewaySettings(keep_alive=0.3, max_body_bytes=100_000, max_jobs=5, body_timeout=1.0)
+def running_gateway(redis_server: EmbeddedRedis, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayServer]:
+    files = f"file://{tmp_path_factory.mktemp('files')}"
+    settings = GatewaySettings(keep_alive=0.3, max_body_bytes=100_000, max_jobs=5, body_timeout=1.0, files=files)
     with GatewayServer(redis_server.url, settings) as server:
         yield server
 

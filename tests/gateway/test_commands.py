@@ -187,7 +187,8 @@ def test_up() -> None:
         line = process.stdout.readline()
         assert line.startswith("curl http://127.0.0.1:")
         started = children(process.pid)
-        assert len(started) == 2
+        # Redis, the worker and the bulk worker.
+        assert len(started) == 3
         answer = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=60, check=True)
         said = json.loads(answer.stdout)
         assert said["choices"][0]["message"]["content"]

@@ -16,7 +16,7 @@ from fake_worker import FakeWorker
 from gateway_server import GatewayServer
 from key_maker import KeyMaker
 from millrace.gateway import GatewaySettings
-from millrace.gateway.rate_headers import duration
+from millrace.openai_api.rate_headers import duration
 from millrace_schemas import ErrorCode, ErrorInfo, JobState, QueueKeys, Result, encode
 from millrace_schemas.keys import rate_key
 

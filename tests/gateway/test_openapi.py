@@ -16,9 +16,10 @@ from pydantic import BaseModel
 
 from fake_worker import FakeWorker
 from millrace import Sampling
-from millrace.gateway import GatewaySettings, chat, completions, messages, responses_body
+from millrace.gateway import GatewaySettings
 from millrace.gateway.app import ROUTES
 from millrace.gateway.openapi.document import build_document
+from millrace.openai_api import chat, completions, messages, responses_body
 from millrace.submission import FIELDS
 from millrace_schemas import InvalidRequest
 

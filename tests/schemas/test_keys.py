@@ -10,7 +10,19 @@ from redis.crc import key_slot
 
 from millrace_schemas import MODELS, InvalidRequest, Lane, QueueKeys, new_job_id, queue_of, queue_of_job
 from millrace_schemas import keys as keys_module
-from millrace_schemas.keys import API_KEYS, WEBHOOK_CHANNELS, WEBHOOK_QUEUES, rate_key, webhook_secret
+from millrace_schemas.keys import (
+    API_KEYS,
+    BATCHES_DUE,
+    WEBHOOK_CHANNELS,
+    WEBHOOK_QUEUES,
+    batch_key,
+    batch_parts,
+    batches_of,
+    bulk_file,
+    bulk_files_of,
+    rate_key,
+    webhook_secret,
+)
 
 ID = "demo-01jd3vq6x0m5t9n8q2w4e7r1yz"
 
@@ -23,13 +35,18 @@ def every_key(queue: str) -> set[str]:
     return fixed | set(keys.lanes.values()) | by_id | {keys.idempotency("order-17"), keys.worker("host-1")}
 
 
+def bulk_keys() -> set[str]:
+    of_batch = {batch_key(ID), *batch_parts(ID), bulk_file(ID)}
+    return of_batch | {BATCHES_DUE, batches_of("acme"), bulk_files_of("acme")}
+
+
 def test_the_docstring_lists_exactly_the_keys_that_are_built() -> None:
     listed = set(re.findall(r"^ +(millrace:\S+(?: id>)?)", keys_module.__doc__ or "", re.MULTILINE))
     names = {"{q}": "{demo}", "<id>": ID, "<key>": "order-17", "<name>": "host-1", "<tenant>": "acme", "<key id>": "k1"}
     for placeholder, name in names.items():
         listed = {key.replace(placeholder, name) for key in listed}
     fixed = {MODELS, API_KEYS, WEBHOOK_QUEUES, rate_key("k1"), webhook_secret("acme")}
-    assert listed == every_key("demo") | fixed
+    assert listed == every_key("demo") | fixed | bulk_keys()
 
 
 def test_one_pattern_finds_the_webhooks_of_all_queues() -> None:
@@ -57,6 +74,12 @@ def test_the_gateways_keys_share_a_slot_that_is_no_queues() -> None:
     assert key_slot(API_KEYS.encode()) == key_slot(rate_key("k1").encode()) == key_slot(b"@")
     with pytest.raises(InvalidRequest):
         queue_of("@")
+
+
+def test_the_keys_of_bulk_files_share_a_slot_that_is_no_queues() -> None:
+    assert {key_slot(key.encode()) for key in bulk_keys()} == {key_slot(b"@bulk")}
+    with pytest.raises(InvalidRequest):
+        queue_of("@bulk")
 
 
 def test_queues_do_not_share_keys() -> None:

@@ -126,7 +126,7 @@ class FakeWorker:
         with self._redis.pipeline(transaction=True) as pipe:
             pipe.xack(lane, GROUP, entry)
             pipe.xdel(lane, entry)
-            if job[b"state"].decode() not in TERMINAL:
+            if job and job[b"state"].decode() not in TERMINAL:
                 result = self._answer(job_id, decode(job[b"request"], Request), job)
                 self._end(pipe, job_id, result, stream=job[b"stream"] == b"1")
                 if b"tenant" in job:

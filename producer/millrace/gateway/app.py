@@ -15,7 +15,7 @@ from millrace.api_keys import KeyStore
 from millrace_schemas import MillraceError
 from millrace_schemas.aio import end_tasks
 
-from . import chat, completions, health, jobs, metrics, models, page, responses
+from . import batches, chat, completions, files, health, jobs, metrics, models, page, responses
 from .authentication import Authenticate
 from .connections import Connections
 from .cors import allow_origins
@@ -38,6 +38,8 @@ ROUTES: list[Route] = [
     *responses.ROUTES,
     *models.ROUTES,
     *jobs.ROUTES,
+    *files.ROUTES,
+    *batches.ROUTES,
     *health.ROUTES,
     *metrics.ROUTES,
     *page.ROUTES,

@@ -11,14 +11,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from millrace import AsyncClient
 from millrace.api_keys import ApiKey
 from millrace.connection import Connection
+from millrace.openai_api.rate_headers import rate_headers
 from millrace.rates import Meter
 from millrace_schemas import QueueUnavailable
 
 from .caller import CLIENT
 from .credentials import given_key
-from .errors import ApiError, as_api_error
+from .errors import ApiError, as_api_error, respond
 from .key_cache import KeyCache
-from .rate_headers import rate_headers
 
 
 class Access(Enum):
@@ -65,7 +65,7 @@ class Authenticate:
         try:
             key = await self._authenticate(scope)
         except ApiError as e:
-            await e.response()(scope, receive, send)
+            await respond(e)(scope, receive, send)
             return
         if key is None:
             await self._app(scope, receive, send)

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from millrace_schemas import MillraceError
 
-from .errors import as_api_error
+from .errors import as_api_error, respond
 
 _ORIGIN = re.compile(r"https?://([a-z0-9-]+(\.[a-z0-9-]+)*|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 _METHODS = ("GET", "POST", "DELETE")
@@ -68,5 +68,5 @@ class _AnswerCrashes:
             await self._app(scope, receive, watch)
         except Exception as e:
             if scope["type"] == "http" and not started:
-                await as_api_error(e).response()(scope, receive, send)
+                await respond(as_api_error(e))(scope, receive, send)
             raise

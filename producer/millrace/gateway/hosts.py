@@ -11,7 +11,7 @@ from collections.abc import Collection
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from .errors import ApiError
+from .errors import ApiError, respond
 
 #: Names of this machine, as a Host header has them.
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
@@ -35,6 +35,6 @@ class CheckHost:
                     "`millrace gateway` takes every name with --require-keys or --allow-open",
                     code="host_not_allowed",
                 )
-                await error.response()(scope, receive, send)
+                await respond(error)(scope, receive, send)
                 return
         await self._app(scope, receive, send)

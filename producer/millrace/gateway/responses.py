@@ -13,15 +13,15 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from millrace import AsyncClient, JobNotFound, MillraceError, ResultTimeout
+from millrace.openai_api.params import rename
+from millrace.openai_api.responses_body import NAMES, Asked, read_response
+from millrace.openai_api.responses_object import Answer, job_of, no_response
 from millrace_schemas import TERMINAL, JobState
 
 from .body import idempotency_key, read_object
 from .caller import client_of
 from .errors import ApiError, JSONResponse, invalid
-from .params import rename
-from .responses_body import NAMES, Asked, read_response
 from .responses_events import Narration
-from .responses_object import Answer, job_of, no_response
 from .sse import EventResponse
 from .waiting import cancel_quietly, result_of, submit, unless_left
 

@@ -10,9 +10,9 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from millrace import Event, EventStream, Finished, JobState, Result, Started, Tokens
+from millrace.openai_api.responses_object import Answer, has_output, item_status, status_of, text_part
 
 from .errors import ApiError
-from .responses_object import Answer, has_output, item_status, status_of, text_part
 from .sse import event
 
 #: How a stream ends. OpenAI has no event for `cancelled`: nothing failed, but the answer is not whole.

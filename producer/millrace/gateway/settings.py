@@ -48,3 +48,8 @@ class GatewaySettings:
     page_every: float = 2.0
     #: Longest `wait` of GET /v1/jobs/{id}, in seconds.
     max_wait: float = 60.0
+    #: Prefix of what /v1/files keeps and of what batches write, as a URL; None: there are neither.
+    files: str | None = None
+    #: Longest file, in bytes, and seconds in which one must have arrived.
+    max_file_bytes: int = 512 * 1024 * 1024
+    upload_timeout: float = 600.0

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from millrace_schemas import MillraceError
 from millrace_schemas.aio import end_tasks
 
-from .errors import ApiError, as_api_error, unavailable
+from .errors import ApiError, as_api_error, respond, unavailable
 from .settings import GatewaySettings
 
 _KEEP_ALIVE = b": keep-alive\n\n"
@@ -133,7 +133,7 @@ class EventResponse(Response):
     async def _tell(self, failed: Exception, scope: Scope, receive: Receive, send: Send) -> None:
         error = as_api_error(failed)
         if not self._started:
-            await error.response()(scope, receive, send)
+            await respond(error)(scope, receive, send)
             return
         await self._write(send, self._on_error(error))
         await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 
 from millrace import AsyncJob, Result
+from millrace.openai_api.params import rename
 from millrace_schemas import MillraceError, ResultTimeout
 from millrace_schemas.aio import end_tasks
 
 from .caller import client_of
 from .errors import ApiError
-from .params import rename
 from .settings import GatewaySettings
 from .sse import wait_for_leave
 

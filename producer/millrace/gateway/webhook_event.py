@@ -6,11 +6,10 @@ from typing import Any
 
 import msgspec
 
+from millrace.openai_api.responses_body import MARK
+from millrace.openai_api.responses_object import response_id, status_of
 from millrace.webhooks import Event
 from millrace_schemas import Request, Result
-
-from .responses_body import MARK
-from .responses_object import response_id, status_of
 
 
 def event_id(job_id: str) -> str:

@@ -55,14 +55,14 @@ _MEANINGS: Mapping[int, str] = {
     "`unknown_parameter`, `context_length_exceeded`, `job_too_large`, `no_chat_template`, ...",
     401: "`invalid_api_key`: the gateway requires a key, and there is none, or none that lives.",
     403: "`host_not_allowed`: the gateway does not answer for the name in the Host header. "
-    "`operator_key_required`: the key is no operator's.",
+    "`operator_key_required`: the key is no operator's. `files_not_configured`: this gateway keeps no files.",
     404: "There is no such thing, or its time to live is over: `model_not_found`, `job_not_found`, "
-    "`response_not_found`, `unknown_url`.",
+    "`response_not_found`, `file_not_found`, `batch_not_found`, `unknown_url`.",
     405: "`method_not_allowed`.",
     408: "`request_timeout`: the body did not arrive in time.",
     409: "`cancelled`: somebody cancelled the job that this request waits for.",
     413: "`request_too_large`.",
-    415: "`unsupported_media_type`: the body must be application/json.",
+    415: "`unsupported_media_type`: the body must be application/json, a file multipart/form-data.",
     429: "`rate_limit_exceeded`, with the type `requests` or `tokens`: the key's rate is at its limit. "
     "`too_many_jobs`: the tenant's number of unfinished jobs is.",
     500: "The job failed (`engine_failed`, `too_many_attempts`, `undecodable`, ...), or the gateway did (`internal`).",

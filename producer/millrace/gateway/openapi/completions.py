@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from millrace.gateway import chat, completions, messages
-from millrace.gateway.params import SAMPLING
+from millrace.openai_api import chat, completions, messages
+from millrace.openai_api.params import SAMPLING
 from millrace_schemas.job import MAX_MESSAGES
 
 from . import answers, fields

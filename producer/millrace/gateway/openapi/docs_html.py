@@ -70,8 +70,9 @@ def _operation(document: Json, method: str, path: str, operation: Json) -> str:
     if operation["parameters"]:
         parts.append("<h4>Parameters</h4>" + _parameters(operation))
     if "requestBody" in operation:
-        content = operation["requestBody"]["content"]["application/json"]
-        parts.append(f"<h4>Body</h4><p>{words(content['schema'])}</p>")
+        for kind, content in operation["requestBody"]["content"].items():
+            note = "" if kind == "application/json" else f" <small>{escape(kind)}</small>"
+            parts.append(f"<h4>Body</h4><p>{words(content['schema'])}{note}</p>")
     parts.append("<h4>Answers</h4>" + _answers(document, operation))
     return _details(operation["operationId"], head, "".join(parts))
 

@@ -8,11 +8,11 @@ import msgspec
 
 from millrace.gateway.settings import GatewaySettings
 
-from . import answers, completions, jobs, models, responses, service
+from . import answers, batches, completions, files, jobs, models, responses, service
 from .json_schema import Json
 from .operation import Operation
 
-_PARTS = (answers, completions, responses, models, jobs, service)
+_PARTS = (answers, completions, responses, models, jobs, files, batches, service)
 _DESCRIPTION = (
     "Generation jobs over a queue in Redis, in OpenAI's shapes and in Millrace's own. "
     "HEAD is taken wherever GET is; another method is a 405, another path a 404. "
@@ -23,6 +23,8 @@ _TAGS = {
     "Responses": "OpenAI's: waited for, streamed, or in the background.",
     "Models": "What workers have registered.",
     "Jobs": "The queue itself.",
+    "Files": "What batches read and write.",
+    "Batches": "OpenAI's: a file of requests, answered into a file.",
     "Service": "The gateway: health, numbers, pages.",
 }
 _SECURITY = {
@@ -38,6 +40,8 @@ def operations(settings: GatewaySettings) -> tuple[Operation, ...]:
         *responses.OPERATIONS,
         *models.OPERATIONS,
         *jobs.operations(settings),
+        *files.OPERATIONS,
+        *batches.OPERATIONS,
         *service.OPERATIONS,
     )
 

@@ -39,6 +39,9 @@ class Operation:
     description: str = ""
     parameters: tuple[Json, ...] = ()
     body: Json | None = None
+    #: multipart/form-data needs `sends`, the words of a command of curl in the place of its example.
+    body_type: str = "application/json"
+    sends: str = ""
     answers: Mapping[int, Json] = field(default_factory=dict)
     errors: tuple[int, ...] = ()
     setup: str = ""
@@ -51,6 +54,8 @@ class Operation:
         url = BASE + (self.target or self.path)
         # Names of the shell stand in double quotes; those are the only ones.
         command = f"curl {flags}{verb} " + (f'"{url}"' if "$" in url else shlex.quote(url))
+        if self.sends:
+            return self.setup + command + self.sends
         return self.setup + command + ("" if self.body is None else sending(self.body["example"]))
 
     def as_json(self, *, keys: bool) -> Json:
@@ -69,7 +74,7 @@ class Operation:
             "x-codeSamples": [{"lang": "Shell", "label": "curl", "source": self.curl}],
         }
         if self.body is not None:
-            made["requestBody"] = {"required": True, "content": {"application/json": self.body}}
+            made["requestBody"] = {"required": True, "content": {self.body_type: self.body}}
         return made
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from millrace.gateway import responses_body
-from millrace.gateway.params import SAMPLING
+from millrace.openai_api import responses_body
+from millrace.openai_api.params import SAMPLING
 from millrace_schemas.job import MAX_MESSAGES, MAX_METADATA_PAIRS
 
 from . import answers, fields

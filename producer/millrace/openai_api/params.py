@@ -8,7 +8,7 @@ from typing import Any
 from millrace.submission import FIELDS
 from millrace_schemas import MillraceError
 
-from .errors import ApiError, as_api_error, invalid
+from .errors import ApiError, error_of, invalid
 
 #: Those that `Sampling` has under the same names; top_k and all behind it are not OpenAI's but vLLM's.
 SAMPLING = ("temperature", "top_p", "seed", "stop", "top_k", "min_p", "min_tokens", "stop_token_ids", "ignore_eos")
@@ -95,7 +95,7 @@ def include_usage(given: Mapping[str, Any]) -> bool:
 
 def rename(error: MillraceError, names: Mapping[str, str]) -> ApiError:
     """`error` in the words of OpenAI's bodies: `names` maps fields of a job, and `sampling.` disappears."""
-    found = as_api_error(error)
+    found = error_of(error)
     if found.param is None:
         return found
     field = found.param.removeprefix("sampling.")

@@ -1,0 +1,48 @@
+"""Files that the HTTP API knows by id, in Redis; what is in them is in storage."""
+
+from __future__ import annotations
+
+from millrace.connection import Connection
+from millrace_schemas import MillraceError, decode, encode
+from millrace_schemas.batch import BulkFile
+from millrace_schemas.keys import bulk_file, bulk_files_of
+
+
+class FileNotFound(MillraceError, LookupError):
+    """The id was never made here, or the file was deleted."""
+
+
+class FileStore:
+    def __init__(self, connection: Connection):
+        self._connection = connection
+
+    async def put(self, file: BulkFile) -> None:
+        indexes = sorted({bulk_files_of(""), bulk_files_of(file.tenant)})
+        await self._connection.run(
+            ("SET", bulk_file(file.id), encode(file)),
+            *(("ZADD", index, file.created_at, file.id) for index in indexes),
+        )
+
+    async def get(self, file_id: str, tenant: str | None = None) -> BulkFile:
+        """Raises FileNotFound, also when it is another tenant's."""
+        (data,) = await self._connection.run(("GET", bulk_file(file_id)))
+        found = None if data is None else decode(data, BulkFile)
+        if found is None or (tenant is not None and found.tenant != tenant):
+            raise FileNotFound(f"there is no file {file_id}")
+        return found
+
+    async def all(self, tenant: str = "", *, newest_first: bool = True) -> list[BulkFile]:
+        """Of tenant "" those of all."""
+        command = "ZREVRANGE" if newest_first else "ZRANGE"
+        (ids,) = await self._connection.run((command, bulk_files_of(tenant), 0, -1))
+        if not ids:
+            return []
+        (found,) = await self._connection.run(("MGET", *(bulk_file(name.decode()) for name in ids)))
+        return [decode(data, BulkFile) for data in found if data is not None]
+
+    async def delete(self, file: BulkFile) -> None:
+        indexes = sorted({bulk_files_of(""), bulk_files_of(file.tenant)})
+        await self._connection.run(
+            *(("ZREM", index, file.id) for index in indexes),
+            ("DEL", bulk_file(file.id)),
+        )

@@ -1,0 +1,247 @@
+"""The middle of a batch: lines become jobs, a bounded number at a time, and results become parts.
+
+All that a pump knows beyond its last commit can be done again by another: jobs have the same ids then, and parts count
+only once they are committed. So a pump may die anywhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Iterator
+
+from millrace.openai_api.errors import ApiError
+from millrace_schemas import InvalidRequest, JobState
+from millrace_schemas.batch import BatchProgress, Line
+
+from .answers import CANCELLED, EXPIRED, answered, refused, unanswered
+from .errors import InputChanged
+from .jobs import BatchJobs
+from .lines import RawLine
+from .output import Outputs
+from .rows import BadRow, Row, RowReader
+from .settings import BulkSettings
+from .storage import Input
+from .store import BatchStore, Owned
+
+#: Lines, and bytes of them, that become jobs in one round trip.
+_CHUNK, _CHUNK_BYTES = 256, 4 * 1024 * 1024
+#: Seconds between two looks for results, when there were some and when there were none for long.
+_SHORTEST, _LONGEST = 0.01, 0.25
+#: Seconds between two looks for jobs that are not there any more.
+_LOST_EVERY = 30.0
+#: Jobs at the front of the queue that every look asks for, and seconds between two looks for all.
+_FRONT, _ALL_EVERY = 512, 0.5
+_KEEP_EVERY = 1.0
+
+
+class Pump:
+    """Works on one owned batch in status in_progress or cancelling."""
+
+    def __init__(self, store: BatchStore, jobs: BatchJobs, owned: Owned, source: Input, settings: BulkSettings):
+        self._store, self._jobs, self._owned, self._settings = store, jobs, owned, settings
+        progress = owned.progress
+        self._reader = RowReader(owned.batch, source)
+        self._at = (progress.offset, progress.number)
+        self._lines: Iterator[RawLine] | None = self._reader.lines(*self._at)
+        self._under_way = {jobs.id(line.number): line for line in progress.under_way}
+        self._counts = {
+            name: getattr(progress, name)
+            for name in ("completed", "failed", "prompt_tokens", "completion_tokens", "cached_tokens")
+        }
+        self._expired = progress.expired
+        self._outputs = Outputs()
+        self._collected: list[str] = []
+        #: The code of lines that get no answer any more, and since when.
+        self._ending: str | None = None
+        self._ending_at = 0.0
+        self._kept_at = 0.0
+        # At the start, too: what was under way may have ended long ago.
+        self._lost_at = self._all_at = float("-inf")
+
+    @property
+    def is_done(self) -> bool:
+        return self._lines is None and not self._under_way
+
+    async def run(self, until: float) -> bool:
+        """Works until all lines have ended (True), or the monotonic time `until`; all that came is durable then.
+
+        Raises LeaseLost, StorageError, InputChanged, QueueUnavailable, UnknownModel.
+        """
+        pause = _SHORTEST
+        while not self.is_done and time.monotonic() < until:
+            await self._look_around()
+            moved = await self._feed() + await self._collect()
+            if self._outputs.size >= self._settings.flush_bytes or self._outputs.age >= self._settings.flush_seconds:
+                await self.commit()
+            pause = _SHORTEST if moved else min(pause * 2, _LONGEST)
+            if not self.is_done:
+                await asyncio.sleep(0 if moved >= _CHUNK else pause)
+        await self.commit()
+        return self.is_done
+
+    async def commit(self) -> None:
+        """Makes all durable that came. Raises StorageError, LeaseLost."""
+        owned, outputs = self._owned, self._outputs
+        progress = BatchProgress(
+            offset=self._at[0],
+            number=self._at[1],
+            under_way=tuple(self._under_way.values()),
+            expired=self._expired,
+            **self._counts,
+        )
+        if progress == owned.progress and not outputs.size:
+            return
+        name = f"{owned.revision:08d}-{owned.token}"
+        output = await asyncio.to_thread(outputs.output.write, owned.batch, f"{name}-output.jsonl")
+        errors = await asyncio.to_thread(outputs.errors.write, owned.batch, f"{name}-errors.jsonl")
+        await self._store.commit(owned, owned.batch, progress, output, errors)
+        self._outputs = Outputs()
+        collected, self._collected = self._collected, []
+        await self._jobs.forget(collected)
+
+    async def give_up(self) -> None:
+        """Ends what is under way, for a file that cannot be read on. Raises what `commit` does."""
+        await self._end(CANCELLED)
+        await self._jobs.cancel(list(self._under_way))
+        self._lines = None
+        self._abandon()
+        await self.commit()
+
+    async def _look_around(self) -> None:
+        """Keeps the batch, and learns whether it is to end."""
+        now = time.monotonic()
+        if now - self._kept_at >= _KEEP_EVERY:
+            await self._store.keep(self._owned, self._settings.lease)
+            self._kept_at = now
+        if self._ending is None:
+            if self._owned.cancel is not None:
+                await self._end(CANCELLED)
+            elif self._expired or await self._store.now() >= self._owned.batch.expires_at:
+                self._expired = True
+                await self._end(EXPIRED)
+        elif now - self._ending_at > self._settings.ending:
+            self._abandon()
+
+    async def _end(self, code: str) -> None:
+        self._ending, self._ending_at = code, time.monotonic()
+        await self._jobs.cancel(list(self._under_way))
+
+    def _abandon(self) -> None:
+        """Whoever still works on these has had its time."""
+        for job_id, line in list(self._under_way.items()):
+            self._fail(job_id, unanswered(job_id, line.custom_id, self._ending or CANCELLED))
+            del self._under_way[job_id]
+
+    async def _feed(self) -> int:
+        """Makes jobs of the next lines, while there is room; returns how many lines it read."""
+        room = self._settings.window - len(self._under_way)
+        if self._lines is None or room < min(_CHUNK, self._settings.window):
+            return 0
+        lines = await asyncio.to_thread(_take, self._lines, _CHUNK)
+        if not lines:
+            self._lines = None
+            return 0
+        if self._ending is not None:
+            for line in lines:
+                self._skip(line)
+        else:
+            await self._submit(lines)
+        self._at = _behind(lines[-1])
+        return len(lines)
+
+    async def _submit(self, lines: list[RawLine]) -> None:
+        submissions, started = [], {}
+        refusals: list[tuple[str, bytes]] = []
+        for line in lines:
+            row = self._row(line)
+            job_id = self._jobs.id(line.number)
+            try:
+                submissions.append(await self._jobs.prepare(row))
+            except (InvalidRequest, ApiError) as e:
+                refusals.append((job_id, refused(row.url, job_id, row.custom_id, e)))
+                continue
+            started[job_id] = Line(line.number, line.offset, line.length, row.custom_id)
+        if submissions:
+            await self._jobs.submit(submissions)
+        # Now that nothing can fail any more: all of the lines count, or none.
+        self._under_way |= started
+        for refusal in refusals:
+            self._fail(*refusal)
+
+    def _row(self, line: RawLine) -> Row:
+        try:
+            return self._reader.row(line)
+        except BadRow as e:
+            # It was right when it was validated.
+            raise InputChanged(f"line {line.number} of {self._owned.batch.input} changed: {e}") from e
+
+    def _skip(self, line: RawLine) -> None:
+        job_id = self._jobs.id(line.number)
+        self._fail(job_id, unanswered(job_id, self._row(line).custom_id, self._ending or CANCELLED))
+
+    def _fail(self, job_id: str, line: bytes) -> None:
+        self._outputs.add(line, answered=False)
+        self._counts["failed"] += 1
+        self._collected.append(job_id)
+
+    async def _collect(self) -> int:
+        """Returns how many results there were."""
+        if time.monotonic() - self._lost_at > _LOST_EVERY:
+            await self._find_lost()
+            self._lost_at = time.monotonic()
+        found = await self._jobs.results(self._looked_for())
+        for job_id, result, request in found:
+            line = self._under_way.pop(job_id)
+            if self._ending is not None and result.error is not None and result.error.code == "cancelled":
+                self._fail(job_id, unanswered(job_id, line.custom_id, self._ending))
+                continue
+            data, good = answered(self._owned.batch.endpoint, job_id, line.custom_id, result, request)
+            if not good:
+                self._expired = self._expired or result.state is JobState.EXPIRED
+                self._fail(job_id, data)
+                continue
+            self._outputs.add(data, answered=True)
+            self._counts["completed"] += 1
+            self._collected.append(job_id)
+            for name in ("prompt_tokens", "completion_tokens", "cached_tokens"):
+                self._counts[name] += getattr(result.usage, name)
+        return len(found)
+
+    def _looked_for(self) -> list[str]:
+        """They end about in the order in which they were made."""
+        if time.monotonic() - self._all_at < _ALL_EVERY:
+            return list(itertools.islice(self._under_way, _FRONT))
+        self._all_at = time.monotonic()
+        return list(self._under_way)
+
+    async def _find_lost(self) -> None:
+        """Jobs that are gone, results included, are made anew: Redis lost them, or nobody collected them in time."""
+        gone = await self._jobs.lost(list(self._under_way))
+        for job_id in gone:
+            line = self._under_way.pop(job_id)
+            found = await asyncio.to_thread(next, self._reader.lines(line.offset, line.number), None)
+            if found is None:
+                raise InputChanged(f"{self._owned.batch.input} has no line {line.number} any more")
+            if self._ending is not None:
+                self._skip(found)
+            else:
+                await self._submit([found])
+
+
+def _take(lines: Iterator[RawLine], most: int) -> list[RawLine]:
+    """The next lines, of about _CHUNK_BYTES."""
+    taken: list[RawLine] = []
+    size = 0
+    for line in itertools.islice(lines, most):
+        taken.append(line)
+        size += line.length
+        if size > _CHUNK_BYTES:
+            break
+    return taken
+
+
+def _behind(line: RawLine) -> tuple[int, int]:
+    """Where the next line starts, and its number."""
+    return line.offset + line.length, line.number + 1 + (line.data or b"").count(b"\n")

@@ -1,0 +1,215 @@
+"""What the records of a file are, whatever its format: a name, an endpoint and a body each."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from millrace_schemas.batch import MAX_CUSTOM_ID, Batch, BatchError, FileFormat, PromptColumn
+
+from .lines import MAX_LINE, RawLine, read_lines
+from .storage import Input
+
+CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
+ENDPOINTS = (CHAT, COMPLETIONS, RESPONSES)
+
+_DECODER = msgspec.json.Decoder()
+
+
+class _Model(msgspec.Struct):
+    model: str
+
+
+class Head(msgspec.Struct):
+    """What a validation looks at; the rest of a body is looked at when its job is made."""
+
+    custom_id: str
+    url: str
+    body: _Model
+    method: str = "POST"
+
+
+_HEAD = msgspec.json.Decoder(Head)
+
+
+class BadRow(Exception):
+    """`error` says what is wrong with it."""
+
+    def __init__(self, error: BatchError):
+        super().__init__(error.message)
+        self.error = error
+
+
+class Row(msgspec.Struct, frozen=True):
+    """A record that can be asked for."""
+
+    line: RawLine
+    custom_id: str
+    url: str
+    body: dict[str, Any]
+
+
+class RowReader:
+    """The records of one batch's input."""
+
+    def __init__(self, batch: Batch, source: Input):
+        self._batch = batch
+        self._source = source
+        self._header: list[str] | None = None
+
+    def lines(self, offset: int = 0, number: int = 1) -> Iterator[RawLine]:
+        """Records that are not blank. Raises StorageError, InputChanged, BadRow when a table has no such column."""
+        if self._batch.format is not FileFormat.CSV:
+            return (
+                line
+                for line in read_lines(self._source, offset, number)
+                if line.data is None or (not line.data.isspace() and line.data)
+            )
+        records = _join_quoted(read_lines(self._source, offset, number))
+        if offset == 0:
+            self._header = self._read_header(next(records, None))
+        elif self._header is None:
+            self._header = self._read_header(next(_join_quoted(read_lines(self._source)), None))
+        return records
+
+    def head(self, line: RawLine) -> tuple[str, str, str]:
+        """custom_id, endpoint and model. Raises BadRow."""
+        data = _checked_length(line)
+        if self._batch.format is not FileFormat.OPENAI:
+            row = self.row(line)
+            return row.custom_id, row.url, row.body["model"]
+        try:
+            head = _HEAD.decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError) as e:
+            raise BadRow(_why(line, data, e)) from None
+        _check_id(line, head.custom_id)
+        if head.method != "POST":
+            raise _bad(line, "invalid_method", f"method must be POST, not {head.method[:80]!r}", "method")
+        return head.custom_id, head.url, head.body.model
+
+    def row(self, line: RawLine) -> Row:
+        """Raises BadRow."""
+        data = _checked_length(line)
+        if self._batch.format is FileFormat.OPENAI:
+            custom_id, url, _ = self.head(line)
+            return Row(line, custom_id, url, _DECODER.decode(data)["body"])
+        assert self._batch.rows is not None
+        return self._of_table(line, self._cells(line, data), self._batch.rows)
+
+    def _cells(self, line: RawLine, data: bytes) -> dict[str, Any]:
+        if self._batch.format is FileFormat.CSV:
+            assert self._header is not None
+            cells = next(csv.reader([_text(line, data)]), [])
+            return dict(zip(self._header, cells, strict=False))
+        try:
+            cells = _DECODER.decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError) as e:
+            raise BadRow(_why(line, data, e)) from None
+        if not isinstance(cells, dict):
+            raise _bad(line, "invalid_json_line", "This line is not a JSON object.")
+        return cells
+
+    def _of_table(self, line: RawLine, cells: dict[str, Any], rows: PromptColumn) -> Row:
+        text = cells.get(rows.column)
+        if not isinstance(text, str) or not text:
+            raise _bad(line, "missing_prompt", f"column {rows.column!r} has no text here", rows.column)
+        custom_id = str(line.number)
+        if rows.id_column is not None:
+            found = cells.get(rows.id_column)
+            if not isinstance(found, str | int) or isinstance(found, bool):
+                raise _bad(line, "missing_custom_id", f"column {rows.id_column!r} has no name here", rows.id_column)
+            custom_id = str(found)
+        _check_id(line, custom_id)
+        url = self._batch.endpoint or CHAT
+        body: dict[str, Any] = {**rows.body, "model": self._batch.model}
+        messages = [{"role": "system", "content": rows.system}] if rows.system is not None else []
+        messages.append({"role": "user", "content": text})
+        if url == COMPLETIONS:
+            body["prompt"] = text
+        else:
+            body["messages" if url == CHAT else "input"] = messages
+        return Row(line, custom_id, url, body)
+
+    def _read_header(self, line: RawLine | None) -> list[str]:
+        if line is None:
+            return []
+        header = next(csv.reader([_text(line, _checked_length(line))]), [])
+        assert self._batch.rows is not None
+        for column in (self._batch.rows.column, self._batch.rows.id_column):
+            if column is not None and column not in header:
+                raise _bad(
+                    line,
+                    "missing_column",
+                    f"there is no column {column!r}; there are {', '.join(header)[:500]}",
+                    column,
+                )
+        return header
+
+
+def _join_quoted(lines: Iterator[RawLine]) -> Iterator[RawLine]:
+    """Records of CSV: a line that ends within quotes goes on in the next one. Its number is that of its first line."""
+    held: list[RawLine] = []
+    quotes = size = 0
+    for line in lines:
+        if line.data is None:
+            yield from held
+            held, quotes, size = [], 0, 0
+            yield line
+            continue
+        quotes += line.data.count(b'"')
+        size += line.length
+        if not held and quotes % 2 == 0:
+            quotes = size = 0
+            if line.data.strip():
+                yield line
+            continue
+        held.append(line)
+        if quotes % 2 == 0 or size > MAX_LINE:
+            yield _joined(held, size)
+            held, quotes, size = [], 0, 0
+    if held:
+        yield _joined(held, size)
+
+
+def _joined(lines: list[RawLine], size: int) -> RawLine:
+    data = None if size > MAX_LINE else b"\n".join(line.data or b"" for line in lines)
+    return RawLine(lines[0].number, lines[0].offset, size, data)
+
+
+def _checked_length(line: RawLine) -> bytes:
+    if line.data is None:
+        raise _bad(line, "line_too_long", f"This line has {line.length:,} bytes; a line has at most {MAX_LINE:,}.")
+    return line.data
+
+
+def _text(line: RawLine, data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as e:
+        raise _bad(line, "invalid_encoding", f"This line is not UTF-8: {e.reason} at byte {e.start}.") from None
+
+
+def _check_id(line: RawLine, custom_id: str) -> None:
+    if not 0 < len(custom_id) <= MAX_CUSTOM_ID:
+        raise _bad(line, "invalid_custom_id", f"custom_id has 1 to {MAX_CUSTOM_ID} characters.", "custom_id")
+
+
+def _bad(line: RawLine, code: str, message: str, param: str | None = None) -> BadRow:
+    return BadRow(BatchError(code, message, line.number, param))
+
+
+def _why(line: RawLine, data: bytes, error: Exception) -> BatchError:
+    """OpenAI's code for a line that does not decode."""
+    if not isinstance(error, msgspec.ValidationError):
+        return BatchError("invalid_json_line", "This line is not parseable as valid JSON.", line.number)
+    what, _, path = str(error).partition(" - at `$")
+    param = path.rstrip("`").removeprefix(".") or None
+    if "missing required field" in what:
+        name = what.rpartition(" field ")[2].strip("`")
+        param = f"{param}.{name}" if param else name
+        code = "missing_custom_id" if param == "custom_id" else "missing_required_parameter"
+        return BatchError(code, f"{param} is missing.", line.number, param)
+    return BatchError("invalid_request", what.replace("`", "") + ".", line.number, param)

@@ -1,0 +1,104 @@
+"""`millrace bulk`: RQ's worker and scheduler in processes of their own, and a loop that hands them what is due."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from contextlib import suppress
+from multiprocessing.process import BaseProcess
+
+import redis
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+from rq import Worker
+
+from millrace.connection import load_script
+from millrace_schemas.keys import BATCHES_DUE
+
+from .tasks import Runtime, configure, enqueue_step, queue
+
+#: Seconds between two looks for batches that are due, and batches that one look hands out.
+_LOOK_EVERY = 0.2
+_MOST = 100
+#: Seconds that a worker has to end its turn; whatever it does not end, its successor does.
+_GRACE = 20.0
+_PAUSE = 1.0
+_PR_SET_PDEATHSIG = 1
+
+
+class BulkService:
+    """Runs until a signal, or until `stop` is called from a signal handler."""
+
+    def __init__(self, runtime: Runtime, workers: int = 1):
+        self._runtime = runtime
+        self._count = workers
+        self._workers: list[BaseProcess] = []
+        self._redis = redis.Redis.from_url(runtime.redis_url, retry=Retry(NoBackoff(), 0), socket_timeout=5)
+        self._queue = queue(self._redis)
+
+    def run(self) -> None:
+        """Ends with KeyboardInterrupt or SystemExit, when its workers have ended, too."""
+        try:
+            while True:
+                self._look_after_workers()
+                time.sleep(_LOOK_EVERY if self._hand_out() else _PAUSE)
+        finally:
+            self._stop()
+
+    def _hand_out(self) -> bool:
+        """Makes an RQ job for every batch that is due. False: Redis is away."""
+        try:
+            hold = max(self._runtime.settings.lease, 5.0)
+            source, _ = load_script("batch_due")
+            ids: list[bytes] = self._redis.eval(source, 1, BATCHES_DUE, str(_MOST), str(hold))
+            for batch_id in ids:
+                enqueue_step(self._queue, batch_id.decode())
+        except (RedisError, OSError) as e:
+            print(f"millrace bulk: no Redis: {e}", file=sys.stderr, flush=True)
+            return False
+        return True
+
+    def _look_after_workers(self) -> None:
+        self._workers = [worker for worker in self._workers if worker.is_alive()]
+        while len(self._workers) < self._count:
+            worker = multiprocessing.get_context("fork").Process(target=_work, args=(self._runtime,))
+            worker.start()
+            self._workers.append(worker)
+
+    def _stop(self) -> None:
+        for worker in self._workers:
+            worker.terminate()
+        limit = time.monotonic() + _GRACE
+        for worker in self._workers:
+            worker.join(max(limit - time.monotonic(), 0.1))
+            if worker.is_alive():
+                worker.kill()
+                worker.join()
+        self._redis.close()
+
+
+def _work(runtime: Runtime) -> None:
+    """One RQ worker with the scheduler of its queue."""
+    _die_with_parent()
+    # RQ forks one process a job, and another for its scheduler; none of them may outlive this one.
+    os.register_at_fork(after_in_child=_die_with_parent)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # Whoever is at the terminal stops the service, which stops its workers.
+    configure(runtime)
+    logging.getLogger("rq").setLevel(logging.WARNING)
+    target = queue(redis.Redis.from_url(runtime.redis_url))
+    Worker([target], connection=target.connection, serializer="json", log_job_description=False).work(
+        with_scheduler=True, logging_level="WARNING"
+    )
+
+
+def _die_with_parent() -> None:
+    """On Linux. Everything that these processes do can be done again by others."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,0 +1,59 @@
+"""What RQ runs. Arguments are ids; everything else is what the process that forked this one was configured with."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+import redis
+from rq import Queue, Retry
+
+from millrace.async_client import AsyncClient
+from millrace.connection import Connection
+
+from .settings import BulkSettings
+from .step import Step
+
+QUEUE = "millrace-bulk"
+#: Of a job whose process died; sooner than the batch's lease ends, nothing would come of it.
+_RETRY = (5, 15, 30)
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    redis_url: str
+    settings: BulkSettings = field(default_factory=BulkSettings)
+
+
+_runtime: list[Runtime] = []
+
+
+def configure(runtime: Runtime) -> None:
+    """Before the fork."""
+    _runtime[:] = [runtime]
+
+
+def queue(connection: redis.Redis) -> Queue:
+    return Queue(QUEUE, connection=connection, serializer="json", default_timeout=-1)
+
+
+def enqueue_step(target: Queue, batch_id: str) -> None:
+    # Nothing is read from RQ afterwards: what became of a batch stands in its record.
+    target.enqueue(step, batch_id, result_ttl=0, failure_ttl=3600, retry=Retry(max=len(_RETRY), interval=list(_RETRY)))
+
+
+def step(batch_id: str) -> None:
+    """One turn of work on a batch; see step.py."""
+    (runtime,) = _runtime
+    asyncio.run(_step(batch_id, runtime))
+
+
+async def _step(batch_id: str, runtime: Runtime) -> None:
+    connection = Connection(runtime.redis_url)
+    waiting = queue(redis.Redis.from_url(runtime.redis_url))
+    try:
+        async with AsyncClient(runtime.redis_url) as client:
+            await Step(connection, client, runtime.settings, lambda: waiting.count > 0).run(batch_id)
+    finally:
+        waiting.connection.close()
+        await connection.close()

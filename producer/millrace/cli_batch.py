@@ -1,0 +1,202 @@
+"""`millrace batch`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.table import Column, Table
+from rich.text import Text
+
+from millrace_schemas.batch import BATCH_TERMINAL, PromptColumn
+
+from . import config
+from .async_client import AsyncClient
+from .bulk.described import describe, status_of
+from .bulk.errors import BatchNotFound
+from .bulk.output import errors_url, output_url
+from .bulk.store import BatchStore, View
+from .bulk.submitting import make_batch
+from .cli_output import AsJson, RedisUrl, print_json, print_table
+from .connection import Connection
+from .overview_rows import printable
+
+T = TypeVar("T")
+
+app = typer.Typer(no_args_is_help=True, help="Files of prompts, worked off by `millrace bulk`.")
+BatchId = Annotated[str, typer.Argument(metavar="ID", help="Of a batch.")]
+_POLL = 1.0
+_TABLES = "Of tables"
+
+
+@app.command()
+def submit(
+    source: Annotated[str, typer.Argument(metavar="INPUT", help="s3://bucket/key, file:///path or a path.")],
+    output: Annotated[str, typer.Option(help="Prefix of what is written, likewise.")] = ".",
+    column: Annotated[str | None, typer.Option(rich_help_panel=_TABLES, help="INPUT is a table: its prompts.")] = None,
+    id_column: Annotated[
+        str | None, typer.Option(rich_help_panel=_TABLES, help="Names of its rows. Default: their numbers.")
+    ] = None,
+    system: Annotated[str | None, typer.Option(rich_help_panel=_TABLES, help="System prompt of all rows.")] = None,
+    system_file: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, rich_help_panel=_TABLES, help="Read it from a file.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(rich_help_panel=_TABLES, help="Default: the one registered model.")
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, rich_help_panel=_TABLES)] = None,
+    temperature: Annotated[float | None, typer.Option(min=0.0, rich_help_panel=_TABLES)] = None,
+    top_p: Annotated[float | None, typer.Option(min=0.0, max=1.0, rich_help_panel=_TABLES)] = None,
+    seed: Annotated[int | None, typer.Option(min=0, rich_help_panel=_TABLES)] = None,
+    stop: Annotated[list[str] | None, typer.Option(rich_help_panel=_TABLES, help="May be repeated.")] = None,
+    endpoint: Annotated[str, typer.Option(help="Default: that of the lines; of tables, chat completions.")] = "",
+    window: Annotated[str, typer.Option(metavar="TIME", help="Until it expires: 30m, 24h, at most 7d.")] = "24h",
+    as_json: AsJson = False,
+    redis_url: RedisUrl = None,
+) -> None:
+    """Hand a file to the bulk workers. Prints the batch's id."""
+    if system_file is not None:
+        if system is not None:
+            raise typer.BadParameter("give --system or --system-file, not both", param_hint="--system")
+        system = system_file.read_text(encoding="utf-8").removesuffix("\n")
+    body: dict[str, Any] = {
+        "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed, "stop": stop,
+    }  # fmt: skip
+    body = {name: value for name, value in body.items() if value is not None}
+    if column is None and (body or system is not None or id_column or model):
+        raise typer.BadParameter("these options are for tables; name the prompts' column", param_hint="--column")
+    rows = None
+    if column is not None:
+        if endpoint == "/v1/responses" and "max_tokens" in body:
+            body["max_output_tokens"] = body.pop("max_tokens")
+        rows = PromptColumn(column=column, body=body, id_column=id_column, system=system)
+
+    async def do(store: BatchStore) -> View:
+        name = ""
+        if rows is not None:
+            async with AsyncClient(config.redis_url(redis_url)) as client:
+                name = await client._registry.resolve(model)
+        batch = make_batch(
+            source, output, now=await store.now(), window=window, endpoint=endpoint, model=name, rows=rows
+        )  # fmt: skip
+        await store.create(batch)
+        return await store.view(batch.id)
+
+    view = _run(redis_url, do)
+    if as_json:
+        print_json(_as_json(view))
+    else:
+        typer.echo(view.batch.id)
+
+
+@app.command()
+def status(
+    batch_id: BatchId,
+    watch: Annotated[bool, typer.Option("--watch", help="Stay until it has ended.")] = False,
+    as_json: AsJson = False,
+    redis_url: RedisUrl = None,
+) -> None:
+    """Show how far a batch has come. With --watch, exit code 1 unless it is completed in the end."""
+
+    async def do(store: BatchStore) -> View:
+        while True:
+            view = await store.view(batch_id)
+            _print(view, as_json)
+            if not watch or view.batch.status in BATCH_TERMINAL:
+                return view
+            await asyncio.sleep(_POLL)
+
+    view = _run(redis_url, do)
+    if watch and view.batch.status != "completed":
+        raise typer.Exit(1)
+
+
+@app.command()
+def cancel(batch_id: BatchId, redis_url: RedisUrl = None) -> None:
+    """End a batch. Lines that have no answer by then get an error; the others stay."""
+
+    async def do(store: BatchStore) -> View:
+        await store.cancel(batch_id)
+        return await store.view(batch_id)
+
+    typer.echo(status_of(_run(redis_url, do)))
+
+
+@app.command()
+def resume(batch_id: BatchId, redis_url: RedisUrl = None) -> None:
+    """Try a batch that has a problem again now, and not when its pause is over."""
+
+    async def do(store: BatchStore) -> View:
+        if not await store.resume(batch_id):
+            view = await store.view(batch_id)
+            raise BatchNotFound(f"{batch_id} is {view.batch.status}; there is nothing to resume")
+        return await store.view(batch_id)
+
+    typer.echo(status_of(_run(redis_url, do)))
+
+
+@app.command("list")
+def list_(
+    count: Annotated[int, typer.Option(min=1, help="The newest so many.")] = 20,
+    as_json: AsJson = False,
+    redis_url: RedisUrl = None,
+) -> None:
+    """List batches, newest first."""
+    views = _run(redis_url, lambda store: store.newest(count=count))
+    if as_json:
+        print_json([_as_json(view) for view in views])
+        return
+    table = Table(Column("batch", overflow="fold"), "status", "lines", "completed", "failed", "age", "input")
+    now = time.time()
+    for view in views:
+        batch, progress = view.batch, view.progress
+        cells = (
+            batch.id, str(status_of(view)), f"{batch.total:,}", f"{progress.completed:,}", f"{progress.failed:,}",
+            f"{(now - batch.created_at) / 60:,.0f} min", batch.input,
+        )  # fmt: skip
+        table.add_row(*(Text(printable(cell)) for cell in cells))
+    print_table(table)
+
+
+def _print(view: View, as_json: bool) -> None:
+    if as_json:
+        print_json(_as_json(view))
+        return
+    batch, progress = view.batch, view.progress
+    line = f"{status_of(view)}: {progress.completed:,} completed, {progress.failed:,} failed of {batch.total:,}"
+    if view.problem:
+        line += f"; waiting: {view.problem}"
+    typer.echo(printable(line))
+    for error in batch.errors:
+        where = "" if error.line is None else f"line {error.line}: "
+        typer.echo(printable(f"{where}{error.message} [{error.code}]"))
+    for what, there, url in (
+        ("output", batch.output_file_id, output_url(batch)), ("errors", batch.error_file_id, errors_url(batch))
+    ):  # fmt: skip
+        if there:
+            typer.echo(printable(f"{what}: {url}"))
+
+
+def _as_json(view: View) -> dict[str, Any]:
+    batch = view.batch
+    return {
+        **describe(view),
+        "input": batch.input,
+        "output": output_url(batch) if batch.output_file_id else None,
+        "errors_output": errors_url(batch) if batch.error_file_id else None,
+    }
+
+
+def _run(redis_url: str | None, do: Callable[[BatchStore], Awaitable[T]]) -> T:
+    async def run() -> T:
+        connection = Connection(config.redis_url(redis_url))
+        try:
+            return await do(BatchStore(connection))
+        finally:
+            await connection.close()
+
+    return asyncio.run(run())

@@ -1,0 +1,176 @@
+"""/v1/files: what batches read and write."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from starlette.concurrency import iterate_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from millrace.bulk.files import FileNotFound, FileStore
+from millrace.bulk.storage import read_all, storage_of
+from millrace.connection import Connection
+from millrace.tenant_backend import TenantBackend
+from millrace_schemas.batch import BulkFile, new_file_id
+
+from .caller import client_of
+from .errors import ApiError, JSONResponse, invalid
+from .settings import GatewaySettings
+from .upload import read_upload
+
+#: The one purpose of files that are sent here.
+PURPOSE = "batch"
+PURPOSES = (PURPOSE, "batch_output")
+MAX_LISTED = 10_000
+
+
+async def create(request: Request) -> Response:
+    """Keeps the file under the gateway's place for files."""
+    settings: GatewaySettings = request.app.state.settings
+    place = place_of(request)
+    upload = await read_upload(request, settings.max_file_bytes, settings.upload_timeout)
+    try:
+        unknown = sorted(upload.fields.keys() - {"purpose"})
+        if unknown:
+            raise invalid(f"there is no parameter {unknown[0][:80]!r}", param=unknown[0][:80], code="unknown_parameter")
+        if upload.fields.get("purpose") != PURPOSE:
+            raise invalid(f"purpose must be {PURPOSE!r}", param="purpose")
+        store, (tenant, _) = FileStore(connection_of(request)), seen_by(request)
+        file_id = new_file_id()
+        url = f"{place}{file_id}.jsonl"
+        await asyncio.to_thread(storage_of(url).join, url, upload.blocks())
+    finally:
+        upload.file.close()
+    client = client_of(request)
+    file = BulkFile(
+        id=file_id, location=url, filename=upload.filename, size=upload.size,
+        created_at=await client._backend.now(), purpose=PURPOSE, tenant=tenant,
+    )  # fmt: skip
+    await store.put(file)
+    return JSONResponse(describe(file))
+
+
+async def list_files(request: Request) -> Response:
+    query = request.query_params
+    check_query(request, {"purpose", "limit", "order", "after"})
+    limit = limit_of(request, MAX_LISTED, MAX_LISTED)
+    order, purpose, after = query.get("order", "desc"), query.get("purpose"), query.get("after")
+    if order not in ("asc", "desc"):
+        raise invalid("order must be asc or desc", param="order")
+    _, seen = seen_by(request)
+    found = await FileStore(connection_of(request)).all(seen or "", newest_first=order == "desc")
+    files = [file for file in found if seen is None or file.tenant == seen]
+    if after is not None:
+        at = next((i for i, file in enumerate(files) if file.id == after), None)
+        if at is None:
+            raise ApiError(404, f"this list has no file {after!r:.80}", code="file_not_found", param="after")
+        files = files[at + 1 :]
+    files = [file for file in files if purpose is None or file.purpose == purpose]
+    return JSONResponse(page([describe(file) for file in files[:limit]], more=len(files) > limit))
+
+
+async def retrieve(request: Request) -> Response:
+    return JSONResponse(describe(await _find(request)))
+
+
+async def content(request: Request) -> Response:
+    """As it is, a block at a time."""
+    file = await _find(request)
+    source = await asyncio.to_thread(storage_of(file.location).open, file.location)
+    source.close()
+    return StreamingResponse(
+        iterate_in_threadpool(read_all(file.location)),
+        media_type="application/octet-stream",
+        headers={"content-length": str(source.size)},
+    )
+
+
+async def delete(request: Request) -> Response:
+    """Whether a batch still reads it is for the caller to know."""
+    file = await _find(request)
+    await asyncio.to_thread(storage_of(file.location).remove, file.location)
+    await FileStore(connection_of(request)).delete(file)
+    return JSONResponse({"id": file.id, "object": "file", "deleted": True})
+
+
+def describe(file: BulkFile) -> dict[str, Any]:
+    return {
+        "id": file.id,
+        "object": "file",
+        "bytes": file.size,
+        "created_at": int(file.created_at),
+        "filename": file.filename,
+        "purpose": file.purpose,
+        "status": "processed",
+        "expires_at": None,
+    }
+
+
+def page(data: list[dict[str, Any]], *, more: bool) -> dict[str, Any]:
+    return {
+        "object": "list",
+        "data": data,
+        "first_id": data[0]["id"] if data else None,
+        "last_id": data[-1]["id"] if data else None,
+        "has_more": more,
+    }
+
+
+def check_query(request: Request, known: set[str]) -> None:
+    for name in request.query_params:
+        if name not in known:
+            raise invalid(f"there is no parameter {name[:80]!r}", param=name[:80], code="unknown_parameter")
+
+
+def limit_of(request: Request, most: int, default: int) -> int:
+    text = request.query_params.get("limit", str(default))
+    if not text.isascii() or not text.isdecimal() or len(text) > 9 or not 1 <= int(text) <= most:
+        raise invalid(f"limit must be a number from 1 to {most:,}", param="limit")
+    return int(text)
+
+
+def place_of(request: Request) -> str:
+    """The prefix of this gateway's files. Raises ApiError when it has none."""
+    settings: GatewaySettings = request.app.state.settings
+    if settings.files is None:
+        raise ApiError(
+            403, "this gateway keeps no files; start it with --files s3://bucket/prefix or --files DIRECTORY",
+            code="files_not_configured",
+        )  # fmt: skip
+    return settings.files.rstrip("/") + "/"
+
+
+def connection_of(request: Request) -> Connection:
+    connection: Connection | None = request.app.state.client._connection
+    if connection is None:
+        raise ApiError(403, "files and batches need a Redis, and this gateway has none", code="files_not_configured")
+    return connection
+
+
+def seen_by(request: Request) -> tuple[str, str | None]:
+    """Whose the caller's files and batches are, and whose it may see; None: everybody's."""
+    client = client_of(request)
+    backend = client._backend
+    if isinstance(backend, TenantBackend):
+        return client._tenant or "", backend._tenant
+    return "", None
+
+
+async def _find(request: Request) -> BulkFile:
+    _, seen = seen_by(request)
+    try:
+        return await FileStore(connection_of(request)).get(request.path_params["id"], seen)
+    except FileNotFound as e:
+        raise ApiError(404, str(e), code="file_not_found", param="file_id") from None
+
+
+ROUTES = [
+    Route("/v1/files", create, methods=["POST"]),
+    Route("/v1/files", list_files, methods=["GET"]),
+    Route("/v1/files/{id}", retrieve, methods=["GET"]),
+    Route("/v1/files/{id}", delete, methods=["DELETE"]),
+    Route("/v1/files/{id}/content", content, methods=["GET"]),
+]

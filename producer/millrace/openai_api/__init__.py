@@ -1,0 +1,1 @@
+"""OpenAI's bodies, read and written: what the gateway and bulk files share. It knows no HTTP server."""

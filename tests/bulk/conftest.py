@@ -1,0 +1,19 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from bulk_parts import Batches, BulkThread
+from millrace.bulk.settings import BulkSettings
+
+
+@pytest.fixture
+def batches(redis_url: str) -> Batches:
+    return Batches(redis_url)
+
+
+@pytest.fixture
+def bulk(redis_url: str) -> Iterator[BulkThread]:
+    with BulkThread(redis_url, BulkSettings(flush_seconds=0.3, turn=1.0)) as running:
+        yield running
