@@ -15,7 +15,7 @@ from itertools import count
 from pathlib import Path
 
 SYSTEM = "Change the words by the rule."
-WORDS = ("quiet river", "green stone", "small house", "old tree", "bright morning", "cold water")
+WORDS = ("quiet river", "every mountain", "summer garden", "stone bird", "winter evening", "cloud morning")
 #: Between two jobs: some 50 a second.
 PAUSE = 0.02
 PATIENCE = 120.0

@@ -41,7 +41,7 @@ def gateway(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="With --allow-open: answer under this name and this machine's own only, as no web page's; may be repeated.",
+            help="With --allow-open: answer under this name and local ones only; may be repeated.",
         ),
     ] = None,
     cors_origin: Annotated[
