@@ -71,7 +71,7 @@ refuses_other_sites() {
 }
 
 asks_for_keys() {
-    fails compose run --rm --no-deps --env GATEWAY_BIND=0.0.0.0 gateway >"$WORK/said" 2>&1
+    fails compose run -T --rm --no-deps -e GATEWAY_BIND=0.0.0.0 gateway </dev/null >"$WORK/said" 2>&1
     grep -o 'asks for API keys, and there is none in this Redis' "$WORK/said"
 }
 
