@@ -98,7 +98,7 @@ build() {
 
 make_settings() {
     sed -e 's/^COMPOSE_PROJECT_NAME=.*/COMPOSE_PROJECT_NAME=millrace-verify/' -e 's/^\(GATEWAY\|S3\|PROMETHEUS\)_PORT=/&1/' \
-        -e 's/^REDIS_PORT=/&1/' -e "s/^\(.*_PASSWORD\|S3_SECRET_KEY\)=.*/\1=$(od -An -N12 -tx1 /dev/urandom | tr -d ' \n')/" \
+        -e 's/^REDIS_PORT=/&1/' -e 's/^WORKER_CPUS=.*/WORKER_CPUS=1/' -e "s/^\(.*_PASSWORD\|S3_SECRET_KEY\)=.*/\1=$(od -An -N12 -tx1 /dev/urandom | tr -d ' \n')/" \
         .env.example >"$WORK/env"
 }
 

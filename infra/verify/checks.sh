@@ -114,10 +114,10 @@ crash() {
 }
 
 survive_kills() {
-    "$PYTHON" infra/verify/jobs.py submit "$URL" "$WORK/accepted" 70 &
+    "$PYTHON" infra/verify/jobs.py submit "$URL" "$WORK/accepted" 45 &
     local submitter=$! service
     for service in worker gateway redis worker redis gateway; do
-        sleep 9
+        sleep 6
         crash "$service"
     done
     wait "$submitter"

@@ -16,8 +16,8 @@ from pathlib import Path
 
 SYSTEM = "Change the words by the rule."
 WORDS = ("quiet river", "every mountain", "summer garden", "stone bird", "winter evening", "cloud morning")
-#: Between two jobs: some 50 a second.
-PAUSE = 0.02
+#: Between two jobs: a small machine works off in a minute what comes in during one.
+PAUSE = 0.2
 PATIENCE = 120.0
 
 
