@@ -11,6 +11,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly PYTHON=${PYTHON:-python3} URL=http://127.0.0.1:18000 SERVICES=(redis s3 worker gateway prometheus)
+# The same in every run, so that what was built before counts.
+readonly WHEEL_PORT=18999
 WORK=$(mktemp -d /var/tmp/millrace-verify.XXXXXX)
 readonly WORK
 RESULTS=()
@@ -71,7 +73,7 @@ clean_up() {
 }
 
 build() {
-    local wheels=${WHEELS:-$WORK/wheels} port target
+    local wheels=${WHEELS:-$WORK/wheels} target
     RCLONE=${RCLONE:-$(command -v rclone || true)} infra/verify/bases.sh
     # Packages are fetched out here, where pip is set up for this machine. Debian's Python is older than pip's markers
     # for this one know, and needs async-timeout as well.
@@ -82,14 +84,13 @@ build() {
     torch=$(grep '^torch==' constraints.txt)+cpu
     download --no-deps "$torch" || download --no-deps --index-url https://download.pytorch.org/whl/cpu "$torch"
     download --constraint constraints.txt --requirement "$WORK/requirements" hatchling async-timeout
-    port=$("$PYTHON" -c 'import socket; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1])')
-    "$PYTHON" -m http.server "$port" --bind 127.0.0.1 --directory "$wheels" >/dev/null 2>&1 &
+    "$PYTHON" -m http.server "$WHEEL_PORT" --bind 127.0.0.1 --directory "$wheels" >/dev/null 2>&1 &
     WHEEL_SERVER=$!
     docker buildx version >/dev/null 2>&1 || export DOCKER_BUILDKIT=0
     docker build --quiet --tag millrace-s3:0.1.0 --file infra/docker/s3.Dockerfile infra/docker >/dev/null
     for target in millrace millrace-worker; do
         docker build --quiet --network host --tag "$target:0.1.0" --target "$target" --file infra/docker/Dockerfile \
-            --build-arg "PIP_FIND_LINKS=http://127.0.0.1:$port/" --build-arg PIP_NO_INDEX=1 . >"$WORK/build" 2>&1 || {
+            --build-arg "PIP_FIND_LINKS=http://127.0.0.1:$WHEEL_PORT/" --build-arg PIP_NO_INDEX=1 . >"$WORK/build" 2>&1 || {
             tail -20 "$WORK/build" >&2
             return 1
         }
