@@ -8,7 +8,7 @@ refuses_without_password() {
 }
 
 health() {
-    docker inspect --format '{{.State.Health.Status}}' "$(compose ps -q "$1" | head -1)"
+    docker inspect --format '{{.State.Health.Status}}' "$(compose ps -q "$1" | sed -n 1p)"
 }
 
 comes_up() {
@@ -108,7 +108,7 @@ scales() {
 # As a crash would: `docker kill` counts as a wish of the operator, after which nothing is restarted.
 crash() {
     local id
-    id=$(compose ps -q "$1" | head -1)
+    id=$(compose ps -q "$1" | sed -n 1p)
     kill -9 "$(docker inspect --format '{{.State.Pid}}' "$id")"
     echo "killed $1" >&2
 }
