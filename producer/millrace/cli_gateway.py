@@ -40,6 +40,13 @@ def gateway(
         bool,
         typer.Option("--allow-open", help="Ask for no keys, whatever the --host: everybody who reaches it is let in."),
     ] = False,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="With --allow-open: answer under this name and local ones only; may be repeated.",
+        ),
+    ] = None,
     cors_origin: Annotated[
         list[str] | None,
         typer.Option(metavar="ORIGIN", help="Let pages of this site call from browsers; may be given again."),
@@ -72,7 +79,7 @@ def gateway(
     from .gateway.webhook_dispatcher import Dispatcher
     from .gateway.webhook_settings import WebhookSettings
 
-    settings = _settings(host, require_keys, allow_open, tuple(cors_origin or ()))
+    settings = _settings(host, require_keys, allow_open, tuple(cors_origin or ()), tuple(allow_host or ()))
     webhook_settings = WebhookSettings(allowed=Allowed.of(webhook_allow or ()))
 
     connections = allow_files(max_connections)
@@ -113,7 +120,9 @@ def gateway(
                 end_tracing()
 
 
-def _settings(host: str, require_keys: bool, allow_open: bool, origins: tuple[str, ...]) -> GatewaySettings:
+def _settings(
+    host: str, require_keys: bool, allow_open: bool, origins: tuple[str, ...], names: tuple[str, ...] = ()
+) -> GatewaySettings:
     """Raises MillraceError on flags that contradict each other."""
     from .gateway import GatewaySettings
     from .gateway.cors import check_origin
@@ -122,6 +131,8 @@ def _settings(host: str, require_keys: bool, allow_open: bool, origins: tuple[st
 
     if require_keys and allow_open:
         raise MillraceError("--require-keys asks for keys and --allow-open for none; say one of them")
+    if names and not allow_open:
+        raise MillraceError("--allow-host narrows --allow-open, which is not there")
     required = require_keys or not (allow_open or is_loopback(host))
     for origin in origins:
         check_origin(origin)
@@ -130,7 +141,8 @@ def _settings(host: str, require_keys: bool, allow_open: bool, origins: tuple[st
             "--cors-origin '*' lets every page in a browser use the queue; name the origins, or say --require-keys"
         )
     # Pages that give their own name to this machine have no key.
-    hosts = None if required or allow_open else LOOPBACK | {host}
+    guarded = not required and (names or not allow_open)
+    hosts = LOOPBACK | {host, *(name.lower() for name in names)} if guarded else None
     return GatewaySettings(require_keys=required, allowed_hosts=hosts, cors_origins=origins)
 
 

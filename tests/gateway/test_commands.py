@@ -114,6 +114,7 @@ def test_others_are_let_in_with_a_key(redis_url: str) -> None:
     [
         ("--require-keys", "there is none in this Redis; make one with `millrace keys create"),
         ("--require-keys --allow-open", "say one of them"),
+        ("--allow-host gateway", "--allow-host narrows --allow-open"),
         ("--cors-origin *", "name the origins, or say --require-keys"),
         ("--cors-origin https://a.example --cors-origin a.example", "is an origin like https://app.example.com"),
     ],
@@ -136,6 +137,9 @@ def test_what_flags_mean() -> None:
     assert settings("0.0.0.0") == (True, False)
     assert settings("0.0.0.0", allow_open=True) == (False, False)
     assert _settings("0.0.0.0", False, False, ("*",)).require_keys
+    named = _settings("0.0.0.0", False, True, (), ("Gateway",))
+    assert not named.require_keys
+    assert named.allowed_hosts == {"localhost", "127.0.0.1", "[::1]", "0.0.0.0", "gateway"}
 
 
 def test_loopback() -> None:
