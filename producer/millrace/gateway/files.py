@@ -137,7 +137,7 @@ def place_of(request: Request) -> str:
     settings: GatewaySettings = request.app.state.settings
     if settings.files is None:
         raise ApiError(
-            403, "this gateway keeps no files; start it with --files s3://bucket/prefix or --files DIRECTORY",
+            404, "this gateway keeps no files; start it with --files s3://bucket/prefix or --files DIRECTORY",
             code="files_not_configured",
         )  # fmt: skip
     return settings.files.rstrip("/") + "/"
@@ -146,7 +146,7 @@ def place_of(request: Request) -> str:
 def connection_of(request: Request) -> Connection:
     connection: Connection | None = request.app.state.client._connection
     if connection is None:
-        raise ApiError(403, "files and batches need a Redis, and this gateway has none", code="files_not_configured")
+        raise ApiError(404, "files and batches need a Redis, and this gateway has none", code="files_not_configured")
     return connection
 
 

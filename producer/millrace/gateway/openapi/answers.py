@@ -55,9 +55,10 @@ _MEANINGS: Mapping[int, str] = {
     "`unknown_parameter`, `context_length_exceeded`, `job_too_large`, `no_chat_template`, ...",
     401: "`invalid_api_key`: the gateway requires a key, and there is none, or none that lives.",
     403: "`host_not_allowed`: the gateway does not answer for the name in the Host header. "
-    "`operator_key_required`: the key is no operator's. `files_not_configured`: this gateway keeps no files.",
+    "`operator_key_required`: the key is no operator's.",
     404: "There is no such thing, or its time to live is over: `model_not_found`, `job_not_found`, "
-    "`response_not_found`, `file_not_found`, `batch_not_found`, `unknown_url`.",
+    "`response_not_found`, `file_not_found`, `batch_not_found`, `unknown_url`. `files_not_configured`: this gateway keeps "
+    "no files.",
     405: "`method_not_allowed`.",
     408: "`request_timeout`: the body did not arrive in time.",
     409: "`cancelled`: somebody cancelled the job that this request waits for.",
