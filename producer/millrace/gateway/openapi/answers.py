@@ -57,8 +57,8 @@ _MEANINGS: Mapping[int, str] = {
     403: "`host_not_allowed`: the gateway does not answer for the name in the Host header. "
     "`operator_key_required`: the key is no operator's.",
     404: "There is no such thing, or its time to live is over: `model_not_found`, `job_not_found`, "
-    "`response_not_found`, `file_not_found`, `batch_not_found`, `unknown_url`. `files_not_configured`: this gateway keeps "
-    "no files.",
+    "`response_not_found`, `file_not_found`, `batch_not_found`, `unknown_url`. `files_not_configured`: this gateway "
+    "keeps no files.",
     405: "`method_not_allowed`.",
     408: "`request_timeout`: the body did not arrive in time.",
     409: "`cancelled`: somebody cancelled the job that this request waits for.",
