@@ -90,7 +90,10 @@ def _redis(url: str | None, port: int) -> Iterator[str]:
     if url is not None:
         yield url
         return
-    with EmbeddedRedis(port=port if port and _is_free(port) else None) as redis:
+    free = bool(port) and _is_free(port)
+    if port and not free:
+        typer.echo(f"port {port} is in use, so this Redis has another; give its URL, below, to clients", err=True)
+    with EmbeddedRedis(port=port if free else None) as redis:
         yield redis.url
 
 

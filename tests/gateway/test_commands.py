@@ -207,12 +207,15 @@ def test_up() -> None:
         time.sleep(0.1)
 
 
-def test_the_private_redis_has_the_port_that_clients_expect_unless_it_is_taken() -> None:
+def test_the_private_redis_has_the_port_that_clients_expect_unless_it_is_taken(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     port = free_port()
     with _redis(None, port) as url:
         assert url == f"redis://127.0.0.1:{port}/0"
         with _redis(None, port) as another:
             assert another != url
+    assert f"port {port} is in use" in capsys.readouterr().err
 
 
 def test_up_ends_when_its_worker_does(redis_url: str) -> None:
