@@ -94,6 +94,8 @@ def test_failures_count(redis_url: str, tmp_path: Path) -> None:
         WorkerProcess(redis_url, tmp_path, metrics_port=0, max_attempts=1) as worker,
         Client(redis_url, model=MODEL) as client,
     ):
+        while not client.models():
+            time.sleep(0.05)
         with pytest.raises(JobFailed):
             client.submit_many([request(POISON)])[0].result(timeout=20)
         found = until(
