@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -266,9 +265,14 @@ class AsyncClient:
     async def _queue(self, model: str | None) -> QueueView:
         return self._backend.queue(await self._registry.resolve(model or self.model))
 
-    async def _prepare(self, given: Request | Mapping[str, Any]) -> Submission:
+    async def _prepare(self, given: Request | Mapping[str, Any], job_id: str | None = None) -> Submission:
+        traceparent = current_traceparent()
         if isinstance(given, Request):
             request, key = recheck_request(given), None
+            if self._tenant is not None:
+                request = msgspec.structs.replace(request, tenant=self._tenant)
+            if request.traceparent is None and traceparent is not None:
+                request = msgspec.structs.replace(request, traceparent=traceparent)
         elif isinstance(given, Mapping):
             fields = dict(given)
             key = fields.pop("idempotency_key", None)
@@ -278,17 +282,18 @@ class AsyncClient:
             elif not isinstance(model, str):
                 raise InvalidRequest(f"model: expected str, got {type(model).__name__}", param="model")
             now = await self._backend.now()
-            request = build_request(fields, model=await self._registry.resolve(model), now=now)
+            request = build_request(
+                fields,
+                model=await self._registry.resolve(model),
+                now=now,
+                tenant=self._tenant or "",
+                traceparent=traceparent,
+            )
         else:
             raise InvalidRequest(f"expected a Request or a mapping of submit's arguments, got {type(given).__name__}")
-        if self._tenant is not None:
-            request = msgspec.structs.replace(request, tenant=self._tenant)
-        if request.traceparent is None and (traceparent := current_traceparent()) is not None:
-            request = msgspec.structs.replace(request, traceparent=traceparent)
-        submission = Submission.of(request, key, self._max_jobs)
         info = await self._registry.info(request.model)
         check_against_model(request, info)
-        return replace(submission, context=info.max_model_len)
+        return Submission.of(request, key, self._max_jobs, context=info.max_model_len, job_id=job_id)
 
     async def _enqueue(self, submissions: Sequence[Submission]) -> list[str]:
         """The ids of the jobs, in order: new ones, or those first made under the same idempotency keys."""

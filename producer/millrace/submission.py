@@ -52,14 +52,25 @@ class Submission:
     context: int = 0
 
     @classmethod
-    def of(cls, request: Request, idempotency_key: str | None = None, max_unfinished: int = 0) -> Submission:
+    def of(
+        cls,
+        request: Request,
+        idempotency_key: str | None = None,
+        max_unfinished: int = 0,
+        *,
+        context: int = 0,
+        job_id: str | None = None,
+    ) -> Submission:
         """Raises InvalidRequest on text that is not UTF-8, on too many bytes and on an unusable key."""
         _check_key(idempotency_key)
         queue = queue_of(request.model)
-        return cls(new_job_id(queue), queue, request, _encode(request), idempotency_key, max_unfinished)
+        data = _encode(request)
+        return cls(job_id or new_job_id(queue), queue, request, data, idempotency_key, max_unfinished, context)
 
 
-def build_request(fields: Mapping[str, Any], *, model: str, now: float) -> Request:
+def build_request(
+    fields: Mapping[str, Any], *, model: str, now: float, tenant: str = "", traceparent: str | None = None
+) -> Request:
     """The Request that `submit`'s arguments mean; `now` is Redis time.
 
     Raises InvalidRequest naming the field.
@@ -71,7 +82,7 @@ def build_request(fields: Mapping[str, Any], *, model: str, now: float) -> Reque
         )
     given = {name: value for name, value in fields.items() if value is not None}
     system = given.pop("system", None)
-    values: dict[str, Any] = {**given, "model": model}
+    values: dict[str, Any] = {**given, "model": model, "tenant": tenant, "traceparent": traceparent}
     if system is not None:
         values["messages"] = _with_system(system, values)
         values.pop("prompt", None)
@@ -128,17 +139,15 @@ def check_against_model(request: Request, info: ModelInfo) -> None:
 
 
 def _convert(values: dict[str, Any]) -> Request:
+    if values["sampling"].get("seed") is None:
+        # Drawn here and not by a worker: another attempt at the job then continues the same answer.
+        values["sampling"]["seed"] = secrets.randbits(63)
     try:
-        request = msgspec.convert(values, Request)
+        return msgspec.convert(values, Request)
     except msgspec.ValidationError as e:
         if isinstance(e.__cause__, InvalidRequest):
             raise e.__cause__ from None
         raise _named(e) from None
-    if request.sampling.seed is None:
-        # Drawn here and not by a worker: another attempt at the job then continues the same answer.
-        seeded = msgspec.structs.replace(request.sampling, seed=secrets.randbits(63))
-        request = msgspec.structs.replace(request, sampling=seeded)
-    return request
 
 
 def _named(error: msgspec.ValidationError) -> InvalidRequest:

@@ -12,6 +12,13 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
+try:
+    import hiredis
+except ImportError:  # it comes with the extras of those who send much
+    _pack: Any = None
+else:
+    _pack = hiredis.pack_command
+
 #: A command's name and arguments; one name of two words is two of them.
 Command = tuple[str | bytes | int | float, ...]
 
@@ -49,7 +56,11 @@ class Wire:
         return await self.read()
 
     async def send(self, commands: Sequence[Command]) -> None:
-        await self.send_packed(self._connection.pack_commands(commands))
+        if _pack is None:
+            packed: Sequence[bytes] = self._connection.pack_commands(commands)
+        else:
+            packed = [b"".join(map(_pack, commands))]
+        await self.send_packed(packed)
 
     async def send_packed(self, packed: Sequence[bytes]) -> None:
         try:

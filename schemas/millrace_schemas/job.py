@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from enum import StrEnum
+from functools import lru_cache
 
 import msgspec
 
@@ -27,6 +28,10 @@ _MODEL_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVW
 _TENANT_CHARACTERS = _MODEL_CHARACTERS - {".", "/"}
 #: Crockford's base32, lower case: ids sort by time as text and survive URLs and shells.
 _BASE32 = "0123456789abcdefghjkmnpqrstvwxyz"
+_DIGITS = frozenset(_BASE32)
+#: Two characters at a time.
+_PAIRS = tuple(one + other for one in _BASE32 for other in _BASE32)
+_SHIFTS = tuple(range(120, -1, -10))
 
 
 class Lane(StrEnum):
@@ -180,8 +185,13 @@ def queue_of(model: str) -> str:
 
 def new_job_id(queue: str) -> str:
     """`<queue>-<26 characters>`: 48 bits of milliseconds, then 80 random ones (the ULID layout)."""
-    number = (time.time_ns() // 1_000_000 << 80) | secrets.randbits(80)
-    return f"{queue}-" + "".join(_BASE32[(number >> shift) & 31] for shift in range(125, -1, -5))
+    return job_id_of(queue, time.time_ns() // 1_000_000, secrets.randbits(80))
+
+
+def job_id_of(queue: str, milliseconds: int, number: int) -> str:
+    """The id with these 48 and 80 bits, for whoever must find the same one again."""
+    bits = milliseconds << 80 | number
+    return f"{queue}-" + "".join([_PAIRS[(bits >> shift) & 1023] for shift in _SHIFTS])
 
 
 def queue_of_job(job_id: str) -> str:
@@ -190,7 +200,7 @@ def queue_of_job(job_id: str) -> str:
     Raises InvalidRequest when the text is no job id.
     """
     queue, _, tail = job_id.rpartition("-")
-    if not queue or len(tail) != 26 or not set(_BASE32).issuperset(tail):
+    if not queue or len(tail) != 26 or not _DIGITS.issuperset(tail):
         raise InvalidRequest(f"{job_id[:240]!r} is not a job id (they look like {new_job_id('demo')})", param="id")
     return queue
 
@@ -201,7 +211,12 @@ def time_of_job(job_id: str) -> float:
     Raises InvalidRequest when the text is no job id.
     """
     queue_of_job(job_id)
+    return _seconds_of(job_id[-26:-16])
+
+
+@lru_cache
+def _seconds_of(digits: str) -> float:
     number = 0
-    for character in job_id[-26:]:
-        number = number << 5 | _BASE32.index(character)
-    return (number >> 80) / 1000
+    for digit in digits:
+        number = number << 5 | _BASE32.index(digit)
+    return number / 1000
