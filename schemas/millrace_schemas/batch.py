@@ -113,6 +113,16 @@ class BatchError(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     param: str | None = None
 
 
+class Shard(msgspec.Struct, frozen=True, array_like=True):
+    """A range of the input that one process works on at a time: its first byte (Parquet: row), the one behind it, and
+    the number of its first line.
+    """
+
+    offset: int
+    end: int
+    number: int
+
+
 class Batch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One bulk file. Times are Unix seconds by the clock of Redis."""
 
@@ -140,6 +150,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     version: str = ""
     size: int = 0
     total: int = 0
+    shards: tuple[Shard, ...] = ()
     in_progress_at: float | None = None
     finalizing_at: float | None = None
     completed_at: float | None = None
@@ -158,20 +169,41 @@ class Line(msgspec.Struct, frozen=True, array_like=True):
     custom_id: str
 
 
-class BatchProgress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """How far a batch has come. Together with its parts this is all that a successor needs."""
+class Page(msgspec.Struct, frozen=True, array_like=True):
+    """Lines of a shard that become jobs in an order of their own: where they start and end, the number of the first,
+    and how many of them were made jobs.
+    """
 
-    #: Where reading goes on: the first byte, and the number of the line, that no job was made for.
-    offset: int = 0
-    number: int = 1
+    offset: int
+    end: int
+    number: int
+    fed: int
+
+
+class ShardProgress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How far a shard has come. Together with the batch's parts this is all that a successor needs."""
+
+    #: None: it is not begun.
+    page: Page | None = None
     under_way: tuple[Line, ...] = ()
+    #: Set when the completion window ended before the last line did.
+    expired: bool = False
+    #: Every line has ended.
+    done: bool = False
+
+
+class BatchProgress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How many lines of a batch have ended, and what they took."""
+
     completed: int = 0
     failed: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
-    #: Set when the completion window ended before the last line did.
+    #: The completion window ended before the last line did.
     expired: bool = False
+    #: Share of the input that its validation has read, 0 to 1.
+    checked: float = 0.0
 
     @property
     def ended(self) -> int:

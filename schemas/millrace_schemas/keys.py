@@ -35,8 +35,12 @@ Keys of the gateway share the hash tag `{@}`, which no queue can have:
 
 Keys of bulk files share the hash tag `{@bulk}`:
 
-    millrace:{@bulk}:batch:<id>       hash     record (Batch bytes), progress (BatchProgress bytes), revision, owner,
-                                               lease (Unix time), cancel (Unix time), problem
+    millrace:{@bulk}:batch:<id>       hash     record (Batch bytes), cancel (Unix time), failure (BatchError bytes),
+                                               problem, checked; the counts completed, failed, prompt_tokens,
+                                               completion_tokens, cached_tokens, expired; shards, begun and open: how
+                                               many there are, were begun, and have not ended; revision, owner and
+                                               lease (Unix time) of the whole, and with progress (ShardProgress bytes)
+                                               and done of each shard, as `owner:3`
     millrace:{@bulk}:output:<id>      list     Part bytes: pieces of the output file, in order
     millrace:{@bulk}:errors:<id>      list     likewise, of the error file
     millrace:{@bulk}:due              zset     id of a batch without an end -> Unix time at which to see to it

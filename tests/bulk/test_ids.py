@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from millrace.bulk.answers import job_id_of
+from millrace.bulk.answers import line_job_id
 from millrace_schemas import queue_of_job
 from millrace_schemas.batch import Batch
 from millrace_schemas.job import time_of_job
@@ -15,12 +15,12 @@ def batch(name: str) -> Batch:
 
 
 def test_a_line_has_one_id() -> None:
-    ids = [job_id_of(batch(name), "org--model", number) for name in ("batch_1", "batch_2") for number in range(500)]
+    ids = [line_job_id(batch(name), "org--model", number) for name in ("batch_1", "batch_2") for number in range(500)]
     assert len(set(ids)) == 1000
-    assert ids[7] == job_id_of(batch("batch_1"), "org--model", 7)
+    assert ids[7] == line_job_id(batch("batch_1"), "org--model", 7)
 
 
 def test_it_is_an_id_like_all_others() -> None:
-    job_id = job_id_of(batch("batch_1"), "org--model", 7)
+    job_id = line_job_id(batch("batch_1"), "org--model", 7)
     assert queue_of_job(job_id) == "org--model"
     assert time_of_job(job_id) == 1_795_000_000.5

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -18,13 +16,11 @@ from millrace.openai_api.responses_object import Answer
 from millrace.openai_api.shapes import whole_answer
 from millrace_schemas import JobState, MillraceError, Request, Result
 from millrace_schemas.batch import Batch
+from millrace_schemas.job import job_id_of
 
 from .rows import CHAT, COMPLETIONS, Row
 
 _ENCODER = msgspec.json.Encoder()
-#: Crockford's base32, as in every job's id.
-_BASE32 = "0123456789abcdefghjkmnpqrstvwxyz"
-_CROCKFORD = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", _BASE32)
 EXPIRED = "batch_expired"
 CANCELLED = "batch_cancelled"
 _REASONS = {
@@ -53,20 +49,13 @@ def fields_of(row: Row) -> dict[str, Any]:
     return fields
 
 
-def job_id_of(batch: Batch, queue: str, number: int) -> str:
+def line_job_id(batch: Batch, queue: str, number: int) -> str:
     """The id of a line's job: the same whenever it is asked for, so that a line never has two jobs.
 
     It has the layout of all ids: 48 bits of milliseconds, here the batch's, then 80 that nobody can guess.
     """
-    digest = hashlib.blake2b(f"{batch.id}:{number}".encode(), digest_size=10).digest()
-    return f"{queue}-{_time_of(batch.created_at)}{base64.b32encode(digest).decode().translate(_CROCKFORD)}"
-
-
-@lru_cache
-def _time_of(created_at: float) -> str:
-    """The 48 bits of milliseconds in ten characters, as ids start."""
-    milliseconds = int(created_at * 1000)
-    return "".join(_BASE32[(milliseconds >> shift) & 31] for shift in range(45, -1, -5))
+    digest = hashlib.blake2b(b"%b:%d" % (batch.id.encode(), number), digest_size=10).digest()
+    return job_id_of(queue, int(batch.created_at * 1000), int.from_bytes(digest))
 
 
 def answered(url: str, job_id: str, custom_id: str, result: Result, request: Request | None) -> tuple[bytes, bool]:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
 
 from millrace.async_client import AsyncClient
 from millrace.connection import Connection
+from millrace.submission import Submission
 from millrace_schemas import TERMINAL, JobNotFound, Lane, QueueKeys, Request, Result, decode, queue_of
 from millrace_schemas.batch import Batch
 
-from .answers import fields_of, job_id_of
+from .answers import fields_of, line_job_id
 from .rows import RESPONSES, Row
 
 #: Jobs of one round trip.
@@ -28,16 +27,16 @@ class BatchJobs:
         self._keys = QueueKeys(self._queue)
 
     def id(self, number: int) -> str:
-        return job_id_of(self._batch, self._queue, number)
+        return line_job_id(self._batch, self._queue, number)
 
-    async def prepare(self, row: Row) -> Any:
+    async def prepare(self, row: Row, job_id: str) -> Submission:
         """The checked job of a row. Raises InvalidRequest, UnknownModel, ApiError."""
         fields = fields_of(row)
         # A worker need not start what nobody waits for any more.
         fields |= {"lane": Lane.BATCH, "deadline": self._batch.expires_at}
-        return replace(await self._client._prepare(fields), id=self.id(row.line.number))
+        return await self._client._prepare(fields, job_id)
 
-    async def submit(self, submissions: Sequence[Any]) -> None:
+    async def submit(self, submissions: Sequence[Submission]) -> None:
         """Those that are there already stay as they are. Raises UnknownModel, QueueUnavailable."""
         await self._client._enqueue(submissions)
 

@@ -1,4 +1,4 @@
-"""The middle of a batch: lines become jobs, a bounded number at a time, and results become parts.
+"""The middle of a shard: lines become jobs, a bounded number at a time, and results become parts.
 
 All that a pump knows beyond its last commit can be done again by another: jobs have the same ids then, and parts count
 only once they are committed. So a pump may die anywhere.
@@ -9,21 +9,22 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Iterator
+from contextlib import suppress
 
 from millrace.openai_api.errors import ApiError
 from millrace_schemas import InvalidRequest, JobState
-from millrace_schemas.batch import BatchProgress, Line
+from millrace_schemas.batch import Line, ShardProgress
 
 from .answers import CANCELLED, EXPIRED, answered, refused, unanswered
-from .errors import InputChanged
+from .errors import InputChanged, StorageError
 from .jobs import BatchJobs
 from .lines import RawLine
 from .output import Outputs
+from .pages import Lines, PageReader
 from .rows import BadRow, Row, RowReader
 from .settings import BulkSettings
 from .storage import Input
-from .store import BatchStore, Owned
+from .store import COUNTS, BatchStore, Owned
 
 #: Lines, and bytes of them, that become jobs in one round trip.
 _CHUNK, _CHUNK_BYTES = 256, 4 * 1024 * 1024
@@ -37,19 +38,22 @@ _KEEP_EVERY = 1.0
 
 
 class Pump:
-    """Works on one owned batch in status in_progress or cancelling."""
+    """Works on one owned shard of a batch."""
 
     def __init__(self, store: BatchStore, jobs: BatchJobs, owned: Owned, source: Input, settings: BulkSettings):
+        assert owned.shard is not None
         self._store, self._jobs, self._owned, self._settings = store, jobs, owned, settings
-        progress = owned.progress
-        self._reader = RowReader(owned.batch, source)
-        self._at = (progress.offset, progress.number)
-        self._lines: Iterator[RawLine] | None = self._reader.lines(*self._at)
+        progress, batch = owned.progress, owned.batch
+        self._reader = RowReader(batch, source)
+        self._pages = PageReader(self._reader, batch.shards[owned.shard], progress.page, settings)
+        #: What is fed, and the page behind it, which is read meanwhile.
+        self._lines: Lines | None = None
+        self._following: asyncio.Task[Lines | None] | None = None
+        self._page = progress.page
+        #: Whether every line is a job, or was one.
+        self.is_fed = False
         self._under_way = {jobs.id(line.number): line for line in progress.under_way}
-        self._counts = {
-            name: getattr(progress, name)
-            for name in ("completed", "failed", "prompt_tokens", "completion_tokens", "cached_tokens")
-        }
+        self._counts = dict.fromkeys(COUNTS, 0)
         self._expired = progress.expired
         self._outputs = Outputs()
         self._collected: list[str] = []
@@ -62,50 +66,63 @@ class Pump:
 
     @property
     def is_done(self) -> bool:
-        return self._lines is None and not self._under_way
+        return self.is_fed and not self._under_way
 
     async def run(self, until: float) -> bool:
         """Works until all lines have ended (True), or the monotonic time `until`; all that came is durable then.
 
+        Once all lines are fed it returns before that, so that the next shard can be begun.
         Raises LeaseLost, StorageError, InputChanged, QueueUnavailable, UnknownModel.
         """
         pause = _SHORTEST
+        was_fed = self.is_fed
         while not self.is_done and time.monotonic() < until:
             await self._look_around()
             moved = await self._feed() + await self._collect()
             if self._outputs.size >= self._settings.flush_bytes or self._outputs.age >= self._settings.flush_seconds:
                 await self.commit()
+            if self.is_fed and not was_fed:
+                return False
             pause = _SHORTEST if moved else min(pause * 2, _LONGEST)
             if not self.is_done:
                 await asyncio.sleep(0 if moved >= _CHUNK else pause)
         await self.commit()
         return self.is_done
 
+    async def close(self) -> None:
+        """Ends what still reads the input. What was not committed, others do again."""
+        following, self._following = self._following, None
+        if following is not None:
+            with suppress(StorageError, InputChanged, BadRow):
+                await following
+
     async def commit(self) -> None:
         """Makes all durable that came. Raises StorageError, LeaseLost."""
         owned, outputs = self._owned, self._outputs
-        progress = BatchProgress(
-            offset=self._at[0],
-            number=self._at[1],
+        progress = ShardProgress(
+            page=self._page,
             under_way=tuple(self._under_way.values()),
             expired=self._expired,
-            **self._counts,
+            done=self.is_done,
         )
         if progress == owned.progress and not outputs.size:
             return
-        name = f"{owned.revision:08d}-{owned.token}"
+        name = f"{owned.shard:04d}-{owned.revision:08d}-{owned.token}"
         output = await asyncio.to_thread(outputs.output.write, owned.batch, f"{name}-output.jsonl")
         errors = await asyncio.to_thread(outputs.errors.write, owned.batch, f"{name}-errors.jsonl")
-        await self._store.commit(owned, owned.batch, progress, output, errors)
-        self._outputs = Outputs()
+        await self._store.commit(owned, progress, self._counts, output, errors)
+        self._outputs, self._counts = Outputs(), dict.fromkeys(COUNTS, 0)
         collected, self._collected = self._collected, []
         await self._jobs.forget(collected)
 
     async def give_up(self) -> None:
         """Ends what is under way, for a file that cannot be read on. Raises what `commit` does."""
+        await self.close()
+        self.is_fed = True
+        # Jobs that are gone cannot be made anew.
+        self._lost_at = float("inf")
+        await self._collect()
         await self._end(CANCELLED)
-        await self._jobs.cancel(list(self._under_way))
-        self._lines = None
         self._abandon()
         await self.commit()
 
@@ -115,6 +132,8 @@ class Pump:
         if now - self._kept_at >= _KEEP_EVERY:
             await self._store.keep(self._owned, self._settings.lease)
             self._kept_at = now
+        if self._owned.failure is not None:
+            raise InputChanged(self._owned.failure.message)
         if self._ending is None:
             if self._owned.cancel is not None:
                 await self._end(CANCELLED)
@@ -135,21 +154,36 @@ class Pump:
             del self._under_way[job_id]
 
     async def _feed(self) -> int:
-        """Makes jobs of the next lines, while there is room; returns how many lines it read."""
+        """Makes jobs of the next lines, while there is room; returns how many lines it took."""
         room = self._settings.window - len(self._under_way)
-        if self._lines is None or room < min(_CHUNK, self._settings.window):
+        if self.is_fed or room < min(_CHUNK, self._settings.window):
             return 0
-        lines = await asyncio.to_thread(_take, self._lines, _CHUNK)
-        if not lines:
-            self._lines = None
+        if (self._lines is None or self._lines.is_fed) and not await self._turn_page():
             return 0
+        assert self._lines is not None
+        lines = self._lines.take(min(_CHUNK, room), _CHUNK_BYTES)
         if self._ending is not None:
             for line in lines:
                 self._skip(line)
         else:
             await self._submit(lines)
-        self._at = _behind(lines[-1])
+        self._page = self._lines.page
         return len(lines)
+
+    async def _turn_page(self) -> bool:
+        """Whether there is another page."""
+        following = self._following or self._read_page()
+        self._following = None
+        self._lines = await following
+        if self._lines is None:
+            self.is_fed = True
+            return False
+        self._page = self._lines.page
+        self._following = self._read_page()
+        return not self._lines.is_fed or await self._turn_page()
+
+    def _read_page(self) -> asyncio.Task[Lines | None]:
+        return asyncio.create_task(asyncio.to_thread(self._pages.read))
 
     async def _submit(self, lines: list[RawLine]) -> None:
         submissions, started = [], {}
@@ -158,7 +192,7 @@ class Pump:
             row = self._row(line)
             job_id = self._jobs.id(line.number)
             try:
-                submissions.append(await self._jobs.prepare(row))
+                submissions.append(await self._jobs.prepare(row, job_id))
             except (InvalidRequest, ApiError) as e:
                 refusals.append((job_id, refused(row.url, job_id, row.custom_id, e)))
                 continue
@@ -221,27 +255,10 @@ class Pump:
         gone = await self._jobs.lost(list(self._under_way))
         for job_id in gone:
             line = self._under_way.pop(job_id)
-            found = await asyncio.to_thread(next, self._reader.lines(line.offset, line.number), None)
+            found = await asyncio.to_thread(self._reader.again, line)
             if found is None:
                 raise InputChanged(f"{self._owned.batch.input} has no line {line.number} any more")
             if self._ending is not None:
                 self._skip(found)
             else:
                 await self._submit([found])
-
-
-def _take(lines: Iterator[RawLine], most: int) -> list[RawLine]:
-    """The next lines, of about _CHUNK_BYTES."""
-    taken: list[RawLine] = []
-    size = 0
-    for line in itertools.islice(lines, most):
-        taken.append(line)
-        size += line.length
-        if size > _CHUNK_BYTES:
-            break
-    return taken
-
-
-def _behind(line: RawLine) -> tuple[int, int]:
-    """Where the next line starts, and its number."""
-    return line.offset + line.length, line.number + 1 + (line.data or b"").count(b"\n")

@@ -8,10 +8,10 @@ from typing import Any
 
 import msgspec
 
-from millrace_schemas.batch import MAX_CUSTOM_ID, Batch, BatchError, FileFormat, PromptColumn
+from millrace_schemas.batch import MAX_CUSTOM_ID, Batch, BatchError, FileFormat, Line, PromptColumn
 
 from .lines import MAX_LINE, RawLine, read_lines
-from .storage import Input
+from .storage import BLOCK, Input
 
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 ENDPOINTS = (CHAT, COMPLETIONS, RESPONSES)
@@ -33,6 +33,30 @@ class Head(msgspec.Struct):
 
 
 _HEAD = msgspec.json.Decoder(Head)
+#: Bytes of a prompt by which lines are ordered.
+_BEGINNING = 8192
+_NOTHING = msgspec.Raw()
+
+
+class _Prompt(msgspec.Struct):
+    """Where the endpoints have it, as it stands there."""
+
+    instructions: msgspec.Raw = _NOTHING
+    messages: msgspec.Raw = _NOTHING
+    prompt: msgspec.Raw = _NOTHING
+    input: msgspec.Raw = _NOTHING
+
+
+class _Asked(msgspec.Struct):
+    body: _Prompt
+
+
+class _Whole(msgspec.Struct):
+    body: dict[str, Any]
+
+
+_BODY = msgspec.json.Decoder(_Whole)
+_PROMPT = msgspec.json.Decoder(_Asked)
 
 
 class BadRow(Exception):
@@ -60,15 +84,42 @@ class RowReader:
         self._source = source
         self._header: list[str] | None = None
 
-    def lines(self, offset: int = 0, number: int = 1) -> Iterator[RawLine]:
-        """Records that are not blank. Raises StorageError, InputChanged, BadRow when a table has no such column."""
+    @property
+    def counts_rows(self) -> bool:
+        """Whether offsets of lines count rows and not bytes."""
+        return False
+
+    @property
+    def extent(self) -> int:
+        """The offset behind the last line."""
+        return self._source.size
+
+    def beginning(self, line: RawLine) -> bytes:
+        """What the line's prompt begins with. Sorted by it, prompts stand in the order in which a walk through the tree
+        of their prefixes, depth first, meets them: what begins alike stands together, for any length of it.
+        """
+        if self._batch.format is not FileFormat.OPENAI or line.data is None:
+            # Rows share their system prompt.
+            return b""
+        try:
+            body = _PROMPT.decode(line.data).body
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return b""
+        text = bytes(body.instructions) + bytes(body.messages) + bytes(body.prompt) + bytes(body.input)
+        return text[:_BEGINNING]
+
+    def lines(self, offset: int = 0, number: int = 1, block: int = BLOCK) -> Iterator[RawLine]:
+        """Records that are not blank; `block` bytes are read at once.
+
+        Raises StorageError, InputChanged, BadRow when a table has no such column.
+        """
         if self._batch.format is not FileFormat.CSV:
             return (
                 line
-                for line in read_lines(self._source, offset, number)
+                for line in read_lines(self._source, offset, number, block)
                 if line.data is None or (not line.data.isspace() and line.data)
             )
-        records = _join_quoted(read_lines(self._source, offset, number))
+        records = _join_quoted(read_lines(self._source, offset, number, block))
         if offset == 0:
             self._header = self._read_header(next(records, None))
         elif self._header is None:
@@ -90,12 +141,16 @@ class RowReader:
             raise _bad(line, "invalid_method", f"method must be POST, not {head.method[:80]!r}", "method")
         return head.custom_id, head.url, head.body.model
 
+    def again(self, line: Line) -> RawLine | None:
+        """A line that was read before; None: it is not there any more. Raises StorageError, InputChanged."""
+        return next(self.lines(line.offset, line.number, line.length), None)
+
     def row(self, line: RawLine) -> Row:
         """Raises BadRow."""
         data = _checked_length(line)
         if self._batch.format is FileFormat.OPENAI:
             custom_id, url, _ = self.head(line)
-            return Row(line, custom_id, url, _DECODER.decode(data)["body"])
+            return Row(line, custom_id, url, _BODY.decode(data).body)
         assert self._batch.rows is not None
         return self._of_table(line, self._cells(line, data), self._batch.rows)
 

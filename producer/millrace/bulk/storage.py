@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import quote, unquote, urlsplit
 
-from .errors import StorageError
+from .errors import InputChanged, StorageError
 
 #: Bytes that are read, or joined, at once.
 BLOCK = 8 * 1024 * 1024
@@ -25,6 +25,21 @@ class Input(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class MissingInput:
+    """The Input of a file that is not there any more."""
+
+    size, version = 0, ""
+
+    def __init__(self, url: str):
+        self._url = url
+
+    def read(self, offset: int, length: int) -> bytes:
+        raise InputChanged(f"{self._url} is not there any more")
+
+    def close(self) -> None:
+        return
 
 
 class Storage(Protocol):

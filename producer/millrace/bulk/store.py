@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from millrace.connection import Connection
 from millrace_schemas import decode, encode
-from millrace_schemas.batch import Batch, BatchProgress, Part
+from millrace_schemas.batch import Batch, BatchError, BatchProgress, Part, ShardProgress
 from millrace_schemas.keys import BATCHES_DUE, batch_key, batch_parts, batches_of
 
 from .errors import BatchNotFound, LeaseLost
 
 #: Seconds that a batch is remembered after its end; OpenAI keeps output files as long.
 KEEP = 30 * 86_400
+#: What a batch counts, as fields of its hash.
+COUNTS = ("completed", "failed", "prompt_tokens", "completion_tokens", "cached_tokens")
+_VIEWED = ("record", "cancel", "problem", "checked", *COUNTS, "expired")
 _LISTED = 100
 
 
@@ -32,13 +35,27 @@ class View:
 
 @dataclass(slots=True)
 class Owned:
-    """A batch as its owner knows it."""
+    """A batch, or a shard of it, as its owner knows it."""
 
     token: str
     batch: Batch
-    progress: BatchProgress
+    #: None: the batch as a whole, while none of its shards is open.
+    shard: int | None
+    progress: ShardProgress
     revision: int
     cancel: float | None
+    #: Why the batch cannot be worked off, as somebody else found.
+    failure: BatchError | None
+
+    @property
+    def name(self) -> str:
+        """What it is called in the batch's hash."""
+        return "" if self.shard is None else f":{self.shard}"
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no more of its lines are to become jobs."""
+        return self.cancel is not None or self.failure is not None
 
 
 class BatchStore:
@@ -50,13 +67,10 @@ class BatchStore:
 
     async def create(self, batch: Batch) -> None:
         """Makes the batch due; one that is there already stays as it is. Raises QueueUnavailable."""
-        indexes = {batches_of(""), batches_of(batch.tenant)}
-        (made,) = await self._connection.run(("HSETNX", batch_key(batch.id), "record", encode(batch)))
-        if made:
-            await self._connection.run(
-                *(("ZADD", index, batch.created_at, batch.id) for index in sorted(indexes)),
-                ("ZADD", BATCHES_DUE, batch.created_at, batch.id),
-            )
+        indexes = sorted({batches_of(""), batches_of(batch.tenant)})
+        await self._connection.script(
+            "batch_create", [batch_key(batch.id), BATCHES_DUE, *indexes], [batch.id, encode(batch), batch.created_at]
+        )
 
     async def view(self, batch_id: str, tenant: str | None = None) -> View:
         """Raises BatchNotFound, also when it is another tenant's."""
@@ -94,10 +108,7 @@ class BatchStore:
 
     async def resume(self, batch_id: str) -> bool:
         """Makes a batch without an end due now; False when it has ended or is not there."""
-        (there,) = await self._connection.run(("ZSCORE", BATCHES_DUE, batch_id))
-        if there is not None:
-            await self._connection.run(("ZADD", BATCHES_DUE, "XX", await self.now(), batch_id))
-        return there is not None
+        return bool(await self._connection.script("batch_resume", [batch_key(batch_id), BATCHES_DUE], [batch_id]))
 
     async def due(self, most: int, hold: float) -> list[str]:
         """Batches that somebody must see to; nobody else gets them for `hold` seconds."""
@@ -105,54 +116,83 @@ class BatchStore:
         return [found.decode() for found in ids]
 
     async def take(self, batch_id: str, lease: float) -> Owned | None:
-        """None when there is no such batch, or when somebody else has it."""
+        """What is to be had of a batch; None when there is no such batch, or when others have all of it."""
         token = secrets.token_hex(8)
         reply = await self._connection.script(
-            "batch_take", [batch_key(batch_id), BATCHES_DUE], [batch_id, token, lease, "take"]
+            "batch_take", [batch_key(batch_id), BATCHES_DUE], [batch_id, token, lease]
         )
         if reply[0] == 0:
             return None
-        _, record, progress, revision, cancel = reply
-        known = decode(progress, BatchProgress) if progress else BatchProgress()
-        return Owned(token, decode(record, Batch), known, int(revision), float(cancel) if cancel else None)
+        _, shard, record, progress, revision, cancel, failure = reply
+        return Owned(
+            token,
+            decode(record, Batch),
+            int(shard) if shard else None,
+            decode(progress, ShardProgress) if progress else ShardProgress(),
+            int(revision),
+            float(cancel) if cancel else None,
+            decode(failure, BatchError) if failure else None,
+        )
 
-    async def keep(self, owned: Owned, lease: float) -> None:
-        """Renews the ownership and learns of a cancellation. Raises LeaseLost."""
+    async def keep(self, owned: Owned, lease: float, checked: float | None = None) -> None:
+        """Renews the ownership, and learns of a cancellation and of failures. Raises LeaseLost."""
         batch_id = owned.batch.id
         reply = await self._connection.script(
-            "batch_take", [batch_key(batch_id), BATCHES_DUE], [batch_id, owned.token, lease, "keep"]
+            "batch_keep",
+            [batch_key(batch_id), BATCHES_DUE],
+            [batch_id, owned.token, lease, owned.name, "" if checked is None else f"{checked:.4f}"],
         )
         if reply[0] == 0:
-            raise LeaseLost(f"{batch_id}: somebody else works on it")
-        owned.cancel = float(reply[4]) if reply[4] else None
+            raise _lost(batch_id)
+        owned.cancel = float(reply[1]) if reply[1] else None
+        owned.failure = decode(reply[2], BatchError) if reply[2] else None
+
+    async def move(self, owned: Owned, batch: Batch, *, open_shards: bool = False, ended: bool = False) -> None:
+        """Writes the record, of a batch that is owned as a whole, or nothing and raises LeaseLost."""
+        shards = len(batch.shards) if open_shards else 0
+        done = await self._connection.script(
+            "batch_move",
+            [batch_key(batch.id), *batch_parts(batch.id)],
+            [owned.token, owned.revision, encode(batch), shards, KEEP if ended else 0],
+        )
+        if not done:
+            raise _lost(batch.id)
+        owned.batch, owned.revision = batch, owned.revision + 1
 
     async def commit(
         self,
         owned: Owned,
-        batch: Batch,
-        progress: BatchProgress,
+        progress: ShardProgress,
+        counts: Mapping[str, int],
         output: Part | None = None,
         errors: Part | None = None,
-        *,
-        ended: bool = False,
     ) -> None:
-        """Writes all of it, or nothing and raises LeaseLost."""
+        """Writes all of it, of an owned shard, or nothing and raises LeaseLost. `counts` are added to the batch's."""
+        batch_id = owned.batch.id
         parts = [b"" if part is None else encode(part) for part in (output, errors)]
+        added = [value for pair in counts.items() if pair[1] for value in pair]
         done = await self._connection.script(
             "batch_commit",
-            [batch_key(batch.id), *batch_parts(batch.id)],
-            [owned.token, owned.revision, encode(batch), encode(progress), *parts, KEEP if ended else 0],
+            [batch_key(batch_id), *batch_parts(batch_id)],
+            [
+                *(owned.token, owned.shard, owned.revision, encode(progress), *parts),
+                *(int(progress.done), int(progress.expired), *added),
+            ],
         )
         if not done:
-            raise LeaseLost(f"{batch.id}: somebody else works on it")
-        owned.batch, owned.progress, owned.revision = batch, progress, owned.revision + 1
+            raise _lost(batch_id)
+        owned.progress, owned.revision = progress, owned.revision + 1
+
+    async def fail(self, batch_id: str, error: BatchError) -> None:
+        """Lets all shards of a batch end, for the first such reason."""
+        await self._connection.script("batch_fail", [batch_key(batch_id)], [encode(error)])
 
     async def leave(self, owned: Owned, again: float | None) -> None:
         """`again`: seconds until somebody must see to it; None: nobody must."""
         await self._connection.script(
             "batch_leave",
             [batch_key(owned.batch.id), BATCHES_DUE],
-            [owned.batch.id, owned.token, "" if again is None else again],
+            [owned.batch.id, owned.token, owned.name, "" if again is None else again],
         )
 
     async def complain(self, batch_id: str, problem: str) -> None:
@@ -168,15 +208,21 @@ class BatchStore:
         return [decode(part, Part) for part in output], [decode(part, Part) for part in errors]
 
     async def _views(self, ids: Sequence[str]) -> list[View | None]:
-        fields = ("record", "progress", "cancel", "problem")
-        replies = await self._connection.run(*(("HMGET", batch_key(batch_id), *fields) for batch_id in ids))
+        replies = await self._connection.run(*(("HMGET", batch_key(batch_id), *_VIEWED) for batch_id in ids))
         return [None if reply[0] is None else _view(*reply) for reply in replies]
 
 
-def _view(record: bytes, progress: bytes | None, cancel: bytes | None, problem: bytes | None) -> View:
+def _view(
+    record: bytes, cancel: bytes | None, problem: bytes | None, checked: bytes | None, *counts: bytes | None
+) -> View:
+    named = {name: int(count) for name, count in zip(COUNTS, counts, strict=False) if count}
     return View(
         decode(record, Batch),
-        decode(progress, BatchProgress) if progress else BatchProgress(),
+        BatchProgress(checked=float(checked or 0), expired=bool(counts[-1]), **named),
         float(cancel) if cancel else None,
         problem.decode(errors="replace") if problem else None,
     )
+
+
+def _lost(batch_id: str) -> LeaseLost:
+    return LeaseLost(f"{batch_id}: somebody else works on it")

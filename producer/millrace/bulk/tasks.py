@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from dataclasses import dataclass, field
 
 import redis
@@ -39,7 +40,19 @@ def queue(connection: redis.Redis) -> Queue:
 
 def enqueue_step(target: Queue, batch_id: str) -> None:
     # Nothing is read from RQ afterwards: what became of a batch stands in its record.
-    target.enqueue(step, batch_id, result_ttl=0, failure_ttl=3600, retry=Retry(max=len(_RETRY), interval=list(_RETRY)))
+    target.enqueue(
+        step,
+        batch_id,
+        job_id=f"{batch_id}-{secrets.token_hex(8)}",
+        result_ttl=0,
+        failure_ttl=3600,
+        retry=Retry(max=len(_RETRY), interval=list(_RETRY)),
+    )
+
+
+def waiting_beside(target: Queue, batch_id: str) -> int:
+    """How many turns of other batches wait in the queue."""
+    return len({job_id.rpartition("-")[0] for job_id in target.get_job_ids()} - {batch_id})
 
 
 def step(batch_id: str) -> None:
@@ -50,10 +63,10 @@ def step(batch_id: str) -> None:
 
 async def _step(batch_id: str, runtime: Runtime) -> None:
     connection = Connection(runtime.redis_url)
-    waiting = queue(redis.Redis.from_url(runtime.redis_url))
+    turns = queue(redis.Redis.from_url(runtime.redis_url))
     try:
         async with AsyncClient(runtime.redis_url) as client:
-            await Step(connection, client, runtime.settings, lambda: waiting.count > 0).run(batch_id)
+            await Step(connection, client, runtime.settings, lambda: waiting_beside(turns, batch_id)).run(batch_id)
     finally:
-        waiting.connection.close()
+        turns.connection.close()
         await connection.close()

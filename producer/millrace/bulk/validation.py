@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from millrace_schemas.batch import MAX_ERRORS, Batch, BatchError
+from millrace_schemas.batch import MAX_ERRORS, Batch, BatchError, Shard
 
+from .lines import RawLine
 from .rows import ENDPOINTS, BadRow, RowReader
+from .settings import BulkSettings
 from .storage import Input
 
 #: Lines between two calls of `alive`.
@@ -22,22 +24,27 @@ class Finding:
     endpoint: str
     model: str
     errors: tuple[BatchError, ...]
+    shards: tuple[Shard, ...] = ()
 
 
-def validate(batch: Batch, source: Input, max_lines: int, alive: Callable[[], None]) -> Finding:
-    """Reads all of it, or until there are MAX_ERRORS. `alive` is called now and then; what it raises ends the pass.
+def validate(batch: Batch, source: Input, settings: BulkSettings, alive: Callable[[float], None]) -> Finding:
+    """Reads all of it, or until there are MAX_ERRORS. `alive` is called now and then with the share that was read; what
+    it raises ends the pass.
 
     Raises StorageError, InputChanged.
     """
     check = _Check(batch)
     reader = RowReader(batch, source)
+    shards = _Shards(settings.shard_rows if reader.counts_rows else settings.shard_bytes)
+    max_lines = settings.max_lines
     errors: list[BatchError] = []
     total = 0
     try:
         for line in reader.lines():
             total += 1
+            shards.pass_by(line)
             if total % _BEAT == 0:
-                alive()
+                alive(line.offset / reader.extent)
             try:
                 check.row(*reader.head(line), line.number)
             except BadRow as e:
@@ -51,7 +58,25 @@ def validate(batch: Batch, source: Input, max_lines: int, alive: Callable[[], No
         errors.append(e.error)
     if not total and not errors:
         errors.append(BatchError("empty_file", "The file has no requests."))
-    return Finding(total, check.endpoint, check.model, tuple(errors))
+    return Finding(total, check.endpoint, check.model, tuple(errors), shards.up_to(reader.extent))
+
+
+class _Shards:
+    """Cuts the input at lines, about every `span`."""
+
+    def __init__(self, span: int):
+        self._span = span
+        self._starts: list[tuple[int, int]] = []
+        self._next = 0
+
+    def pass_by(self, line: RawLine) -> None:
+        if line.offset >= self._next or not self._starts:
+            self._starts.append((line.offset, line.number))
+            self._next = line.offset + self._span
+
+    def up_to(self, extent: int) -> tuple[Shard, ...]:
+        ends = [*(offset for offset, _ in self._starts[1:]), extent]
+        return tuple(Shard(offset, end, number) for (offset, number), end in zip(self._starts, ends, strict=False))
 
 
 class _Check:

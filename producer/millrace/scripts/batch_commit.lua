@@ -1,20 +1,24 @@
--- Writes how far a batch has come, together with the parts that prove it; only its owner may, and only in order.
+-- Writes how far a shard has come, together with the parts that prove it; only its owner may, and only in order.
 -- KEYS 1 batch   hash  the batch
 --      2 output  list  parts of the output file
 --      3 errors  list  parts of the error file
--- ARGV 1 owner's token  2 revision that the caller knows  3 record  4 progress  5 output part, or ""
---      6 error part, or ""  7 seconds to live, 0: it has not ended
--- Returns 1, or 0 when the batch is not the caller's any more. The same call again returns 1 and changes nothing.
-local held = redis.call('HMGET', KEYS[1], 'owner', 'revision', 'progress', 'record')
+-- ARGV 1 owner's token  2 shard  3 revision that the caller knows  4 progress  5 output part, or ""
+--      6 error part, or ""  7 done (1/0)  8 expired (1/0)  9.. names of counts, each with what is added to it
+-- Returns 1, or 0 when the shard is not the caller's any more. The same call again returns 1 and changes nothing.
+local key, shard = KEYS[1], ARGV[2]
+local held = redis.call('HMGET', key, 'owner:' .. shard, 'revision:' .. shard, 'progress:' .. shard)
 if held[1] ~= ARGV[1] then return 0 end
 local revision = tonumber(held[2] or '0')
-if revision == tonumber(ARGV[2]) + 1 and held[3] == ARGV[4] and held[4] == ARGV[3] then return 1 end
-if revision ~= tonumber(ARGV[2]) then return 0 end
-redis.call('HSET', KEYS[1], 'record', ARGV[3], 'progress', ARGV[4], 'revision', revision + 1)
-redis.call('HDEL', KEYS[1], 'problem')
+if revision == tonumber(ARGV[3]) + 1 and held[3] == ARGV[4] then return 1 end
+if revision ~= tonumber(ARGV[3]) then return 0 end
+redis.call('HSET', key, 'progress:' .. shard, ARGV[4], 'revision:' .. shard, revision + 1)
+redis.call('HDEL', key, 'problem')
 if ARGV[5] ~= '' then redis.call('RPUSH', KEYS[2], ARGV[5]) end
 if ARGV[6] ~= '' then redis.call('RPUSH', KEYS[3], ARGV[6]) end
-if ARGV[7] ~= '0' then
-  for i = 1, 3 do redis.call('EXPIRE', KEYS[i], ARGV[7]) end
+for i = 9, #ARGV, 2 do redis.call('HINCRBY', key, ARGV[i], ARGV[i + 1]) end
+if ARGV[8] == '1' then redis.call('HSET', key, 'expired', 1) end
+if ARGV[7] == '1' then
+  redis.call('HSET', key, 'done:' .. shard, 1)
+  redis.call('HINCRBY', key, 'open', -1)
 end
 return 1
