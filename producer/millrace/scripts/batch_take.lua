@@ -52,8 +52,9 @@ end
 -- Whoever is idle may have what is left; otherwise a lease ends first.
 if more or (begun < shards and not paused) then
   redis.call('ZADD', due, string.format('%.6f', now), id)
-elseif soonest or chosen then
-  redis.call('ZADD', due, string.format('%.6f', math.min(soonest or now + ARGV[3], now + ARGV[3])), id)
+else
+  if chosen then soonest = math.min(soonest or math.huge, now + ARGV[3]) end
+  if soonest then redis.call('ZADD', due, string.format('%.6f', soonest), id) end
 end
 if not chosen then return {0} end
 redis.call('HSET', key, 'owner:' .. chosen, token, 'lease:' .. chosen, lease)
