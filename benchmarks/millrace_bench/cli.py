@@ -88,6 +88,38 @@ def gateway(
         show(found, environment)
 
 
+@app.command()
+def bulk(
+    lines: Annotated[int, typer.Option(min=1, help="Of the large file.")] = 1_000_000,
+    line_bytes: Annotated[int, typer.Option(min=300, help="Of each of them.")] = 1000,
+    processes: Annotated[int, typer.Option(min=1, help="Of `millrace bulk`.")] = 1,
+    demo_lines: Annotated[int, typer.Option(min=0, help="Questions for the demo model; 0: leave it out.")] = 1000,
+    seconds: Annotated[float, typer.Option(min=0.0, help="Of interactive jobs beside a file; 0: leave them out.")] = 20,
+    repeats: Annotated[int, typer.Option(min=1, help="Of the demo model's part; the fastest counts.")] = 2,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Files of prompts through `millrace bulk`: with a worker that costs nothing, and with the demo model."""
+    from . import bulk_bench, bulk_beside
+    from .bulk_table import show
+    from .environment import describe_host
+
+    environment = describe_host()
+    load = bulk_bench.Load(lines=lines, line_bytes=line_bytes, processes=processes)
+    try:
+        found = bulk_bench.run(load)
+        if demo_lines:
+            found |= bulk_beside.over_submit_many(demo_lines, repeats)
+        if seconds:
+            found |= bulk_beside.interactive_beside(seconds, demo_lines or 1000)
+    except (MillraceError, RuntimeError) as e:
+        typer.echo(f"error: {e}", err=True)
+        raise typer.Exit(1) from e
+    if as_json:
+        typer.echo(json.dumps({**asdict(load), **found, **environment}))
+    else:
+        show(found, environment)
+
+
 def _measure(engine_config, names: list[str], temperature: float, repeats: int) -> list[dict[str, object]]:  # type: ignore[no-untyped-def]
     from millrace_worker.engine.engine import Engine
 

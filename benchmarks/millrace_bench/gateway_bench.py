@@ -17,6 +17,9 @@ import redis
 
 from millrace.embedded import EmbeddedRedis, free_port
 
+from .figures_table import met
+from .processes import start, wait_for
+
 _JSON = dict[str, Any]
 #: Seconds that a process has to start, and that closed connections have to be seen as such.
 _PATIENCE = 60.0
@@ -39,10 +42,6 @@ TARGETS: dict[str, float] = {
     "submit_over_client_ms": 3.0, "first_token_over_client_ms": 5.0, "submits_per_s": 2000, "polls_p99_ms": 100.0,
     "streams_p99_ms": 100.0, "rss_growth_mib": 8.0, "streams_left": 0, "connections_left": 0, "redis_left": 8,
 }  # fmt: skip
-
-
-def met(name: str, value: float) -> bool:
-    return value >= TARGETS[name] if name == "submits_per_s" else value <= TARGETS[name]
 
 
 def run(load: Load) -> _JSON:
@@ -95,8 +94,8 @@ def _connections(redis_url: str, gateway: _Gateway, load: Load) -> _JSON:
     if not load.connections:
         return {}
     before = gateway.rss_mib()
-    process = _start("gateway_load", "connections", redis_url, gateway.url, load.connections, min(load.seconds, 5))
-    _wait_for(process, "open")
+    process = start("gateway_load", "connections", redis_url, gateway.url, load.connections, min(load.seconds, 5))
+    wait_for(process, "open")
     grown = gateway.rss_mib() - before
     output, _ = process.communicate("go\n", timeout=_PATIENCE)
     if process.returncode:
@@ -131,14 +130,14 @@ def _left(redis_url: str, gateway: _Gateway) -> _JSON:
 
     while True:
         found = look()
-        if all(met(name, value) for name, value in found.items()) or time.monotonic() > limit:
+        if all(met(name, value, TARGETS[name]) for name, value in found.items()) or time.monotonic() > limit:
             return found
         time.sleep(0.5)
 
 
 def _clients(redis_url: str, url: str, *kinds: tuple[str, int, float]) -> _JSON:
     """Runs these kinds of clients side by side."""
-    processes = [_start("gateway_load", kind, redis_url, url, count, seconds) for kind, count, seconds in kinds]
+    processes = [start("gateway_load", kind, redis_url, url, count, seconds) for kind, count, seconds in kinds]
     found: _JSON = {}
     for process, (kind, _, _) in zip(processes, kinds, strict=True):
         output, _ = process.communicate()
@@ -150,9 +149,9 @@ def _clients(redis_url: str, url: str, *kinds: tuple[str, int, float]) -> _JSON:
 
 @contextmanager
 def _worker(redis_url: str) -> Iterator[None]:
-    process = _start("gateway_worker", redis_url)
+    process = start("gateway_worker", redis_url)
     try:
-        _wait_for(process, "ready")
+        wait_for(process, "ready")
         yield
     finally:
         process.terminate()
@@ -180,15 +179,3 @@ def _gateway(redis_url: str, connections: int = 10_000) -> Iterator[_Gateway]:
         _, words = process.communicate()
         if words.strip():
             print(words, file=sys.stderr)
-
-
-def _start(module: str, *args: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", f"millrace_bench.{module}", *map(str, args)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-
-def _wait_for(process: subprocess.Popen[str], word: str) -> None:
-    assert process.stdout is not None
-    if process.stdout.readline().strip() != word:
-        process.kill()
-        raise RuntimeError(f"{process.args!r} did not say that it is {word}")

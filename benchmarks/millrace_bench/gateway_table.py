@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
-from .gateway_bench import TARGETS, met
+from .figures_table import show_figures
+from .gateway_bench import TARGETS
 
 #: Name of a figure, and what a reader calls it.
 _ROWS = {
@@ -44,18 +42,4 @@ _ROWS = {
 
 def show(found: dict[str, Any], environment: dict[str, str]) -> None:
     """Prints them."""
-    table = Table(title="Millrace, gateway: one process")
-    table.add_column("figure")
-    for title in ("measured", "target", ""):
-        table.add_column(title, justify="right")
-    for name, words in _ROWS.items():
-        if name not in found:
-            continue
-        target, verdict = "", ""
-        if name in TARGETS:
-            target = f"{'>=' if name == 'submits_per_s' else '<='} {TARGETS[name]:,g}"
-            verdict = "met" if met(name, found[name]) else "MISSED"
-        table.add_row(words, f"{found[name]:,g}", target, verdict)
-    console = Console()
-    console.print(table)
-    console.print(", ".join(f"{name} {value}" for name, value in environment.items()), highlight=False)
+    show_figures("Millrace, gateway: one process", _ROWS, TARGETS, found, environment)

@@ -30,6 +30,8 @@ _MOST = 100
 _GRACE = 20.0
 _PAUSE = 1.0
 _PR_SET_PDEATHSIG = 1
+#: Gateways, workers and Redis on the same machine have interactive jobs to see to.
+_NICE = 5
 
 
 class BulkService:
@@ -86,6 +88,7 @@ class BulkService:
 def _work(runtime: Runtime) -> None:
     """One RQ worker with the scheduler of its queue."""
     _die_with_parent()
+    os.nice(_NICE)
     # RQ forks one process a job, and another for its scheduler; none of them may outlive this one.
     os.register_at_fork(after_in_child=_die_with_parent)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
