@@ -54,6 +54,11 @@ class Outputs:
         return 0.0 if self._since is None else time.monotonic() - self._since
 
 
+def remove_part(batch: Batch, name: str) -> None:
+    """Of no batch's record. Raises StorageError."""
+    storage_of(batch.output).remove(parts_prefix(batch) + name)
+
+
 def parts_prefix(batch: Batch) -> str:
     return f"{batch.output.rstrip('/')}/{batch.id}.parts/"
 

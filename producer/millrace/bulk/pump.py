@@ -12,14 +12,14 @@ import time
 from contextlib import suppress
 
 from millrace.openai_api.errors import ApiError
-from millrace_schemas import InvalidRequest, JobState
-from millrace_schemas.batch import Line, ShardProgress
+from millrace_schemas import InvalidRequest, JobState, MillraceError
+from millrace_schemas.batch import Line, Page, Part, ShardProgress
 
 from .answers import CANCELLED, EXPIRED, answered, refused, unanswered
-from .errors import InputChanged, StorageError
+from .errors import InputChanged, LeaseLost, StorageError
 from .jobs import BatchJobs
 from .lines import RawLine
-from .output import Outputs
+from .output import Outputs, remove_part
 from .pages import Lines, PageReader
 from .rows import BadRow, Row, RowReader
 from .settings import BulkSettings
@@ -34,7 +34,6 @@ _SHORTEST, _LONGEST = 0.01, 0.25
 _LOST_EVERY = 30.0
 #: Jobs at the front of the queue that every look asks for, and seconds between two looks for all.
 _FRONT, _ALL_EVERY = 512, 0.5
-_KEEP_EVERY = 1.0
 
 
 class Pump:
@@ -56,13 +55,18 @@ class Pump:
         self._counts = dict.fromkeys(COUNTS, 0)
         self._expired = progress.expired
         self._outputs = Outputs()
-        self._collected: list[str] = []
+        #: Lines whose jobs go once their answers are durable.
+        self._collected: list[int] = []
         #: The code of lines that get no answer any more, and since when.
         self._ending: str | None = None
         self._ending_at = 0.0
-        self._kept_at = 0.0
         # At the start, too: what was under way may have ended long ago.
         self._lost_at = self._all_at = float("-inf")
+
+    @property
+    def problem(self) -> str | None:
+        """Why some of the lines do not end; None: they do."""
+        return self._jobs.problem
 
     @property
     def is_done(self) -> bool:
@@ -110,10 +114,45 @@ class Pump:
         name = f"{owned.shard:04d}-{owned.revision:08d}-{owned.token}"
         output = await asyncio.to_thread(outputs.output.write, owned.batch, f"{name}-output.jsonl")
         errors = await asyncio.to_thread(outputs.errors.write, owned.batch, f"{name}-errors.jsonl")
-        await self._store.commit(owned, progress, self._counts, output, errors)
+        try:
+            await self._store.commit(owned, progress, self._counts, output, errors, self._collected)
+        except LeaseLost:
+            await self._withdraw([part for part in (output, errors) if part is not None])
+            raise
         self._outputs, self._counts = Outputs(), dict.fromkeys(COUNTS, 0)
         collected, self._collected = self._collected, []
-        await self._jobs.forget(collected)
+        if collected:
+            await self._jobs.forget([self._jobs.id(number) for number in collected])
+            await self._store.forgot(owned)
+
+    async def retreat(self) -> None:
+        """After LeaseLost: ends jobs that were made here when their lines had ended elsewhere already."""
+        with suppress(MillraceError):
+            progress = await self._store.progress_of(self._owned)
+            left = {line.number for line in progress.under_way}
+            over = [
+                job_id
+                for job_id, line in self._under_way.items()
+                if line.number not in left and (progress.done or self._is_behind(line, progress.page))
+            ]
+            await self._jobs.cancel(over)
+            await self._jobs.forget(over)
+
+    def _is_behind(self, line: Line, page: Page | None) -> bool:
+        """Whether `line` was a job by the time that its shard had come as far as `page`."""
+        if page is None or line.offset >= page.end:
+            return False
+        if line.offset < page.offset or self._lines is None or self._lines.page.offset != page.offset:
+            return line.offset < page.offset
+        return any(fed.number == line.number for fed in itertools.islice(self._lines.lines, page.fed))
+
+    async def _withdraw(self, parts: list[Part]) -> None:
+        """Removes what was written for a commit that came too late; if the commit was made before, it stays."""
+        with suppress(MillraceError):
+            kept = {part.name for found in await self._store.parts(self._owned.batch.id) for part in found}
+            for part in parts:
+                if part.name not in kept:
+                    await asyncio.to_thread(remove_part, self._owned.batch, part.name)
 
     async def give_up(self) -> None:
         """Ends what is under way, for a file that cannot be read on. Raises what `commit` does."""
@@ -122,35 +161,36 @@ class Pump:
         # Jobs that are gone cannot be made anew.
         self._lost_at = float("inf")
         await self._collect()
-        await self._end(CANCELLED)
+        await self._end(CANCELLED, await self._store.now())
         self._abandon()
         await self.commit()
 
     async def _look_around(self) -> None:
-        """Keeps the batch, and learns whether it is to end."""
-        now = time.monotonic()
-        if now - self._kept_at >= _KEEP_EVERY:
-            await self._store.keep(self._owned, self._settings.lease)
-            self._kept_at = now
-        if self._owned.failure is not None:
-            raise InputChanged(self._owned.failure.message)
+        """Learns whether the batch is to end."""
+        owned = self._owned
+        if owned.is_lost:
+            raise LeaseLost(f"{owned.batch.id}: somebody else works on it")
+        if owned.failure is not None:
+            raise InputChanged(owned.failure.message)
+        now = await self._store.now()
         if self._ending is None:
-            if self._owned.cancel is not None:
-                await self._end(CANCELLED)
-            elif self._expired or await self._store.now() >= self._owned.batch.expires_at:
+            if owned.cancel is not None:
+                await self._end(CANCELLED, owned.cancel)
+            elif self._expired or now >= owned.batch.expires_at:
                 self._expired = True
-                await self._end(EXPIRED)
+                await self._end(EXPIRED, min(now, owned.batch.expires_at))
         elif now - self._ending_at > self._settings.ending:
             self._abandon()
 
-    async def _end(self, code: str) -> None:
-        self._ending, self._ending_at = code, time.monotonic()
+    async def _end(self, code: str, since: float) -> None:
+        """`since`: Unix time, which every turn agrees on."""
+        self._ending, self._ending_at = code, since
         await self._jobs.cancel(list(self._under_way))
 
     def _abandon(self) -> None:
         """Whoever still works on these has had its time."""
         for job_id, line in list(self._under_way.items()):
-            self._fail(job_id, unanswered(job_id, line.custom_id, self._ending or CANCELLED))
+            self._fail(line.number, unanswered(job_id, line.custom_id, self._ending or CANCELLED))
             del self._under_way[job_id]
 
     async def _feed(self) -> int:
@@ -174,7 +214,10 @@ class Pump:
         """Whether there is another page."""
         following = self._following or self._read_page()
         self._following = None
-        self._lines = await following
+        try:
+            self._lines = await following
+        except BadRow as e:
+            raise InputChanged(f"{self._owned.batch.input} changed: {e}") from e
         if self._lines is None:
             self.is_fed = True
             return False
@@ -187,14 +230,14 @@ class Pump:
 
     async def _submit(self, lines: list[RawLine]) -> None:
         submissions, started = [], {}
-        refusals: list[tuple[str, bytes]] = []
+        refusals: list[tuple[int, bytes]] = []
         for line in lines:
             row = self._row(line)
             job_id = self._jobs.id(line.number)
             try:
                 submissions.append(await self._jobs.prepare(row, job_id))
             except (InvalidRequest, ApiError) as e:
-                refusals.append((job_id, refused(row.url, job_id, row.custom_id, e)))
+                refusals.append((line.number, refused(row.url, job_id, row.custom_id, e)))
                 continue
             started[job_id] = Line(line.number, line.offset, line.length, row.custom_id)
         if submissions:
@@ -213,12 +256,12 @@ class Pump:
 
     def _skip(self, line: RawLine) -> None:
         job_id = self._jobs.id(line.number)
-        self._fail(job_id, unanswered(job_id, self._row(line).custom_id, self._ending or CANCELLED))
+        self._fail(line.number, unanswered(job_id, self._row(line).custom_id, self._ending or CANCELLED))
 
-    def _fail(self, job_id: str, line: bytes) -> None:
+    def _fail(self, number: int, line: bytes) -> None:
         self._outputs.add(line, answered=False)
         self._counts["failed"] += 1
-        self._collected.append(job_id)
+        self._collected.append(number)
 
     async def _collect(self) -> int:
         """Returns how many results there were."""
@@ -229,16 +272,16 @@ class Pump:
         for job_id, result, request in found:
             line = self._under_way.pop(job_id)
             if self._ending is not None and result.error is not None and result.error.code == "cancelled":
-                self._fail(job_id, unanswered(job_id, line.custom_id, self._ending))
+                self._fail(line.number, unanswered(job_id, line.custom_id, self._ending))
                 continue
             data, good = answered(self._owned.batch.endpoint, job_id, line.custom_id, result, request)
             if not good:
                 self._expired = self._expired or result.state is JobState.EXPIRED
-                self._fail(job_id, data)
+                self._fail(line.number, data)
                 continue
             self._outputs.add(data, answered=True)
             self._counts["completed"] += 1
-            self._collected.append(job_id)
+            self._collected.append(line.number)
             for name in ("prompt_tokens", "completion_tokens", "cached_tokens"):
                 self._counts[name] += getattr(result.usage, name)
         return len(found)

@@ -10,6 +10,8 @@ import asyncio
 import time
 from collections.abc import Callable
 
+import structlog
+
 from millrace.async_client import AsyncClient
 from millrace.connection import Connection
 from millrace_schemas import MillraceError
@@ -17,6 +19,7 @@ from millrace_schemas.batch import BATCH_TERMINAL, BatchError
 
 from .errors import InputChanged, LeaseLost, StorageError
 from .jobs import BatchJobs
+from .keeping import kept
 from .pump import Pump
 from .settings import BulkSettings
 from .storage import Input, MissingInput, storage_of
@@ -27,6 +30,10 @@ from .whole import Whole
 _LONG_TURN = 6
 #: Seconds in which everybody who waits shall have had a turn: what they collect has to become durable.
 _ROUND, _SHORTEST = 20.0, 0.5
+#: Seconds until what a batch that has ended left behind is removed again.
+_TIDY_AGAIN = 60.0
+
+log = structlog.get_logger("millrace.bulk")
 
 
 class Turn:
@@ -80,25 +87,42 @@ class Step:
         again: float | None = self._settings.pause
         ended = False
         try:
-            if owned.shard is None:
-                await self._whole.advance(owned)
-                again = None if owned.batch.status in BATCH_TERMINAL else 0.0
-                ended = again is not None
-            else:
-                ended = await self._work(owned, turn)
-                again = 0.0
+            async with kept(self._store, owned, self._settings.lease):
+                if owned.shard is None:
+                    await self._whole.advance(owned)
+                    again = None if owned.batch.status in BATCH_TERMINAL else 0.0
+                    ended = again is not None
+                else:
+                    ended = await self._work(owned, turn)
+                    again = 0.0
         except LeaseLost:
+            log.warning("another process has taken over", batch=batch_id, shard=owned.shard)
             return False
         except MillraceError as e:
-            await self._store.complain(batch_id, str(e))
+            again = await self._wait(owned, str(e))
+        except Exception as e:  # A fault of ours may pass; a batch that nobody sees to does not.
+            log.exception("a turn broke off", batch=batch_id, shard=owned.shard)
+            again = await self._wait(owned, f"a turn broke off: {type(e).__name__}: {e}")
         await self._store.leave(owned, again)
         return ended
+
+    async def _wait(self, owned: Owned, problem: str) -> float:
+        """Says why, and returns the seconds until it is tried again."""
+        if owned.batch.status in BATCH_TERMINAL:
+            # All is well with the batch; what is left of its parts is in nobody's way.
+            log.warning("what is left of a batch cannot be removed", batch=owned.batch.id, problem=problem)
+            return _TIDY_AGAIN
+        await self._store.complain(owned.batch.id, problem)
+        return self._settings.pause
 
     async def _work(self, owned: Owned, turn: Turn) -> bool:
         """Whether all lines of a shard have ended."""
         batch = owned.batch
         source: Input = MissingInput(batch.input)
         jobs = BatchJobs(self._client, self._connection, batch)
+        if owned.answered:
+            await jobs.forget([jobs.id(number) for number in owned.answered])
+            await self._store.forgot(owned)
         try:
             source = await self._open(owned)
             return await self._pump(Pump(self._store, jobs, owned, source, self._settings), owned, turn)
@@ -114,7 +138,8 @@ class Step:
         try:
             source = await asyncio.to_thread(storage_of(batch.input).open, batch.input)
         except StorageError as e:
-            if e.lasting:
+            # Rights may come back; a file that is gone does not come back as it was.
+            if e.code == "not_found":
                 raise InputChanged(str(e)) from e
             raise
         if source.version != batch.version:
@@ -128,10 +153,15 @@ class Step:
         try:
             while True:
                 done = await pump.run(turn.end)
+                if pump.problem is not None:
+                    await self._store.complain(owned.batch.id, pump.problem)
                 if done or turn.is_over():
                     return done
                 if pump.is_fed and following is None and not owned.is_over:
                     following = asyncio.create_task(self._go_on(owned.batch.id, turn))
+        except LeaseLost:
+            await pump.retreat()
+            raise
         finally:
             await pump.close()
             if following is not None:
