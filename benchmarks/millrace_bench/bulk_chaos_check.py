@@ -124,7 +124,9 @@ def _of_leftovers(found: Evidence, settle: float) -> list[str]:
 def _leftovers(found: Evidence) -> Iterable[str]:
     keys = QueueKeys(MODEL)
     with redis.Redis.from_url(found.installation.redis_url) as client:
-        jobs = sorted(key.decode() for kind in ("job", "result", "tokens") for key in client.keys(f"{keys.prefix}{kind}:*"))
+        jobs = sorted(
+            key.decode() for kind in ("job", "result", "tokens") for key in client.keys(f"{keys.prefix}{kind}:*")
+        )
         if jobs:
             states = Counter(str(client.hget(key, "state")) for key in jobs if ":job:" in key)
             yield f"{len(jobs)} keys of jobs are left ({dict(states)}): {', '.join(jobs[:_MOST])}"

@@ -25,7 +25,7 @@ class Blow(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """`at`: seconds from the start. `share`, 0 to 1, chooses among several; `seconds` is how long Redis and S3 are away."""
+    """`at`: seconds from the start. `share`, 0 to 1, chooses among several; `seconds` that Redis and S3 are away."""
 
     at: float
     blow: Blow
