@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
@@ -26,7 +26,7 @@ _CHANGED = frozenset({"PreconditionFailed", "412"})
 
 @contextmanager
 def _translated(url: str) -> Iterator[None]:
-    from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
 
     try:
         yield
@@ -36,6 +36,9 @@ def _translated(url: str) -> Iterator[None]:
             raise InputChanged(f"{url} changed while it was read") from e
         known = _LASTING.get(code)
         raise StorageError(f"{url}: {e}", code=known or "storage_failed", lasting=known is not None) from e
+    except ParamValidationError as e:
+        # A bucket or key that no server can have.
+        raise StorageError(f"{url}: {e}", code="not_found", lasting=True) from e
     except (BotoCoreError, ValueError, OSError) as e:
         raise StorageError(f"{url}: {e}") from e
 
@@ -64,6 +67,8 @@ class S3Input:
             if str(found["ETag"]) != self._etag:
                 raise InputChanged(f"{self._url} changed while it was read")
             data: bytes = found["Body"].read()
+        if len(data) != last + 1 - offset:
+            raise StorageError(f"{self._url}: the answer has {len(data):,} of {last + 1 - offset:,} bytes")
         return data
 
     def close(self) -> None:
@@ -111,14 +116,19 @@ class S3Storage:
         if len(first) < _PART:
             self.write(url, first)
             return len(first)
+        from botocore.exceptions import BotoCoreError, ClientError
+
         bucket, key = _split(url)
         with _translated(url):
+            self._abort_unfinished(bucket, key)
             upload = self._client.create_multipart_upload(Bucket=bucket, Key=key)["UploadId"]
             common = {"Bucket": bucket, "Key": key, "UploadId": upload}
             try:
                 return self._upload(common, first, blocks)
             except BaseException:
-                self._client.abort_multipart_upload(**common)
+                # What stopped it is to be told, not that this failed, too; whoever joins the file next aborts it then.
+                with suppress(BotoCoreError, ClientError):
+                    self._client.abort_multipart_upload(**common)
                 raise
 
     def remove(self, url: str) -> None:
@@ -132,6 +142,18 @@ class S3Storage:
             for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key):
                 for found in page.get("Contents", ()):
                     self._client.delete_object(Bucket=bucket, Key=found["Key"])
+
+    def _abort_unfinished(self, bucket: str, key: str) -> None:
+        """Uploads of the same file by processes that died: nobody sees them, and they are paid for. Where they may not
+        be listed they stay.
+        """
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        with suppress(BotoCoreError, ClientError):
+            for page in self._client.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=key):
+                for found in page.get("Uploads", ()):
+                    if found["Key"] == key:
+                        self._client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=found["UploadId"])
 
     def _upload(self, common: dict[str, Any], first: bytes, blocks: Iterator[bytes]) -> int:
         done: list[dict[str, Any]] = []
