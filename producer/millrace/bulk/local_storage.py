@@ -49,17 +49,18 @@ class LocalInput:
         self._path = path
         with _translated(path):
             # A pipe that nobody writes to would otherwise be waited for.
-            self._number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            found = os.fstat(self._number)
-        if not stat.S_ISREG(found.st_mode):
-            os.close(self._number)
-            raise StorageError(f"{path} is no file", code="not_found", lasting=True)
+            number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            found = os.fstat(number)
+            if not stat.S_ISREG(found.st_mode):
+                os.close(number)
+                raise StorageError(f"{path} is no file", code="not_found", lasting=True)
+            self._file = os.fdopen(number, "rb", buffering=0)
         self.size = found.st_size
         self.version = _version(found)
 
     def read(self, offset: int, length: int) -> bytes:
         with _translated(self._path):
-            data = os.pread(self._number, length, offset)
+            data = os.pread(self._file.fileno(), length, offset)
             now = self._path.stat()
         if _version(now) != self.version:
             raise InputChanged(f"{self._path} changed while it was read")
@@ -68,9 +69,7 @@ class LocalInput:
         return data
 
     def close(self) -> None:
-        number, self._number = self._number, -1
-        if number >= 0:
-            os.close(number)
+        self._file.close()
 
 
 class LocalStorage:

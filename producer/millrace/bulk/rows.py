@@ -228,20 +228,17 @@ def _join_quoted(lines: Iterator[RawLine]) -> Iterator[RawLine]:
     held: list[RawLine] = []
     quotes = size = 0
     for line in lines:
-        if line.data is None:
-            yield from held
-            held, quotes, size = [], 0, 0
-            yield line
-            continue
-        quotes += line.data.count(b'"')
-        size += line.length
-        if not held and quotes % 2 == 0:
-            quotes = size = 0
-            if line.data.strip():
+        if not held and (line.data is None or line.data.count(b'"') % 2 == 0):
+            if line.data is None or line.data.strip():
                 yield line
             continue
+        size += line.length
+        if size > MAX_LINE:
+            # It is not kept, but where it ends has to be known.
+            del held[1:]
         held.append(line)
-        if quotes % 2 == 0 or size > MAX_LINE:
+        quotes += (line.data or b"").count(b'"')
+        if quotes % 2 == 0:
             yield _joined(held, size)
             held, quotes, size = [], 0, 0
     if held:

@@ -11,6 +11,8 @@ from .errors import InputChanged, StorageError
 
 #: Bytes of one part of an upload: S3 takes 10,000 of at least 5 MiB, so files end at 160 GB.
 _PART = 16 * 1024 * 1024
+#: Of one read whose answer breaks off.
+_TRIES = 3
 _LASTING = {
     "NoSuchKey": "not_found",
     "NoSuchBucket": "not_found",
@@ -60,16 +62,30 @@ class S3Input:
         if last < offset:
             return b""
         with _translated(self._url):
+            data = self._get(offset, last)
+        if len(data) != last + 1 - offset:
+            raise StorageError(f"{self._url}: the answer has {len(data):,} of {last + 1 - offset:,} bytes")
+        return data
+
+    def _get(self, offset: int, last: int) -> bytes:
+        """boto3 repeats requests that failed, but not answers that broke off."""
+        from botocore.exceptions import BotoCoreError
+
+        tries = 0
+        while True:
             found = self._client.get_object(
                 Bucket=self._bucket, Key=self._key, Range=f"bytes={offset}-{last}", IfMatch=self._etag
             )
             # Not every server heeds IfMatch.
             if str(found["ETag"]) != self._etag:
                 raise InputChanged(f"{self._url} changed while it was read")
-            data: bytes = found["Body"].read()
-        if len(data) != last + 1 - offset:
-            raise StorageError(f"{self._url}: the answer has {len(data):,} of {last + 1 - offset:,} bytes")
-        return data
+            tries += 1
+            try:
+                data: bytes = found["Body"].read()
+                return data
+            except BotoCoreError:
+                if tries == _TRIES:
+                    raise
 
     def close(self) -> None:
         return
