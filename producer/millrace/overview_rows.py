@@ -77,6 +77,17 @@ def age(seconds: float | None) -> str:
     return f"{max(0.0, seconds):.0f} s"
 
 
+def percent(share: float) -> str:
+    """Rounded down: all of it is only all of it."""
+    return f"{int(share * 100)}%"
+
+
+def lines_a_second(rate: float) -> str:
+    if 0 < rate < 0.1:
+        return f"{rate * 60:.1f} lines/min"
+    return f"{rate:,.0f} lines/s" if rate >= 10 or rate == 0 else f"{rate:.1f} lines/s"
+
+
 def printable(text: str) -> str:
     """`text` in one line, with what could steer a terminal, or turn its direction, replaced."""
     return "".join(c if c.isprintable() else _REPLACEMENT for c in " ".join(text.split()))

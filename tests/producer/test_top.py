@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import json
-import os
-import pty
-import select
 import signal
-import struct
 import subprocess
 import sys
-import termios
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import redis
@@ -27,15 +18,10 @@ from millrace.embedded import EmbeddedRedis, free_port
 from millrace.overview import Overview, Throughput, read_overview
 from millrace.overview_rows import age, printable
 from millrace_schemas import QueueKeys, encode, queue_of
+from terminal import environment, in_terminal, read_until
 
-_ROOT = Path(__file__).resolve().parents[2]
-_PATHS = os.pathsep.join(str(_ROOT / part) for part in ("schemas", "producer"))
 _LONG = "Qwen/Qwen3-0.6B-Instruct-2507-with-a-name-that-goes-on"
 _HIDE, _SHOW = b"\x1b[?1049h", b"\x1b[?1049l"
-
-
-def environment(columns: int = 80) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": _PATHS, "COLUMNS": str(columns), "TERM": "xterm"}
 
 
 def top(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -52,39 +38,6 @@ def beat(raw: redis.Redis, worker: WorkerInfo) -> None:
     keys = QueueKeys(queue_of(worker.model))
     raw.set(keys.worker(worker.name), encode(worker))
     raw.zadd(keys.workers, {worker.name: 1.0})
-
-
-@contextmanager
-def in_terminal(url: str, *arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """The command in a terminal of 80 columns, and that terminal's other end."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    command = [sys.executable, "-m", "millrace", "top", "--redis-url", url, *arguments]
-    process = subprocess.Popen(
-        command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment(), start_new_session=True
-    )
-    os.close(theirs)
-    try:
-        yield process, ours
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
-        os.close(ours)
-
-
-def read_until(terminal: int, wanted: bytes) -> bytes:
-    seen = b""
-    limit = time.monotonic() + 30
-    while wanted not in seen:
-        assert time.monotonic() < limit, seen
-        if select.select([terminal], [], [], 1)[0]:
-            try:
-                seen += os.read(terminal, 65536)
-            except OSError:
-                # The other end is closed.
-                assert wanted in seen, seen
-    return seen
 
 
 def test_once_fits_80_columns(redis_url: str, raw: redis.Redis) -> None:
@@ -144,7 +97,7 @@ def test_json_goes_on_until_a_signal(redis_url: str, client: Client) -> None:
 def test_live_until_a_signal(redis_url: str, client: Client, raw: redis.Redis, number: int) -> None:
     now = time.time()
     beat(raw, info("w-1", output_tokens=1000, beat_at=now))
-    with in_terminal(redis_url, "--interval", "0.2") as (process, terminal):
+    with in_terminal("top", "--redis-url", redis_url, "--interval", "0.2") as (process, terminal):
         assert _HIDE in read_until(terminal, b"w-1")
         beat(raw, info("w-1", output_tokens=5321, beat_at=now + 10))
         read_until(terminal, b"432 output tokens/s")
@@ -157,7 +110,7 @@ def test_live_until_a_signal(redis_url: str, client: Client, raw: redis.Redis, n
 def test_live_through_an_outage(client: Client) -> None:
     with EmbeddedRedis() as server:
         register(server.url)
-        with in_terminal(server.url, "--interval", "0.2") as (process, terminal):
+        with in_terminal("top", "--redis-url", server.url, "--interval", "0.2") as (process, terminal):
             read_until(terminal, b"demo")
             server.stop()
             read_until(terminal, b"not up to date")

@@ -1,0 +1,84 @@
+"""How far a batch has come, for people at a terminal: a bar with its figures, or one line."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from millrace_schemas.batch import BatchStatus
+
+from .bulk.glance import Glance
+from .overview_rows import age, lines_a_second, percent, printable
+
+#: Columns of a bar, at most: the rest of the line is figures.
+_BAR = 28
+_STYLES = {
+    BatchStatus.COMPLETED: "green",
+    BatchStatus.FAILED: "red",
+    BatchStatus.EXPIRED: "red",
+    BatchStatus.CANCELLED: "yellow",
+    BatchStatus.CANCELLING: "yellow",
+}
+
+
+def render(glance: Glance, away: str = "") -> RenderableType:
+    """Name and status, bar and figures, and whatever holds it up; `away` says why the figures are old."""
+    style = _STYLES.get(glance.status, "cyan")
+    head = Text.assemble(printable(glance.id), " ", (printable(glance.file), "dim"), " ", (words_of(glance), style))
+    head.overflow = "fold"
+    line = Table.grid(padding=(0, 2, 0, 0), expand=False)
+    line.add_column(width=_BAR)
+    line.add_column(overflow="fold")
+    bar = ProgressBar(1.0, share_of(glance), width=_BAR, complete_style=style, finished_style=style)
+    line.add_row(bar, _figures(glance))
+    parts: list[RenderableType] = [head, line]
+    if glance.problem is not None:
+        parts.append(Text(printable(f"waiting: {glance.problem}"), style="yellow"))
+    if away:
+        parts.append(Text(printable(away), style="yellow"))
+    return Group(*parts)
+
+
+def share_of(glance: Glance) -> float:
+    """Of whatever is done at the moment: of the input while it is validated, then of the lines."""
+    return glance.checked if glance.status is BatchStatus.VALIDATING else glance.share
+
+
+def words_of(glance: Glance) -> str:
+    """The status, as one reads it."""
+    return glance.status.replace("_", " ")
+
+
+def line_of(glance: Glance) -> str:
+    """The same in one line, for logs."""
+    line = f"{glance.status}: {glance.completed:,} completed, {glance.failed:,} failed of {glance.total:,}"
+    if glance.status is BatchStatus.VALIDATING:
+        line += f", {percent(glance.checked)} validated"
+    for figure in _pace(glance):
+        line += f", {figure}"
+    if glance.problem is not None:
+        line += f"; waiting: {glance.problem}"
+    return printable(line)
+
+
+def _figures(glance: Glance) -> Text:
+    figures = [percent(share_of(glance))]
+    if glance.status is not BatchStatus.VALIDATING:
+        figures += [f"{glance.ended:,}/{glance.total:,}", *_pace(glance)]
+    text = Text("  ".join(figures))
+    if glance.failed:
+        text.append(f"  {glance.failed:,} failed", style="red")
+    return text
+
+
+def _pace(glance: Glance) -> list[str]:
+    if glance.rate is None:
+        return []
+    figures = [lines_a_second(glance.rate)]
+    if glance.token_rate:
+        figures.append(f"{glance.token_rate:,.0f} tok/s")
+    if glance.eta is not None:
+        figures.append(f"{age(glance.eta)} left")
+    return figures
