@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from millrace_schemas.batch import BatchStatus
@@ -12,8 +12,8 @@ from millrace_schemas.batch import BatchStatus
 from .bulk.glance import Glance
 from .overview_rows import age, lines_a_second, percent, printable
 
-#: Columns of a bar, at most: the rest of the line is figures.
-_BAR = 28
+#: Columns of a bar, at most.
+_BAR = 60
 _STYLES = {
     BatchStatus.COMPLETED: "green",
     BatchStatus.FAILED: "red",
@@ -28,12 +28,14 @@ def render(glance: Glance, away: str = "") -> RenderableType:
     style = _STYLES.get(glance.status, "cyan")
     head = Text.assemble(printable(glance.id), " ", (printable(glance.file), "dim"), " ", (words_of(glance), style))
     head.overflow = "fold"
-    line = Table.grid(padding=(0, 2, 0, 0), expand=False)
-    line.add_column(width=_BAR)
-    line.add_column(overflow="fold")
-    bar = ProgressBar(1.0, share_of(glance), width=_BAR, complete_style=style, finished_style=style)
-    line.add_row(bar, _figures(glance))
-    parts: list[RenderableType] = [head, line]
+    bar = Table.grid(
+        Column(width=4, justify="right"), Column(max_width=_BAR, ratio=1), padding=(0, 1, 0, 0), expand=True
+    )
+    share = share_of(glance)
+    bar.add_row(percent(share), ProgressBar(1.0, share, width=_BAR, complete_style=style, finished_style=style))
+    parts: list[RenderableType] = [head, bar]
+    if glance.status is not BatchStatus.VALIDATING:
+        parts.append(_figures(glance))
     if glance.problem is not None:
         parts.append(Text(printable(f"waiting: {glance.problem}"), style="yellow"))
     if away:
@@ -64,12 +66,12 @@ def line_of(glance: Glance) -> str:
 
 
 def _figures(glance: Glance) -> Text:
-    figures = [percent(share_of(glance))]
-    if glance.status is not BatchStatus.VALIDATING:
-        figures += [f"{glance.ended:,}/{glance.total:,}", *_pace(glance)]
-    text = Text("  ".join(figures))
+    text = Text(f"{glance.ended:,} of {glance.total:,}")
     if glance.failed:
         text.append(f"  {glance.failed:,} failed", style="red")
+    for figure in _pace(glance):
+        text.append(f"  {figure}")
+    text.overflow = "fold"
     return text
 
 

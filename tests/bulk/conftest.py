@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+import redis
 
 from bulk_parts import Batches, BulkThread
 from millrace.bulk.settings import BulkSettings
@@ -17,3 +18,9 @@ def batches(redis_url: str) -> Batches:
 def bulk(redis_url: str) -> Iterator[BulkThread]:
     with BulkThread(redis_url, BulkSettings(flush_seconds=0.3, turn=1.0)) as running:
         yield running
+
+
+@pytest.fixture
+def raw(redis_url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(redis_url, protocol=2) as connection:
+        yield connection
