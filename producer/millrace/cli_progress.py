@@ -10,7 +10,7 @@ from rich.text import Text
 from millrace_schemas.batch import BatchStatus
 
 from .bulk.glance import Glance
-from .overview_rows import age, lines_a_second, percent, printable
+from .overview_rows import age, per_second, percent, printable, share_of
 
 #: Columns of a bar, at most.
 _BAR = 60
@@ -26,7 +26,9 @@ _STYLES = {
 def render(glance: Glance, away: str = "") -> RenderableType:
     """Name and status, bar and figures, and whatever holds it up; `away` says why the figures are old."""
     style = _STYLES.get(glance.status, "cyan")
-    head = Text.assemble(printable(glance.id), " ", (printable(glance.file), "dim"), " ", (words_of(glance), style))
+    head = Text.assemble(
+        printable(glance.id), " ", (printable(glance.file), "dim"), " ", (glance.status.replace("_", " "), style)
+    )
     head.overflow = "fold"
     bar = Table.grid(
         Column(width=4, justify="right"), Column(max_width=_BAR, ratio=1), padding=(0, 1, 0, 0), expand=True
@@ -41,16 +43,6 @@ def render(glance: Glance, away: str = "") -> RenderableType:
     if away:
         parts.append(Text(printable(away), style="yellow"))
     return Group(*parts)
-
-
-def share_of(glance: Glance) -> float:
-    """Of whatever is done at the moment: of the input while it is validated, then of the lines."""
-    return glance.checked if glance.status is BatchStatus.VALIDATING else glance.share
-
-
-def words_of(glance: Glance) -> str:
-    """The status, as one reads it."""
-    return glance.status.replace("_", " ")
 
 
 def line_of(glance: Glance) -> str:
@@ -78,7 +70,7 @@ def _figures(glance: Glance) -> Text:
 def _pace(glance: Glance) -> list[str]:
     if glance.rate is None:
         return []
-    figures = [lines_a_second(glance.rate)]
+    figures = [f"{per_second(glance.rate)} lines/s"]
     if glance.token_rate:
         figures.append(f"{glance.token_rate:,.0f} tok/s")
     if glance.eta is not None:

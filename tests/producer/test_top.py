@@ -14,6 +14,7 @@ import redis
 
 from fake_worker import FakeWorker, register
 from millrace import AsyncClient, Client, WorkerInfo
+from millrace.bulk.glance import Paces
 from millrace.embedded import EmbeddedRedis, free_port
 from millrace.overview import Overview, Throughput, read_overview
 from millrace.overview_rows import age, printable
@@ -149,7 +150,7 @@ def test_throughput_is_that_between_heartbeats() -> None:
 def test_an_overview_is_of_all_queues(redis_url: str, raw: redis.Redis) -> None:
     async def read() -> Overview:
         async with AsyncClient(redis_url) as client:
-            return await read_overview(client)
+            return await read_overview(client, Paces())
 
     assert asyncio.run(read()) == Overview(models=[], queues=[], failures=[])
     for model in ("b", "a"):

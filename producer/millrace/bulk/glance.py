@@ -72,12 +72,16 @@ class Glance(msgspec.Struct, frozen=True, kw_only=True):
         )  # fmt: skip
 
 
-class Batches(msgspec.Struct, frozen=True, kw_only=True):
-    """The bulk files of a Redis: those that have not ended, newest first, and behind them the newest that have."""
+class BulkFiles(msgspec.Struct, frozen=True, kw_only=True):
+    """Those that have not ended, newest first, and behind them the newest that have."""
 
-    glances: tuple[Glance, ...] = ()
-    #: All that have not ended, those beyond UNFINISHED included.
+    batches: tuple[Glance, ...] = ()
+    #: All that have not ended, those that `batches` has no room for included.
     unfinished: int = 0
+
+    @property
+    def left_out(self) -> int:
+        return self.unfinished - sum(not batch.is_over for batch in self.batches)
 
 
 class Paces:
@@ -131,7 +135,7 @@ class Paces:
             del self._known[batch_id]
 
 
-async def read_batches(store: BatchStore, paces: Paces) -> Batches:
+async def read_batches(store: BatchStore, paces: Paces) -> BulkFiles:
     """At most UNFINISHED + ENDED of them, however many there are. Raises QueueUnavailable."""
     found, unfinished = await store.unfinished(UNFINISHED)
     # Whatever has not ended stands before the ended ones that are wanted, or among `found`.
@@ -141,7 +145,7 @@ async def read_batches(store: BatchStore, paces: Paces) -> Batches:
     glances = sorted((paces.glance(view, now) for view in views.values()), key=lambda one: one.created_at, reverse=True)
     over = [one for one in glances if one.is_over][:ENDED]
     running = [one for one in glances if not one.is_over]
-    return Batches(glances=(*running, *over), unfinished=max(unfinished, len(running)))
+    return BulkFiles(batches=(*running, *over), unfinished=max(unfinished, len(running)))
 
 
 def _ended_at(batch: Batch) -> float | None:
