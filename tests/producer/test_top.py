@@ -12,6 +12,7 @@ import time
 import pytest
 import redis
 
+from batch_maker import new_batch, put
 from fake_worker import FakeWorker, register
 from millrace import AsyncClient, Client, WorkerInfo
 from millrace.bulk.glance import Paces
@@ -19,6 +20,7 @@ from millrace.embedded import EmbeddedRedis, free_port
 from millrace.overview import Overview, Throughput, read_overview
 from millrace.overview_rows import age, printable
 from millrace_schemas import QueueKeys, encode, queue_of
+from millrace_schemas.batch import BatchError, BatchStatus
 from terminal import environment, in_terminal, read_until
 
 _LONG = "Qwen/Qwen3-0.6B-Instruct-2507-with-a-name-that-goes-on"
@@ -62,6 +64,22 @@ def test_once_fits_80_columns(redis_url: str, raw: redis.Redis) -> None:
     # A name goes on in further lines, whole.
     column = "".join(line.split(" ", 1)[0] for line in lines[lines.index("1 worker") + 1 :])
     assert "gpu-host-0.example-12345-abcdef" in column
+
+
+def test_bulk_files_fit_80_columns(redis_url: str, raw: redis.Redis) -> None:
+    error = BatchError("invalid_json_line", "This line is \x1b[2J[red]no JSON.", line=2)
+    put(raw, new_batch("batch_1", age=3006, status=BatchStatus.FAILED, errors=(error,), input="file:///in/b.csv"))
+    batch = new_batch("batch_2", age=1000, status=BatchStatus.IN_PROGRESS, total=5_000_000, input=f"s3://in/{_LONG}")
+    put(raw, batch, completed=1_234_567, failed=12, problem="the disk is full")
+    put(raw, new_batch("batch_3"), checked="0.345")
+    done = top(redis_url, "--once")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    for cell in ("24%", "1,234,579/5,000,000", "1,23", "34%", "50.1 min ago", "validating"):
+        assert cell in done.stdout, cell
+    text = done.stdout.replace("\n", "")
+    assert f"{_LONG.rpartition('/')[2]}: waiting: the disk is full" in text
+    assert "b.csv: line 2: This line is \ufffd[2J[red]no JSON. [invalid_json_line]" in text
 
 
 def test_json_once(redis_url: str) -> None:
