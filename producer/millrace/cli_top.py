@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Annotated
 
+import msgspec
 import typer
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -26,6 +27,8 @@ from .termination import terminated_as_exit
 #: What 80 columns have no room for: the job of a failure, and of a batch what its file's name says well enough.
 _LEFT_OUT = frozenset({"job", "batch", "tokens/s"})
 _BAR = 6
+#: Batches of an overview that a terminal shows.
+_BATCHES = 8
 
 
 def top(
@@ -89,6 +92,8 @@ async def _looks(client: AsyncClient, paces: Paces, interval: float) -> AsyncIte
 def render(overview: Overview, throughput: Throughput, problem: str = "") -> RenderableType:
     """The tables; `problem` stands above them."""
     rows = rows_of(overview, throughput)
+    shown = msgspec.structs.replace(overview.bulk, batches=overview.bulk.batches[:_BATCHES])
+    rows["batches"] = rows["batches"][:_BATCHES]
     workers = [worker for queue in overview.queues for worker in queue.workers]
     known = [rate for worker in workers if (rate := throughput.of(worker)) is not None]
     total = f", {sum(known):,.0f} output tokens/s" if known else ""
@@ -101,7 +106,7 @@ def render(overview: Overview, throughput: Throughput, problem: str = "") -> Ren
         if rows[name]:
             parts.append(_table(columns, rows[name]))
         if name == "batches":
-            parts += _troubles(overview.bulk)
+            parts += _troubles(shown)
     return Group(*parts)
 
 
