@@ -30,8 +30,8 @@ from .whole import Whole
 _LONG_TURN = 6
 #: Seconds in which everybody who waits shall have had a turn: what they collect has to become durable.
 _ROUND, _SHORTEST = 20.0, 0.5
-#: Seconds until what a batch that has ended left behind is removed again.
-_TIDY_AGAIN = 60.0
+#: Pauses until what a batch that has ended left behind is tried to be removed again: that is in nobody's way.
+_TIDY_PAUSES = 12
 
 log = structlog.get_logger("millrace.bulk")
 
@@ -109,9 +109,8 @@ class Step:
     async def _wait(self, owned: Owned, problem: str) -> float:
         """Says why, and returns the seconds until it is tried again."""
         if owned.batch.status in BATCH_TERMINAL:
-            # All is well with the batch; what is left of its parts is in nobody's way.
             log.warning("what is left of a batch cannot be removed", batch=owned.batch.id, problem=problem)
-            return _TIDY_AGAIN
+            return self._settings.pause * _TIDY_PAUSES
         await self._store.complain(owned.batch.id, problem)
         return self._settings.pause
 
