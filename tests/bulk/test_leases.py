@@ -1,4 +1,4 @@
-"""Whoever loses a lease learns of it and leaves nothing behind; nor does one who dies. See test_faulty_storage.py, too."""
+"""Whoever loses a lease learns of it and leaves nothing behind. See also test_faulty_storage.py."""
 
 from __future__ import annotations
 
