@@ -12,7 +12,11 @@ from millrace_worker.config import SETTINGS
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs/operating.md").read_text()
-SOURCES = ("worker/millrace_worker/metrics.py", "producer/millrace/gateway/metrics.py")
+SOURCES = (
+    "worker/millrace_worker/metrics.py",
+    "producer/millrace/gateway/metrics.py",
+    "producer/millrace/gateway/metrics_batches.py",
+)
 
 
 def test_it_has_every_metric_and_no_other() -> None:
