@@ -12,19 +12,20 @@ import time
 from contextlib import suppress
 
 from millrace.openai_api.errors import ApiError
-from millrace_schemas import InvalidRequest, JobState, MillraceError
-from millrace_schemas.batch import Line, Page, Part, ShardProgress
+from millrace_schemas import InvalidRequest, JobState
+from millrace_schemas.batch import Line, ShardProgress
 
 from .answers import CANCELLED, EXPIRED, answered, refused, unanswered
 from .errors import InputChanged, LeaseLost, StorageError
 from .jobs import BatchJobs
 from .lines import RawLine
-from .output import Outputs, remove_part
+from .output import Harvest
 from .pages import Lines, PageReader
+from .retreat import end_what_is_over, withdraw
 from .rows import BadRow, Row, RowReader
 from .settings import BulkSettings
 from .storage import Input
-from .store import COUNTS, BatchStore, Owned
+from .store import BatchStore, Owned
 
 #: Lines, and bytes of them, that become jobs in one round trip.
 _CHUNK, _CHUNK_BYTES = 256, 4 * 1024 * 1024
@@ -52,11 +53,8 @@ class Pump:
         #: Whether every line is a job, or was one.
         self.is_fed = False
         self._under_way = {jobs.id(line.number): line for line in progress.under_way}
-        self._counts = dict.fromkeys(COUNTS, 0)
         self._expired = progress.expired
-        self._outputs = Outputs()
-        #: Lines whose jobs go once their answers are durable.
-        self._collected: list[int] = []
+        self._harvest = Harvest()
         #: The code of lines that get no answer any more, and since when.
         self._ending: str | None = None
         self._ending_at = 0.0
@@ -83,7 +81,7 @@ class Pump:
         while not self.is_done and time.monotonic() < until:
             await self._look_around()
             moved = await self._feed() + await self._collect()
-            if self._outputs.size >= self._settings.flush_bytes or self._outputs.age >= self._settings.flush_seconds:
+            if self._harvest.size >= self._settings.flush_bytes or self._harvest.age >= self._settings.flush_seconds:
                 await self.commit()
             if self.is_fed and not was_fed:
                 return False
@@ -102,57 +100,31 @@ class Pump:
 
     async def commit(self) -> None:
         """Makes all durable that came. Raises StorageError, LeaseLost."""
-        owned, outputs = self._owned, self._outputs
+        owned, harvest = self._owned, self._harvest
         progress = ShardProgress(
             page=self._page,
             under_way=tuple(self._under_way.values()),
             expired=self._expired,
             done=self.is_done,
         )
-        if progress == owned.progress and not outputs.size:
+        if progress == owned.progress and not harvest.size:
             return
         name = f"{owned.shard:04d}-{owned.revision:08d}-{owned.token}"
-        output = await asyncio.to_thread(outputs.output.write, owned.batch, f"{name}-output.jsonl")
-        errors = await asyncio.to_thread(outputs.errors.write, owned.batch, f"{name}-errors.jsonl")
+        output = await asyncio.to_thread(harvest.output.write, owned.batch, f"{name}-output.jsonl")
+        errors = await asyncio.to_thread(harvest.errors.write, owned.batch, f"{name}-errors.jsonl")
         try:
-            await self._store.commit(owned, progress, self._counts, output, errors, self._collected)
+            await self._store.commit(owned, progress, harvest.counts, output, errors, harvest.numbers)
         except LeaseLost:
-            await self._withdraw([part for part in (output, errors) if part is not None])
+            await withdraw(self._store, owned, [part for part in (output, errors) if part is not None])
             raise
-        self._outputs, self._counts = Outputs(), dict.fromkeys(COUNTS, 0)
-        collected, self._collected = self._collected, []
-        if collected:
-            await self._jobs.forget([self._jobs.id(number) for number in collected])
+        self._harvest = Harvest()
+        if harvest.numbers:
+            await self._jobs.forget([self._jobs.id(number) for number in harvest.numbers])
             await self._store.forgot(owned)
 
     async def retreat(self) -> None:
-        """After LeaseLost: ends jobs that were made here when their lines had ended elsewhere already."""
-        with suppress(MillraceError):
-            progress = await self._store.progress_of(self._owned)
-            left = {line.number for line in progress.under_way}
-            over = [
-                job_id
-                for job_id, line in self._under_way.items()
-                if line.number not in left and (progress.done or self._is_behind(line, progress.page))
-            ]
-            await self._jobs.cancel(over)
-            await self._jobs.forget(over)
-
-    def _is_behind(self, line: Line, page: Page | None) -> bool:
-        """Whether `line` was a job by the time that its shard had come as far as `page`."""
-        if page is None or line.offset >= page.end:
-            return False
-        if line.offset < page.offset or self._lines is None or self._lines.page.offset != page.offset:
-            return line.offset < page.offset
-        return any(fed.number == line.number for fed in itertools.islice(self._lines.lines, page.fed))
-
-    async def _withdraw(self, parts: list[Part]) -> None:
-        """Removes what was written for a commit that came too late; if the commit was made before, it stays."""
-        with suppress(MillraceError):
-            kept = {part.name for found in await self._store.parts(self._owned.batch.id) for part in found}
-            for part in parts:
-                if part.name not in kept:
-                    await asyncio.to_thread(remove_part, self._owned.batch, part.name)
+        """After LeaseLost: ends jobs that nobody wants."""
+        await end_what_is_over(self._store, self._jobs, self._owned, self._under_way, self._lines)
 
     async def give_up(self) -> None:
         """Ends what is under way, for a file that cannot be read on. Raises what `commit` does."""
@@ -190,7 +162,7 @@ class Pump:
     def _abandon(self) -> None:
         """Whoever still works on these has had its time."""
         for job_id, line in list(self._under_way.items()):
-            self._fail(line.number, unanswered(job_id, line.custom_id, self._ending or CANCELLED))
+            self._harvest.fail(line.number, unanswered(job_id, line.custom_id, self._ending or CANCELLED))
             del self._under_way[job_id]
 
     async def _feed(self) -> int:
@@ -245,7 +217,7 @@ class Pump:
         # Now that nothing can fail any more: all of the lines count, or none.
         self._under_way |= started
         for refusal in refusals:
-            self._fail(*refusal)
+            self._harvest.fail(*refusal)
 
     def _row(self, line: RawLine) -> Row:
         try:
@@ -256,12 +228,7 @@ class Pump:
 
     def _skip(self, line: RawLine) -> None:
         job_id = self._jobs.id(line.number)
-        self._fail(line.number, unanswered(job_id, self._row(line).custom_id, self._ending or CANCELLED))
-
-    def _fail(self, number: int, line: bytes) -> None:
-        self._outputs.add(line, answered=False)
-        self._counts["failed"] += 1
-        self._collected.append(number)
+        self._harvest.fail(line.number, unanswered(job_id, self._row(line).custom_id, self._ending or CANCELLED))
 
     async def _collect(self) -> int:
         """Returns how many results there were."""
@@ -272,18 +239,14 @@ class Pump:
         for job_id, result, request in found:
             line = self._under_way.pop(job_id)
             if self._ending is not None and result.error is not None and result.error.code == "cancelled":
-                self._fail(line.number, unanswered(job_id, line.custom_id, self._ending))
+                self._harvest.fail(line.number, unanswered(job_id, line.custom_id, self._ending))
                 continue
             data, good = answered(self._owned.batch.endpoint, job_id, line.custom_id, result, request)
             if not good:
                 self._expired = self._expired or result.state is JobState.EXPIRED
-                self._fail(line.number, data)
+                self._harvest.fail(line.number, data)
                 continue
-            self._outputs.add(data, answered=True)
-            self._counts["completed"] += 1
-            self._collected.append(line.number)
-            for name in ("prompt_tokens", "completion_tokens", "cached_tokens"):
-                self._counts[name] += getattr(result.usage, name)
+            self._harvest.answer(line.number, data, result.usage)
         return len(found)
 
     def _looked_for(self) -> list[str]:

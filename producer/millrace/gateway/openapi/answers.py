@@ -68,7 +68,8 @@ _MEANINGS: Mapping[int, str] = {
     "`too_many_jobs`: the tenant's number of unfinished jobs is.",
     500: "The job failed (`engine_failed`, `too_many_attempts`, `undecodable`, ...), or the gateway did (`internal`).",
     502: "`result_unavailable`: the result is in S3 and cannot be read from there.",
-    503: "For now: `queue_unavailable`, `no_live_worker`, `too_many_streams`. Not for a repeat: `partly_submitted`.",
+    503: "For now: `queue_unavailable`, `no_live_worker`, `too_many_streams`, `storage_unavailable`. "
+    "Not for a repeat: `partly_submitted`.",
     504: "`result_timeout`: no answer in time. `deadline_exceeded`: the job's deadline passed first.",
 }
 _HEADERS_OF: Mapping[int, tuple[tuple[str, str], ...]] = {
