@@ -207,9 +207,6 @@ def test_what_a_killed_process_left_of_a_file_goes_with_the_next_one(tmp_path: P
     assert sorted(path.name for path in tmp_path.iterdir()) == [".out.jsonl2.abc.part", "out.jsonl"]
 
 
-# What follows fails in the core that is being mended.
-
-
 @pytest.mark.parametrize("slow", ["-output.jsonl", "_output.jsonl", "probe"])
 def test_a_write_that_takes_longer_than_the_lease(
     redis_url: str, batches: Batches, faulty: FaultyS3, s3_env: S3Server, slow: str
