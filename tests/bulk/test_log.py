@@ -58,9 +58,9 @@ def test_what_happens_in_between() -> None:
         log.batch_began(one)
         log.batch_waits("batch_2", "x" * 2000)
         log.batch_waits(one, "no S3")
-        log.batch_goes_on(one)
+        log.parts_left(one, "no right")
         log.batch_cancelled(one)
-        log.shard_ended(one, 0, {"completed": 5})
+        log.shard_ended(one, 0)
         log.shard_lost(one, 3)
         log.redis_away("no")
         try:
@@ -69,12 +69,12 @@ def test_what_happens_in_between() -> None:
             log.turn_failed("batch_1")
     assert [(line["event"], line["log_level"]) for line in lines] == [
         ("batch taken", "debug"), ("batch began", "info"), ("batch waits", "warning"), ("batch waits", "warning"),
-        ("batch goes on", "info"), ("batch is cancelled", "info"), ("shard ended", "info"), ("shard lost", "warning"),
+        ("parts left", "warning"), ("batch is cancelled", "info"), ("shard ended", "info"), ("shard lost", "warning"),
         ("no Redis", "warning"), ("turn failed", "error"),
     ]  # fmt: skip
     assert lines[0]["shard"] == 2
     assert (lines[2]["batch"], len(lines[2]["problem"])) == ("batch_2", 500)
-    assert (lines[6]["shard"], lines[6]["completed"]) == (0, 5)
+    assert lines[6]["shard"] == 0
     assert all("tenant" not in line for line in lines)
 
 

@@ -49,19 +49,19 @@ def batch_waits(batch: Batch | str, problem: str) -> None:
     log.warning("batch waits", **_fields(batch), problem=problem[:_LONGEST])
 
 
-def batch_goes_on(batch: Batch | str) -> None:
-    """What it waited for is there."""
-    log.info("batch goes on", **_fields(batch))
-
-
 def batch_cancelled(batch: Batch) -> None:
     """Somebody asked for its end; what is under way ends first."""
     log.info("batch is cancelled", **_fields(batch))
 
 
-def shard_ended(batch: Batch, shard: int, counts: Mapping[str, int] | None = None) -> None:
-    """All lines of a shard have ended; `counts` are what they added to the batch's."""
-    log.info("shard ended", **_fields(batch, shard), **(counts or {}))
+def shard_ended(batch: Batch, shard: int) -> None:
+    """All of its lines have ended."""
+    log.info("shard ended", **_fields(batch, shard))
+
+
+def parts_left(batch: Batch, problem: str) -> None:
+    """All is well with the batch, but what was joined into its files could not be removed yet."""
+    log.warning("parts left", **_fields(batch), problem=problem[:_LONGEST])
 
 
 def shard_lost(batch: Batch | str, shard: int | None = None) -> None:

@@ -242,12 +242,14 @@ class BatchStore:
             [owned.batch.id, owned.token, owned.name, "" if again is None else again],
         )
 
-    async def complain(self, batch_id: str, problem: str) -> None:
-        """Says why a batch does not move; the next commit takes it back."""
-        key = batch_key(batch_id)
-        (there,) = await self._connection.run(("HEXISTS", key, "record"))
-        if there:
-            await self._connection.run(("HSET", key, "problem", problem[:1000]))
+    async def complain(self, batch_id: str, problem: str) -> bool:
+        """Says why a batch does not move; the next commit takes it back. False: that was known, or it is not there."""
+        key, problem = batch_key(batch_id), problem[:1000]
+        ((record, known),) = await self._connection.run(("HMGET", key, "record", "problem"))
+        if record is None or known == problem.encode():
+            return False
+        await self._connection.run(("HSET", key, "problem", problem))
+        return True
 
     async def parts(self, batch_id: str) -> tuple[list[Part], list[Part]]:
         """Of the output and of the error file, in order."""
