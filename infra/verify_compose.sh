@@ -78,7 +78,7 @@ build() {
     # Packages are fetched out here, where pip is set up for this machine. Debian's Python is older than pip's markers
     # for this one know, and needs async-timeout as well.
     mkdir -p "$wheels"
-    "$PYTHON" infra/docker/requirements.py pyproject.toml gateway s3 worker >"$WORK/requirements"
+    "$PYTHON" infra/docker/requirements.py pyproject.toml gateway bulk worker >"$WORK/requirements"
     download() { "$PYTHON" -m pip download -qq --dest "$wheels" --find-links "$wheels" --only-binary :all: "$@"; }
     local torch
     torch=$(grep '^torch==' constraints.txt)+cpu
