@@ -136,7 +136,8 @@ main() {
     check "a stop lets every process end by itself" stops
     check "the same jobs after down and up" survive_down
     check "the same batch" batch_survived
-    printf '\n%s\n' "${RESULTS[@]}"
+    echo
+    printf '%s\n' "${RESULTS[@]}"
     return $FAILED
 }
 

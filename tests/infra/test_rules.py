@@ -1,4 +1,4 @@
-"""infra/prometheus/rules.yml and the table of alerts in docs/operating.md say the same; promtool agrees, where it is."""
+"""infra/prometheus/rules.yml and the table of alerts in docs/operating.md say the same; promtool takes the rules."""
 
 from __future__ import annotations
 
