@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the stack of docker-compose.yml for real, all but Grafana and the GPU: builds the images, starts it on ports of its
-# own, tries what the documents say, kills containers under load, and looks for every job that was accepted. Takes some ten
-# minutes, as root on Linux (containers are killed by their process, as a crash would). Starts dockerd where none runs.
+# own, tries what the documents say, kills containers under load, and looks for every job that was accepted. Takes five to
+# ten minutes, as root on Linux (containers are killed by their process, as a crash would). Starts dockerd where none runs.
 # Where no registry can be reached the base images are made from Debian's packages: infra/verify/bases.sh.
 #   PYTHON   a Python 3.11 with pip (default python3), which fetches the packages that the images hold
 #   RCLONE   the rclone program (default: of PATH), for the S3 server where no registry can be reached
@@ -123,7 +123,7 @@ main() {
     check "docs/local-stack.md: the first lines" stack_line
     check "docs/local-stack.md: a batch over HTTP" stack_batch_http
     check "docs/local-stack.md: a batch in S3" stack_batch_s3
-    check "a file of 400 MB through the gateway to S3" large_upload
+    check "a file of 536 MB through the gateway to S3" large_upload
     check "a page of another site is refused" refuses_other_sites
     check "published wider, the gateway asks for keys" asks_for_keys
     check "a large result goes to S3 and comes back" result_in_s3

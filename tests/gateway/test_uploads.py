@@ -92,6 +92,14 @@ def test_a_file_that_is_too_long_is_told_so(strict: GatewayServer) -> None:
     assert answer.json()["error"]["code"] == "request_too_large"
 
 
+def test_a_disk_that_is_full_is_told(strict: GatewayServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda: Path("/dev/full").open("r+b", buffering=0))  # noqa: SIM115
+    answer = httpx2.post(f"{strict.url}/v1/files", headers=FORM, content=form(2, b"{}\n"), timeout=30)
+    assert answer.status_code == 507
+    assert answer.json()["error"]["code"] == "insufficient_storage"
+    assert "TMPDIR" in answer.json()["error"]["message"]
+
+
 def test_other_bodies_keep_their_limits(strict: GatewayServer) -> None:
     answer = httpx2.post(f"{strict.url}/v1/jobs", json={"prompt": "x" * 2000})
     assert answer.status_code == 413
