@@ -70,7 +70,11 @@ clean_up() {
     [[ ! -f $WORK/env ]] || compose down --volumes --timeout 10 >/dev/null 2>&1 || true
     [[ -n ${KEEP:-} || ! -f $WORK/env ]] || docker image rm "${IMAGES[@]/%/:0.1.0}" millrace-s3:0.1.0 >/dev/null || true
     [[ -z $WHEEL_SERVER ]] || kill "$WHEEL_SERVER"
-    [[ -z $ENGINE ]] || { kill "$ENGINE" && wait "$ENGINE" || true; }
+    if [[ -n $ENGINE ]]; then
+        kill "$ENGINE" && wait "$ENGINE" || true
+        # It leaves this one mounted.
+        umount "$WORK/run/netns/default" 2>/dev/null || true
+    fi
     rm -rf "$WORK"
 }
 
