@@ -1,12 +1,22 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import pytest
 import redis
+import structlog
 
 from bulk_parts import Batches, BulkThread
 from millrace.bulk.settings import BulkSettings
+
+
+@pytest.fixture(autouse=True)
+def logs_on_stderr() -> Iterator[None]:
+    """Threads that work on batches log as long as a test runs; what commands print is another matter."""
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.__stderr__))
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture

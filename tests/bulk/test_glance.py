@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
+import msgspec
 import redis
 
 from batch_maker import moved, new_batch, put
@@ -66,6 +67,15 @@ def test_a_batch_that_is_gone(redis_url: str, raw: redis.Redis) -> None:
         raw.delete(batch_key(name))
     put(raw, new_batch("here", age=100, status=BatchStatus.COMPLETED))
     assert [one.id for one in look(redis_url).batches] == ["here"]
+
+
+def test_batches_of_a_newer_release(redis_url: str, raw: redis.Redis) -> None:
+    put(raw, new_batch("known"))
+    put(raw, new_batch("new"))
+    record = raw.hget(batch_key("new"), "record")
+    fields = {**msgspec.msgpack.decode(record[1:]), "priority": 3}
+    raw.hset(batch_key("new"), "record", record[:1] + msgspec.msgpack.encode(fields))
+    assert look(redis_url) == BulkFiles(unfinished=2)
 
 
 def test_the_pace_between_looks(redis_url: str, raw: redis.Redis) -> None:

@@ -1,9 +1,8 @@
-"""A lease outlives slow writes; whoever loses one all the same leaves nothing behind."""
+"""Whoever loses a lease learns of it and leaves nothing behind. See also test_faulty_storage.py."""
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,12 +11,11 @@ import redis
 
 from bulk_parts import Batches, BulkThread, chat_line, outcome, written
 from fake_worker import FakeWorker
-from millrace.bulk.errors import LeaseLost, StorageError
+from millrace.bulk.errors import LeaseLost
 from millrace.bulk.jobs import BatchJobs
 from millrace.bulk.keeping import kept
 from millrace.bulk.local_storage import LocalStorage
 from millrace.bulk.settings import BulkSettings
-from millrace.bulk.step import Step
 from millrace.bulk.store import BatchStore, Owned
 from millrace.bulk.submitting import make_batch
 from millrace.connection import Connection
@@ -26,29 +24,6 @@ from millrace_schemas.batch import BatchStatus
 from millrace_schemas.keys import batch_key
 
 LINES = 40
-
-
-def test_slow_writes_lose_nothing(
-    redis_url: str, batches: Batches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every write takes longer than the lease, and a second process is waiting for the first one to lose it."""
-    join = LocalStorage.join
-    tokens: set[str] = set()
-
-    def slow(storage: LocalStorage, url: str, pieces) -> int:
-        tokens.add(url.rpartition("/")[2].split("-")[2] if ".parts/0" in url else "")
-        time.sleep(0.8)
-        return join(storage, url, pieces)
-
-    monkeypatch.setattr(LocalStorage, "join", slow)
-    source = written(str(tmp_path / "in.jsonl"), [chat_line(f"r{n}") for n in range(LINES)])
-    settings = BulkSettings(flush_seconds=0.1, turn=30.0, lease=0.5)
-    with FakeWorker(redis_url), BulkThread(redis_url, settings), BulkThread(redis_url, settings):
-        view = batches.ended(batches.make(source, str(tmp_path / "out")))
-    assert view.batch.status is BatchStatus.COMPLETED
-    assert len(outcome(view)[0]) == LINES
-    # All parts were written by one owner.
-    assert len(tokens - {""}) == 1
 
 
 def test_an_owner_learns_that_it_is_none_any_more(redis_url: str) -> None:
@@ -99,70 +74,6 @@ def test_a_part_that_came_too_late_is_removed(
     assert view.batch.status is BatchStatus.COMPLETED
     assert len(outcome(view)[0]) == LINES
     assert late == removed
-
-
-def test_a_fault_in_a_turn_is_told_and_passes(
-    redis_url: str, batches: Batches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    opened = Step._open
-    faults = iter([True])
-
-    async def faulty(step: Step, owned: Owned):
-        if next(faults, False):
-            raise ZeroDivisionError("no turn")
-        return await opened(step, owned)
-
-    monkeypatch.setattr(Step, "_open", faulty)
-    source = written(str(tmp_path / "in.jsonl"), [chat_line("a")])
-    with FakeWorker(redis_url), BulkThread(redis_url, BulkSettings(pause=1.0)):
-        batch_id = batches.make(source, str(tmp_path / "out"))
-        limit = time.monotonic() + 20
-        while not (problem := batches.view(batch_id).problem):
-            assert time.monotonic() < limit
-            time.sleep(0.02)
-        assert "ZeroDivisionError: no turn" in problem
-        view = batches.ended(batch_id)
-    assert (view.batch.status, view.problem) == (BatchStatus.COMPLETED, None)
-
-
-def test_parts_that_cannot_be_removed_are_no_problem_of_the_batch(
-    redis_url: str, batches: Batches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tried: list[str] = []
-
-    def refuse(storage: LocalStorage, prefix: str) -> None:
-        tried.append(prefix)
-        raise StorageError("no right to remove", code="permission_denied", lasting=True)
-
-    monkeypatch.setattr(LocalStorage, "remove_under", refuse)
-    source = written(str(tmp_path / "in.jsonl"), [chat_line("a")])
-    with FakeWorker(redis_url), BulkThread(redis_url, BulkSettings(flush_seconds=0.1)):
-        view = batches.ended(batches.make(source, str(tmp_path / "out")))
-        limit = time.monotonic() + 20
-        while not tried:
-            assert time.monotonic() < limit
-            time.sleep(0.02)
-    time.sleep(0.2)
-    assert batches.view(view.batch.id).problem is None
-
-
-def test_lost_rights_are_waited_for(
-    redis_url: str, batches: Batches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    open_ = LocalStorage.open
-    refusals = iter([False, True, True])
-
-    def moody(storage: LocalStorage, url: str):
-        if next(refusals, False):
-            raise StorageError(f"{url}: no right to read it", code="permission_denied", lasting=True)
-        return open_(storage, url)
-
-    monkeypatch.setattr(LocalStorage, "open", moody)
-    source = written(str(tmp_path / "in.jsonl"), [chat_line("a")])
-    with FakeWorker(redis_url), BulkThread(redis_url, BulkSettings(flush_seconds=0.1, pause=0.3)):
-        view = batches.ended(batches.make(source, str(tmp_path / "out")))
-    assert view.batch.status is BatchStatus.COMPLETED
-    assert next(refusals, None) is None
 
 
 def test_jobs_that_a_predecessor_left_go(

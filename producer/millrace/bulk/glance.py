@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import msgspec
 
+from millrace_schemas import DecodeError
 from millrace_schemas.batch import BATCH_TERMINAL, Batch, BatchStatus
 
 from .described import status_of
@@ -137,9 +138,14 @@ class Paces:
 
 async def read_batches(store: BatchStore, paces: Paces) -> BulkFiles:
     """At most UNFINISHED + ENDED of them, however many there are. Raises QueueUnavailable."""
-    found, unfinished = await store.unfinished(UNFINISHED)
-    # Whatever has not ended stands before the ended ones that are wanted, or among `found`.
-    newest = await store.newest(count=len(found) + ENDED)
+    unfinished = await store.count_unfinished()
+    try:
+        found = await store.unfinished(UNFINISHED)
+        # Whatever has not ended stands before the ended ones that are wanted, or among `found`.
+        newest = await store.newest(count=len(found) + ENDED)
+    except DecodeError:
+        # Some are of a newer release, for its own gateways and commands to show.
+        return BulkFiles(unfinished=unfinished)
     now = await store.now()
     views = {view.batch.id: view for view in (*newest, *found)}
     glances = sorted((paces.glance(view, now) for view in views.values()), key=lambda one: one.created_at, reverse=True)

@@ -7,7 +7,6 @@ import logging
 import multiprocessing
 import os
 import signal
-import sys
 import time
 from contextlib import suppress
 from multiprocessing.process import BaseProcess
@@ -21,6 +20,7 @@ from rq import Worker
 from millrace.connection import load_script
 from millrace_schemas.keys import BATCHES_DUE
 
+from . import log
 from .tasks import Runtime, configure, enqueue_step, queue
 
 #: Seconds between two looks for batches that are due, and batches that one look hands out.
@@ -69,7 +69,7 @@ class BulkService:
             for batch_id in ids:
                 enqueue_step(self._queue, batch_id.decode())
         except (RedisError, OSError) as e:
-            print(f"millrace bulk: no Redis: {e}", file=sys.stderr, flush=True)
+            log.redis_away(str(e))
             return False
         return True
 

@@ -10,13 +10,13 @@ import asyncio
 import time
 from collections.abc import Callable
 
-import structlog
-
 from millrace.async_client import AsyncClient
 from millrace.connection import Connection
+from millrace.tracing import continued
 from millrace_schemas import MillraceError
 from millrace_schemas.batch import BATCH_TERMINAL, BatchError
 
+from . import log
 from .errors import InputChanged, LeaseLost, StorageError
 from .jobs import BatchJobs
 from .keeping import kept
@@ -30,10 +30,8 @@ from .whole import Whole
 _LONG_TURN = 6
 #: Seconds in which everybody who waits shall have had a turn: what they collect has to become durable.
 _ROUND, _SHORTEST = 20.0, 0.5
-#: Seconds until what a batch that has ended left behind is removed again.
-_TIDY_AGAIN = 60.0
-
-log = structlog.get_logger("millrace.bulk")
+#: Pauses until what a batch that has ended left behind is tried to be removed again: that is in nobody's way.
+_TIDY_PAUSES = 12
 
 
 class Turn:
@@ -84,36 +82,49 @@ class Step:
         owned = await self._store.take(batch_id, self._settings.lease)
         if owned is None:
             return False
+        log.batch_taken(owned.batch, owned.shard)
         again: float | None = self._settings.pause
         ended = False
         try:
             async with kept(self._store, owned, self._settings.lease):
-                if owned.shard is None:
-                    await self._whole.advance(owned)
-                    again = None if owned.batch.status in BATCH_TERMINAL else 0.0
-                    ended = again is not None
-                else:
-                    ended = await self._work(owned, turn)
-                    again = 0.0
+                # Jobs of its lines belong to the trace of whoever made the batch.
+                with continued(owned.batch.traceparent):
+                    ended, again = await self._advance(owned, turn)
         except LeaseLost:
-            log.warning("another process has taken over", batch=batch_id, shard=owned.shard)
+            log.shard_lost(owned.batch, owned.shard)
             return False
         except MillraceError as e:
             again = await self._wait(owned, str(e))
-        except Exception as e:  # A fault of ours may pass; a batch that nobody sees to does not.
-            log.exception("a turn broke off", batch=batch_id, shard=owned.shard)
-            again = await self._wait(owned, f"a turn broke off: {type(e).__name__}: {e}")
+        except Exception as e:  # noqa: BLE001 - a fault of ours may pass; a batch that nobody sees to does not
+            log.turn_failed(batch_id)
+            # Its words may quote the file.
+            again = await self._wait(owned, f"a turn broke off with {type(e).__name__}; the bulk worker's log has more")
         await self._store.leave(owned, again)
         return ended
+
+    async def _advance(self, owned: Owned, turn: Turn) -> tuple[bool, float | None]:
+        """Whether something came to its end, and the seconds until somebody must see to the rest; None: to nothing."""
+        if owned.shard is not None:
+            ended = await self._work(owned, turn)
+            if ended:
+                log.shard_ended(owned.batch, owned.shard)
+            return ended, 0.0
+        await self._whole.advance(owned)
+        if owned.batch.status in BATCH_TERMINAL:
+            return False, None
+        return True, 0.0
 
     async def _wait(self, owned: Owned, problem: str) -> float:
         """Says why, and returns the seconds until it is tried again."""
         if owned.batch.status in BATCH_TERMINAL:
-            # All is well with the batch; what is left of its parts is in nobody's way.
-            log.warning("what is left of a batch cannot be removed", batch=owned.batch.id, problem=problem)
-            return _TIDY_AGAIN
-        await self._store.complain(owned.batch.id, problem)
+            log.parts_left(owned.batch, problem)
+            return self._settings.pause * _TIDY_PAUSES
+        await self._complain(owned, problem)
         return self._settings.pause
+
+    async def _complain(self, owned: Owned, problem: str) -> None:
+        if await self._store.complain(owned.batch.id, problem):
+            log.batch_waits(owned.batch, problem)
 
     async def _work(self, owned: Owned, turn: Turn) -> bool:
         """Whether all lines of a shard have ended."""
@@ -154,7 +165,7 @@ class Step:
             while True:
                 done = await pump.run(turn.end)
                 if pump.problem is not None:
-                    await self._store.complain(owned.batch.id, pump.problem)
+                    await self._complain(owned, pump.problem)
                 if done or turn.is_over():
                     return done
                 if pump.is_fed and following is None and not owned.is_over:

@@ -113,11 +113,15 @@ class BatchStore:
             views += [view for view in found if view is not None]
         return views[:count]
 
-    async def unfinished(self, most: int) -> tuple[list[View], int]:
-        """At most so many batches without an end, and how many there are."""
-        ids, count = await self._connection.run(("ZRANGE", BATCHES_DUE, 0, most - 1), ("ZCARD", BATCHES_DUE))
+    async def count_unfinished(self) -> int:
+        (count,) = await self._connection.run(("ZCARD", BATCHES_DUE))
+        return int(count)
+
+    async def unfinished(self, most: int) -> list[View]:
+        """At most so many batches without an end, in no order."""
+        (ids,) = await self._connection.run(("ZRANGE", BATCHES_DUE, 0, most - 1))
         views = await self._views([found.decode() for found in ids]) if ids else []
-        return [view for view in views if view is not None], count
+        return [view for view in views if view is not None]
 
     async def cancel(self, batch_id: str) -> bool:
         """Whether it will be cancelled; False when it has ended or is not there."""
@@ -233,8 +237,11 @@ class BatchStore:
         return [number for data in found if data for number in _NUMBERS.decode(data)]
 
     async def progress_of(self, owned: Owned) -> ShardProgress:
-        """How far a shard has come by now, whoever has it."""
-        (data,) = await self._connection.run(("HGET", batch_key(owned.batch.id), f"progress{owned.name}"))
+        """How far a shard has come by now, whoever has it; of one that is done nothing more is known."""
+        names = (f"done{owned.name}", f"progress{owned.name}")
+        ((done, data),) = await self._connection.run(("HMGET", batch_key(owned.batch.id), *names))
+        if done:
+            return ShardProgress(done=True)
         return decode(data, ShardProgress) if data else ShardProgress()
 
     async def fail(self, batch_id: str, error: BatchError) -> None:
@@ -249,12 +256,14 @@ class BatchStore:
             [owned.batch.id, owned.token, owned.name, "" if again is None else again],
         )
 
-    async def complain(self, batch_id: str, problem: str) -> None:
-        """Says why a batch does not move; the next commit takes it back."""
-        key = batch_key(batch_id)
-        (there,) = await self._connection.run(("HEXISTS", key, "record"))
-        if there:
-            await self._connection.run(("HSET", key, "problem", problem[:1000]))
+    async def complain(self, batch_id: str, problem: str) -> bool:
+        """Says why a batch does not move; the next commit takes it back. False: that was known, or it is not there."""
+        key, problem = batch_key(batch_id), problem[:1000]
+        ((record, known),) = await self._connection.run(("HMGET", key, "record", "problem"))
+        if record is None or known == problem.encode():
+            return False
+        await self._connection.run(("HSET", key, "problem", problem))
+        return True
 
     async def parts(self, batch_id: str) -> tuple[list[Part], list[Part]]:
         """Of the output and of the error file, in order."""

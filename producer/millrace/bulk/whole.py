@@ -15,6 +15,7 @@ from millrace.connection import Connection
 from millrace_schemas import UnknownModel
 from millrace_schemas.batch import Batch, BatchError, BatchEvent, BatchStatus, BulkFile, Part, advance_batch
 
+from . import log
 from .errors import InputChanged, LeaseLost, StorageError
 from .files import FileStore
 from .jobs import BatchJobs
@@ -23,6 +24,9 @@ from .settings import BulkSettings
 from .storage import read_all, storage_of
 from .store import BatchStore, Owned
 from .validation import Finding, validate
+
+#: What the log says of moves.
+_TOLD = {BatchEvent.BEGIN: log.batch_began, BatchEvent.CANCEL: log.batch_cancelled}
 
 
 def moved(batch: Batch, event: BatchEvent, now: float, **changes: Any) -> Batch:
@@ -68,9 +72,12 @@ class Whole:
     async def _move(self, owned: Owned, event: BatchEvent, at: float | None = None, **changes: Any) -> bool:
         """False: instead of being finalized it is to be cancelled, which everybody was told already."""
         batch = moved(owned.batch, event, await self._store.now() if at is None else at, **changes)
-        return await self._store.move(
+        moved_on = await self._store.move(
             owned, batch, open_shards=event is BatchEvent.BEGIN, unless_cancelled=event is BatchEvent.FINALIZE
         )
+        if moved_on and event in _TOLD:
+            _TOLD[event](batch)
+        return moved_on
 
     async def _validate(self, owned: Owned) -> bool:
         """Whether its shards are to be worked on; otherwise it has failed, or was cancelled."""
@@ -142,6 +149,7 @@ class Whole:
             await jobs.forget([jobs.id(number) for number in answered])
         ended = moved(batch, event, await self._store.now(), **ids, **changes)
         await self._store.move(owned, ended, ended=True)
+        log.batch_ended(ended, (await self._store.view(batch.id)).progress)
 
     async def _join(self, owned: Owned, file_id: str, parts: list[Part], url: str) -> None:
         batch = owned.batch
