@@ -19,7 +19,6 @@ from fake_worker import FakeWorker
 from faulty_s3 import FaultyS3
 from millrace.bulk import local_storage, s3_storage
 from millrace.bulk.errors import StorageError
-from millrace.bulk.s3_storage import S3Storage
 from millrace.bulk.settings import BulkSettings
 from millrace.bulk.storage import storage_of
 from millrace.bulk.store import View
@@ -30,20 +29,6 @@ from servers import S3Server
 
 SOON = BulkSettings(flush_seconds=0.3, turn=1.0, pause=0.2, lease=2.0)
 LINES = [chat_line(f"r{n}", f"hello {n}") for n in range(300)]
-
-
-@pytest.fixture
-def faulty(s3_env: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyS3]:
-    """The S3 server that everything here sees, in this process and in those that it starts."""
-    forget_client()
-    with FaultyS3(s3_env.port) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
-        yield proxy
-    forget_client()
-
-
-def forget_client() -> None:
-    S3Storage.__dict__["shared"].__func__.cache_clear()
 
 
 def put(url: str, lines: list[str]) -> str:
