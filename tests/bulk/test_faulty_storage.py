@@ -111,6 +111,18 @@ def test_a_bucket_that_is_not_there(redis_url: str, batches: Batches, faulty: Fa
     assert [error.code for error in view.batch.errors] == ["not_found"]
 
 
+@pytest.mark.parametrize(("method", "part"), [("HEAD", "forbidden.jsonl"), ("PUT", "forbidden/")])
+def test_rights_that_there_never_were(
+    redis_url: str, batches: Batches, faulty: FaultyS3, method: str, part: str
+) -> None:
+    source = put("s3://answers/forbidden.jsonl", LINES)
+    faulty.fail(method, part, "AccessDenied")
+    with BulkThread(redis_url, SOON), FakeWorker(redis_url):
+        view = batches.ended(batches.make(source, "s3://answers/forbidden/out"))
+    assert view.batch.status is BatchStatus.FAILED
+    assert [error.code for error in view.batch.errors] == ["permission_denied"]
+
+
 def pieces(count: int) -> Iterator[bytes]:
     """More than one part of an upload."""
     return iter([b"x" * 1_000_000] * count)
