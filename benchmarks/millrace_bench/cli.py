@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from millrace.termination import terminated_as_exit
 from millrace_schemas import MillraceError
 
 from . import workloads
@@ -78,7 +79,8 @@ def gateway(
     environment = describe_host()
     load = gateway_bench.Load(seconds, polls=polls, streams=streams, requests=requests, connections=connections)
     try:
-        found = gateway_bench.run(load)
+        with terminated_as_exit():
+            found = gateway_bench.run(load)
     except (MillraceError, RuntimeError) as e:
         typer.echo(f"error: {e}", err=True)
         raise typer.Exit(1) from e
@@ -106,11 +108,12 @@ def bulk(
     environment = describe_host()
     load = bulk_bench.Load(lines=lines, line_bytes=line_bytes, processes=processes)
     try:
-        found = bulk_bench.run(load)
-        if demo_lines:
-            found |= bulk_beside.over_submit_many(demo_lines, repeats)
-        if seconds:
-            found |= bulk_beside.interactive_beside(seconds, demo_lines or 1000)
+        with terminated_as_exit():
+            found = bulk_bench.run(load)
+            if demo_lines:
+                found |= bulk_beside.over_submit_many(demo_lines, repeats)
+            if seconds:
+                found |= bulk_beside.interactive_beside(seconds, demo_lines or 1000)
     except (MillraceError, RuntimeError) as e:
         typer.echo(f"error: {e}", err=True)
         raise typer.Exit(1) from e

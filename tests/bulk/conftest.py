@@ -1,14 +1,24 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import pytest
+import structlog
 
 from bulk_parts import Batches, BulkThread
 from faulty_s3 import FaultyS3
 from millrace.bulk.s3_storage import S3Storage
 from millrace.bulk.settings import BulkSettings
 from servers import S3Server
+
+
+@pytest.fixture(autouse=True)
+def logs_on_stderr() -> Iterator[None]:
+    """Threads that work on batches log as long as a test runs; what commands print is another matter."""
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.__stderr__))
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture

@@ -204,16 +204,7 @@ def test_what_a_killed_process_left_of_a_file_goes_with_the_next_one(tmp_path: P
     assert sorted(path.name for path in tmp_path.iterdir()) == [".out.jsonl2.abc.part", "out.jsonl"]
 
 
-# What follows fails in the core that is being mended.
-
-
-SLOW_WRITE = pytest.mark.xfail(run=False, reason="a slow write loses the lease")
-
-
-@pytest.mark.parametrize(
-    "slow",
-    ["_output.jsonl", pytest.param("-output.jsonl", marks=SLOW_WRITE), pytest.param("probe", marks=SLOW_WRITE)],
-)
+@pytest.mark.parametrize("slow", ["-output.jsonl", "_output.jsonl", "probe"])
 def test_a_write_that_takes_longer_than_the_lease(
     redis_url: str, batches: Batches, faulty: FaultyS3, s3_env: S3Server, slow: str
 ) -> None:
@@ -225,13 +216,13 @@ def test_a_write_that_takes_longer_than_the_lease(
     assert_whole(view)
     assert delayed.met == 1
     # Nobody else did the same in the meantime.
-    writes = [path for method, path in faulty.requests if method == "PUT" and slow in path and batch_id in path]
-    assert len(writes) == len(set(writes))
+    assert len([path for method, path in faulty.requests if method == "PUT" and slow in path and batch_id in path]) == (
+        len({path for method, path in faulty.requests if method == "PUT" and slow in path and batch_id in path})
+    )
     assert len(worker.finished) == len(LINES)
     assert not parts_of(s3_env, batch_id)
 
 
-@pytest.mark.xfail(run=False, reason="a slow removal loses the lease")
 def test_a_removal_that_takes_longer_than_the_lease(
     redis_url: str, batches: Batches, faulty: FaultyS3, s3_env: S3Server
 ) -> None:
@@ -245,7 +236,6 @@ def test_a_removal_that_takes_longer_than_the_lease(
     assert len(deletes) == len(set(deletes))
 
 
-@pytest.mark.xfail(run=False, reason="the part of an owner that lost its lease stays in S3")
 def test_a_part_that_arrives_after_the_end(
     redis_url: str, batches: Batches, faulty: FaultyS3, s3_env: S3Server, tmp_path: Path
 ) -> None:
@@ -267,7 +257,6 @@ def test_a_part_that_arrives_after_the_end(
     assert_whole(view)
 
 
-@pytest.mark.xfail(run=False, reason="a 403 while the input is opened fails the batch")
 def test_rights_to_the_input_that_are_lost_and_given_back(redis_url: str, batches: Batches, faulty: FaultyS3) -> None:
     lines = [chat_line(f"r{n}") for n in range(3000)]
     source = put("s3://answers/rights.jsonl", lines)
@@ -284,7 +273,6 @@ def test_rights_to_the_input_that_are_lost_and_given_back(redis_url: str, batche
     assert_whole(view, 3000)
 
 
-@pytest.mark.xfail(run=False, reason="a problem stays on a batch whose parts could not be removed")
 def test_parts_that_cannot_be_removed_for_a_while(
     redis_url: str, batches: Batches, faulty: FaultyS3, s3_env: S3Server
 ) -> None:
@@ -300,7 +288,6 @@ def test_parts_that_cannot_be_removed_for_a_while(
     assert_whole(batches.view(batch_id))
 
 
-@pytest.mark.xfail(run=False, reason="an error that nobody expected ends the turn without a word")
 def test_an_error_that_nobody_expected(
     redis_url: str, batches: Batches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -331,7 +318,6 @@ class S3Worker(FakeWorker):
         super()._end(pipe, job_id, msgspec.structs.replace(result, choices=(), location=url), stream=stream)
 
 
-@pytest.mark.xfail(run=False, reason="results in S3 are not loaded")
 def test_results_that_workers_put_into_s3(redis_url: str, batches: Batches, faulty: FaultyS3, tmp_path: Path) -> None:
     lines = LINES[:40]
     source = written(str(tmp_path / "in.jsonl"), lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from millrace.tracing import current_traceparent
 from millrace_schemas import InvalidRequest
 from millrace_schemas.batch import Batch, FileFormat, PromptColumn, new_batch_id
 from millrace_schemas.job import MAX_METADATA_KEY, MAX_METADATA_PAIRS, MAX_METADATA_VALUE, check_tenant
@@ -31,7 +32,10 @@ def make_batch(
     input_file_id: str = "",
     batch_id: str | None = None,
 ) -> Batch:
-    """Raises InvalidRequest, StorageError. With `rows` the input is a table, of the kind that its name says."""
+    """Raises InvalidRequest, StorageError. With `rows` the input is a table, of the kind that its name says.
+
+    The batch belongs to the trace of the code that makes it.
+    """
     if endpoint and endpoint not in ENDPOINTS:
         raise InvalidRequest(f"endpoint must be one of {', '.join(ENDPOINTS)}, not {endpoint[:80]!r}", param="endpoint")
     check_tenant(tenant)
@@ -53,6 +57,7 @@ def make_batch(
         tenant=tenant,
         metadata=pairs,
         input_file_id=input_file_id or url,
+        traceparent=current_traceparent(),
     )
 
 
