@@ -116,9 +116,7 @@ class Deathbed(DroppingProxy):
 @pytest.mark.parametrize(
     "marker",
     [
-        pytest.param(
-            b"UNLINK", marks=pytest.mark.xfail(run=False, reason="jobs stay when a commit is not followed up")
-        ),
+        b"UNLINK",
         marks("batch_commit"),
         marks("batch_move"),
         marks("enqueue_many"),
@@ -161,7 +159,6 @@ def test_redis_that_was_away_for_a_while(tmp_path: Path) -> None:
     assert view.batch.status is BatchStatus.COMPLETED
 
 
-@pytest.mark.xfail(run=False, reason="a cancellation that comes late is lost after it was accepted")
 def test_a_cancellation_that_is_accepted_is_kept(
     redis_url: str, batches: Batches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
