@@ -27,7 +27,7 @@ from millrace_schemas import Result
 from millrace_schemas.batch import BatchStatus
 from servers import S3Server
 
-SOON = BulkSettings(flush_seconds=0.3, turn=1.0, pause=0.2, lease=2.0)
+SOON = BulkSettings(flush_seconds=0.2, turn=0.2, pause=0.2, lease=1.0)
 LINES = [chat_line(f"r{n}", f"hello {n}") for n in range(300)]
 
 
@@ -209,7 +209,7 @@ def test_a_write_that_takes_longer_than_the_lease(
     redis_url: str, batches: Batches, faulty: FaultyS3, s3_env: S3Server, slow: str
 ) -> None:
     source = put("s3://answers/slow.jsonl", LINES)
-    delayed = faulty.fail("PUT", slow, "delay", 1, 4.0)
+    delayed = faulty.fail("PUT", slow, "delay", 1, 2.0)
     with BulkThread(redis_url, SOON), BulkThread(redis_url, SOON), FakeWorker(redis_url) as worker:
         batch_id = batches.make(source, "s3://answers/slow")
         view = batches.ended(batch_id)
@@ -227,7 +227,7 @@ def test_a_removal_that_takes_longer_than_the_lease(
     redis_url: str, batches: Batches, faulty: FaultyS3, s3_env: S3Server
 ) -> None:
     source = put("s3://answers/removal.jsonl", LINES)
-    faulty.fail("DELETE", ".parts", "delay", 2, 3.0)
+    faulty.fail("DELETE", ".parts", "delay", 2, 1.5)
     with BulkThread(redis_url, SOON), BulkThread(redis_url, SOON), FakeWorker(redis_url):
         batch_id = batches.make(source, "s3://answers/removal")
         assert_whole(batches.ended(batch_id))
@@ -258,7 +258,7 @@ def test_a_part_that_arrives_after_the_end(
 
 
 def test_rights_to_the_input_that_are_lost_and_given_back(redis_url: str, batches: Batches, faulty: FaultyS3) -> None:
-    lines = [chat_line(f"r{n}") for n in range(3000)]
+    lines = [chat_line(f"r{n}") for n in range(1000)]
     source = put("s3://answers/rights.jsonl", lines)
     with FakeWorker(redis_url, hold=True) as worker, BulkThread(redis_url, SOON):
         batch_id = batches.make(source, "s3://answers/rights")
@@ -270,7 +270,7 @@ def test_rights_to_the_input_that_are_lost_and_given_back(redis_url: str, batche
         faulty.heal()
         worker.release()
         view = batches.ended(batch_id)
-    assert_whole(view, 3000)
+    assert_whole(view, 1000)
 
 
 def test_parts_that_cannot_be_removed_for_a_while(
