@@ -48,7 +48,7 @@ class Load:
     worker_lease: float = 2.0
     bulk_lease: float = 2.0
     rows: int = 64
-    step: float = 0.01
+    step: float = 0.02
     #: Seconds after which a batch that has not ended counts as stuck, beside what its lines need.
     patience: float = 600.0
     blows: tuple[Blow, ...] = tuple(Blow)
@@ -107,7 +107,7 @@ def _run(installation: Installation, load: Load) -> tuple[_JSON, list[str]]:
     found: _JSON = {
         "lines": load.lines, "seed": load.seed, "kills_per_minute": load.kills_per_minute, "seconds": round(seconds, 1),
         "status": evidence.batch.status, **counts, "blows": {str(blow): n for blow, n in hammer.done.items()},
-        "redeliveries": redeliveries(installation),
+        **ended_jobs(installation),
     }  # fmt: skip
     if faults:
         report = {**found, "faults": faults, "plan": hammer.history, "batch": evidence.batch.model_dump()}
@@ -147,13 +147,18 @@ def batch_counts(batch: Batch) -> dict[str, int]:
     return {"completed": counts.completed, "failed": counts.failed, "total": counts.total}
 
 
-def redeliveries(installation: Installation) -> int:
-    """Jobs that ended at a later attempt than their first, as the workers' logs say."""
-    found = 0
+def ended_jobs(installation: Installation) -> _JSON:
+    """Jobs that ended at a later attempt than their first, and those that ended again, made anew: by the workers' logs,
+    in which the last moment before a kill is missing.
+    """
+    later, times = 0, Counter[bytes]()
     for worker in installation.workers:
         with worker.log.open("rb") as log:
-            found += sum(b'"job ended"' in line and b'"attempt": 1,' not in line for line in log)
-    return found
+            for line in log:
+                if b'"event": "job ended"' in line:
+                    later += b'"attempt": 1,' not in line
+                    times[line.partition(b'"job": "')[2].partition(b'"')[0]] += 1
+    return {"redeliveries": later, "ended_again": sum(count - 1 for count in times.values())}
 
 
 class Watch:
