@@ -188,6 +188,17 @@ def test_pods_are_confined(objects: tuple[Object, ...]) -> None:
     assert all(account["automountServiceAccountToken"] is False for account in of(objects, "ServiceAccount"))
 
 
+def test_a_gpu_worker_asks_for_a_gpu() -> None:
+    objects = rendered("overlays/gpu")
+    pod, container = next((pod, one) for pod, one in containers(objects) if one["name"] == "worker")
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert any(toleration["key"] == "nvidia.com/gpu" for toleration in pod["tolerations"])
+    assert load(environ=settings_of(objects, container)).engine.device == "cuda"
+    # Its volume in place of the one in memory of the node, not beside it.
+    (cache,) = (volume for volume in pod["volumes"] if volume["name"] == "cache")
+    assert set(cache) == {"name", "ephemeral"}
+
+
 def test_images_are_pinned_and_are_built(objects: tuple[Object, ...]) -> None:
     built = re.findall(r"^FROM .* AS (\S+)$", (ROOT / "infra/docker/Dockerfile").read_text(), re.MULTILINE)
     for _, container in containers(objects):
