@@ -92,6 +92,7 @@ class FileFormat(StrEnum):
     #: An object a line, a row a record: one column holds the prompt.
     JSONL = "jsonl"
     CSV = "csv"
+    PARQUET = "parquet"
 
 
 class PromptColumn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -14,7 +14,10 @@ from .storage import url_of
 #: Longest completion window, in seconds: as long as the record of a job without an end is kept.
 MAX_WINDOW = 7 * 86_400
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-_SUFFIXES = {".jsonl": FileFormat.JSONL, ".ndjson": FileFormat.JSONL, ".csv": FileFormat.CSV}
+_SUFFIXES = {
+    ".jsonl": FileFormat.JSONL, ".ndjson": FileFormat.JSONL, ".csv": FileFormat.CSV,
+    ".parquet": FileFormat.PARQUET, ".pq": FileFormat.PARQUET,
+}  # fmt: skip
 
 
 def make_batch(
