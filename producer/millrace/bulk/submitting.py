@@ -7,6 +7,7 @@ import re
 from millrace_schemas import InvalidRequest
 from millrace_schemas.batch import Batch, FileFormat, PromptColumn, new_batch_id
 from millrace_schemas.job import MAX_METADATA_KEY, MAX_METADATA_PAIRS, MAX_METADATA_VALUE, check_tenant
+from millrace_schemas.webhook import check_webhook
 
 from .rows import ENDPOINTS
 from .storage import url_of
@@ -32,12 +33,16 @@ def make_batch(
     tenant: str = "",
     metadata: dict[str, str] | None = None,
     input_file_id: str = "",
+    output_expires_after: int | None = None,
+    webhook: str = "",
     batch_id: str | None = None,
 ) -> Batch:
     """Raises InvalidRequest, StorageError. With `rows` the input is a table, of the kind that its name says."""
     if endpoint and endpoint not in ENDPOINTS:
         raise InvalidRequest(f"endpoint must be one of {', '.join(ENDPOINTS)}, not {endpoint[:80]!r}", param="endpoint")
     check_tenant(tenant)
+    if webhook:
+        check_webhook(webhook)
     pairs = metadata or {}
     _check_metadata(pairs)
     seconds = window_seconds(window)
@@ -55,6 +60,8 @@ def make_batch(
         rows=rows,
         tenant=tenant,
         metadata=pairs,
+        webhook=webhook,
+        output_expires_after=output_expires_after,
         input_file_id=input_file_id or url,
     )
 
