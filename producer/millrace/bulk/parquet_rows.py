@@ -138,7 +138,8 @@ class ParquetRows:
         chunks = [chunk for chunk in chunks if chunk.path_in_schema in self._columns]
         most = _BATCH_UNKNOWN if any(chunk.has_dictionary_page for chunk in chunks) else _BATCH_ROWS
         size = sum(chunk.total_uncompressed_size for chunk in chunks)
-        return max(1, min(most, _BATCH_BYTES * group.num_rows // max(size, 1)))
+        fitting: int = _BATCH_BYTES * group.num_rows // max(size, 1)
+        return max(1, min(most, fitting))
 
 
 def _is_text(kind: Any, pa: Any) -> bool:
