@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from millrace.termination import terminated_as_exit
 from millrace_schemas import MillraceError
 
 from . import workloads
@@ -78,7 +79,8 @@ def gateway(
     environment = describe_host()
     load = gateway_bench.Load(seconds, polls=polls, streams=streams, requests=requests, connections=connections)
     try:
-        found = gateway_bench.run(load)
+        with terminated_as_exit():
+            found = gateway_bench.run(load)
     except (MillraceError, RuntimeError) as e:
         typer.echo(f"error: {e}", err=True)
         raise typer.Exit(1) from e
@@ -106,11 +108,12 @@ def bulk(
     environment = describe_host()
     load = bulk_bench.Load(lines=lines, line_bytes=line_bytes, processes=processes)
     try:
-        found = bulk_bench.run(load)
-        if demo_lines:
-            found |= bulk_beside.over_submit_many(demo_lines, repeats)
-        if seconds:
-            found |= bulk_beside.interactive_beside(seconds, demo_lines or 1000)
+        with terminated_as_exit():
+            found = bulk_bench.run(load)
+            if demo_lines:
+                found |= bulk_beside.over_submit_many(demo_lines, repeats)
+            if seconds:
+                found |= bulk_beside.interactive_beside(seconds, demo_lines or 1000)
     except (MillraceError, RuntimeError) as e:
         typer.echo(f"error: {e}", err=True)
         raise typer.Exit(1) from e
@@ -118,6 +121,35 @@ def bulk(
         typer.echo(json.dumps({**asdict(load), **found, **environment}))
     else:
         show(found, environment)
+
+
+@app.command()
+def chaos(
+    lines: Annotated[int, typer.Option(min=1, help="Of the file.")] = 50_000,
+    seed: Annotated[int, typer.Option(help="The same seed kills the same parts at the same times.")] = 1,
+    kills_per_minute: Annotated[float, typer.Option(min=0.1, help="And pauses, until the file is done.")] = 20.0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """A bulk file over HTTP while gateway, bulk services, workers, Redis and S3 are killed: is each line answered once?
+
+    Exit code 1 when anything was lost, repeated or left behind; the evidence then stays in a directory.
+    """
+    from . import bulk_chaos
+    from .bulk_chaos_table import show
+    from .environment import describe_host
+
+    environment = describe_host()
+    try:
+        found = bulk_chaos.run(bulk_chaos.Load(lines=lines, seed=seed, kills_per_minute=kills_per_minute))
+    except (MillraceError, RuntimeError) as e:
+        typer.echo(f"error: {e}", err=True)
+        raise typer.Exit(1) from e
+    if as_json:
+        typer.echo(json.dumps({**found, **environment}))
+    else:
+        show(found, environment)
+    if found["faults"]:
+        raise typer.Exit(1)
 
 
 def _measure(engine_config, names: list[str], temperature: float, repeats: int) -> list[dict[str, object]]:  # type: ignore[no-untyped-def]

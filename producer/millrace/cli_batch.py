@@ -24,6 +24,7 @@ from .bulk.submitting import make_batch
 from .cli_output import AsJson, RedisUrl, print_json, print_table
 from .connection import Connection
 from .overview_rows import printable
+from .tracing import continued
 
 T = TypeVar("T")
 
@@ -81,10 +82,11 @@ def submit(
         if rows is not None:
             async with AsyncClient(config.redis_url(redis_url)) as client:
                 name = await client._registry.resolve(model)
-        batch = make_batch(
-            source, output, now=await store.now(), window=window, endpoint=endpoint, model=name, rows=rows,
-            webhook=webhook,
-        )  # fmt: skip
+        with continued(config.traceparent()):
+            batch = make_batch(
+                source, output, now=await store.now(), window=window, endpoint=endpoint, model=name, rows=rows,
+                webhook=webhook,
+            )  # fmt: skip
         await store.create(batch)
         return await store.view(batch.id)
 

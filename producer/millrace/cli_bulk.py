@@ -9,7 +9,7 @@ import typer
 
 from . import config
 from .bulk.settings import BulkSettings
-from .cli_output import RedisUrl
+from .cli_output import LogFormat, LogLevel, RedisUrl
 from .extra_commands import CommandNotInstalled
 from .termination import terminated_as_exit
 
@@ -25,9 +25,13 @@ def bulk(
     flush: Annotated[
         float, typer.Option(min=0.1, metavar="SECONDS", help="Longest time that an answer is not durable yet.")
     ] = _DEFAULTS.flush_seconds,
+    log_level: Annotated[LogLevel, typer.Option(help="Least that is logged; info has a line for each batch.")] = "info",
+    log_format: LogFormat = "auto",
     redis_url: RedisUrl = None,
 ) -> None:
     """Work off bulk files: an RQ worker with its scheduler. Several may run; all of it may be killed at any time."""
+    from . import logs
+
     try:
         from .bulk.service import BulkService
         from .bulk.tasks import Runtime
@@ -35,6 +39,7 @@ def bulk(
         raise CommandNotInstalled(f'`millrace bulk` is not installed ({e}); run: pip install "millrace[bulk]"') from e
 
     settings = replace(_DEFAULTS, window=window, lease=lease, flush_seconds=flush)
+    logs.configure(log_level, log_format)
     with terminated_as_exit():
         try:
             typer.echo("millrace bulk: working", err=True)

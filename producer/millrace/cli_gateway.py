@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import importlib
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,7 +15,7 @@ from millrace_schemas.telemetry import start_tracing
 from . import config
 from .api_keys import KeyStore
 from .async_client import AsyncClient
-from .cli_output import RedisUrl
+from .cli_output import LogFormat, LogLevel, RedisUrl
 from .connection import Connection
 from .extra_commands import CommandNotInstalled
 from .termination import terminated_as_exit
@@ -23,8 +23,6 @@ from .termination import terminated_as_exit
 if TYPE_CHECKING:
     from .gateway import GatewaySettings
 
-LogLevel = Literal["debug", "info", "warning", "error"]
-LogFormat = Literal["auto", "json", "console"]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")]
 
 
@@ -66,7 +64,7 @@ def gateway(
     max_connections: Annotated[int, typer.Option(min=1, help="Of clients, at once.")] = 10_000,
     access_log: Annotated[bool, typer.Option("--access-log", help="Log each request as a line.")] = False,
     log_level: Annotated[LogLevel, typer.Option(help="Least that is logged besides requests.")] = "warning",
-    log_format: Annotated[LogFormat, typer.Option(help="auto is console in a terminal, else json.")] = "auto",
+    log_format: LogFormat = "auto",
     redis_url: RedisUrl = None,
 ) -> None:
     """Serve an OpenAI-shaped HTTP API, and call the webhooks of jobs that end."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import typer
@@ -15,6 +15,10 @@ from .client import Client
 RedisUrl = Annotated[
     str | None,
     typer.Option(help=f"Default: ${config.REDIS_URL_VARIABLE}, else {config.DEFAULT_REDIS_URL}.", metavar="URL"),
+]
+LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Annotated[
+    Literal["auto", "json", "console"], typer.Option(help="auto is console in a terminal, else json.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

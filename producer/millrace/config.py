@@ -17,6 +17,12 @@ def redis_url(flag: str | None = None, environ: Mapping[str, str] | None = None)
     return flag or environ.get(REDIS_URL_VARIABLE) or DEFAULT_REDIS_URL
 
 
+def traceparent(environ: Mapping[str, str] | None = None) -> str | None:
+    """TRACEPARENT, by which whoever starts a command says to which trace it belongs."""
+    environ = os.environ if environ is None else environ
+    return environ.get("TRACEPARENT")
+
+
 def traces_wanted(environ: Mapping[str, str] | None = None) -> bool:
     """Whether OpenTelemetry's own variables ask for traces. Raises TracingNotPossible."""
     return wants_traces(os.environ if environ is None else environ)

@@ -10,6 +10,7 @@ from types import MappingProxyType
 import msgspec
 
 from .errors import IllegalTransition
+from .trace_context import check_traceparent
 
 #: Lines that a validation names before it stops.
 MAX_ERRORS = 100
@@ -165,6 +166,12 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     expired_at: float | None = None
     cancelling_at: float | None = None
     cancelled_at: float | None = None
+    #: W3C trace context of whoever made it: its log lines and its jobs belong to that trace.
+    traceparent: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.traceparent is not None:
+            check_traceparent(self.traceparent)
 
 
 class Line(msgspec.Struct, frozen=True, array_like=True):

@@ -13,6 +13,7 @@ import redis
 from bulk_parts import Batches, BulkProcess, BulkThread, chat_line, outcome, written
 from fake_worker import FakeWorker
 from millrace.bulk.settings import BulkSettings
+from millrace.bulk.storage import storage_of
 from millrace_schemas import QueueKeys
 from millrace_schemas.batch import BatchStatus, PromptColumn
 from servers import S3Server
@@ -64,8 +65,9 @@ def test_other_endpoints(redis_url: str, batches: Batches, bulk: BulkThread, tmp
 
 
 def test_files_in_s3(redis_url: str, batches: Batches, s3_env: S3Server, tmp_path: Path) -> None:
-    lines = [chat_line(f"r{n}") for n in range(300)]
-    written(str(s3_env.directory / "answers" / "in.jsonl"), lines)
+    data = "".join(chat_line(f"r{n}") + "\n" for n in range(300)).encode()
+    # Not in its directory: the server remembers for a while what is there.
+    storage_of("s3://answers").write("s3://answers/in.jsonl", data)
     with BulkThread(redis_url, BulkSettings()), FakeWorker(redis_url):
         view = batches.ended(batches.make("s3://answers/in.jsonl", "s3://answers/out"))
     assert view.batch.status is BatchStatus.COMPLETED, view

@@ -1,7 +1,8 @@
-"""A bulk worker that is killed again and again: no line is lost, none is repeated, and none is asked for twice."""
+"""A bulk file whose parts are killed again and again: no line is lost, none is repeated, and nothing is left behind."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import signal
@@ -14,27 +15,22 @@ import pytest
 
 from bulk_parts import Batches, BulkProcess, chat_line, outcome, written
 from fake_worker import FakeWorker
+from millrace_bench.bulk_chaos import Load, run
+from millrace_bench.bulk_chaos_parts import children
+from millrace_bench.bulk_chaos_plan import Blow, plan
 from millrace_schemas.batch import BATCH_TERMINAL, BatchStatus
 
-LINES = 2000
+LINES = 1200
 
 
 def horse_of(process: BulkProcess) -> int | None:
-    """The process that has the batch in its hands, if there is one."""
-    found = None
+    """The process that has the batch in its hands, if there is one: RQ gives it a process group of its own."""
     for worker in children(process.pid):
         for child in children(worker):
-            with suppress(OSError):
-                if b"spawn" not in Path(f"/proc/{child}/cmdline").read_bytes():
-                    found = child
-    return found
-
-
-def children(pid: int) -> list[int]:
-    try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
+            with suppress(ProcessLookupError):
+                if os.getpgid(child) == child:
+                    return child
+    return None
 
 
 @pytest.mark.parametrize("seed", [1])
@@ -51,7 +47,7 @@ def test_kills_at_random(redis_url: str, batches: Batches, tmp_path: Path, seed:
             done = batches.view(batch_id).progress.ended
             time.sleep(rng.uniform(0.0, 0.3))
             # A kill before anything was done shows nothing, and costs as much.
-            if kills >= 4 or batches.view(batch_id).progress.ended == done:
+            if kills >= 3 or batches.view(batch_id).progress.ended == done:
                 continue
             kills += 1
             if rng.random() < 0.5 and (horse := horse_of(process)):
@@ -91,3 +87,21 @@ def test_a_worker_that_slept_through_its_lease_writes_nothing(redis_url: str, ba
         assert batches.view(batch_id) == view
     output, errors = outcome(view)
     assert (len(output), len(errors)) == (600, 0)
+
+
+@pytest.mark.parametrize("seed", [7])
+def test_everything_dies(seed: int) -> None:
+    """Over HTTP, with real Redis, S3, workers, bulk services and a gateway."""
+    load = Load(
+        lines=1500, seed=seed, kills_per_minute=120, most_kills=11, rows=16, step=0.03, worker_lease=1.0, patience=90
+    )  # fmt: skip
+    found = run(load)
+    assert not found["faults"], found
+    assert len(found["blows"]) >= 8, found
+
+
+def test_a_seed_is_a_plan() -> None:
+    first = list(itertools.islice(plan(3, 60), 40))
+    assert first == list(itertools.islice(plan(3, 60), 40))
+    assert first != list(itertools.islice(plan(4, 60), 40))
+    assert {planned.blow for planned in first[:10]} == set(Blow)

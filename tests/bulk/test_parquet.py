@@ -153,7 +153,7 @@ def test_what_is_wrong_with_a_table(
 def test_columns_of_one_name(reader_of: Callable[..., RowReader], tmp_path: Path) -> None:
     table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
     pq.write_table(table, tmp_path / "in.parquet")
-    assert problems(reader_of(tmp_path / "in.parquet", PromptColumn(column="text"))) == [("invalid_column", None)]
+    assert problems(reader_of(tmp_path / "in.parquet", PromptColumn(column="text"))) == [("duplicate_column", None)]
 
 
 @pytest.mark.parametrize("damage", ["empty", "no parquet", "truncated", "footer", "page"])

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 import redis
 
@@ -187,3 +188,55 @@ def test_creating_again_changes_nothing(store: Store, redis_url: str) -> None:
         client.delete(batch_key(batch.id))
     assert store.take(batch.id, LEASE) is None
     assert store.due(10, 1.0) == []
+
+
+def test_a_take_whose_reply_was_lost_takes_the_same(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = begun(store, 3)
+    monkeypatch.setattr("secrets.token_hex", lambda size: "the-same")
+    first = store.take(batch.id, LEASE)
+    assert store.take(batch.id, LEASE).shard == first.shard == 0
+    monkeypatch.undo()
+    assert store.take(batch.id, LEASE).shard == 1
+
+
+def test_whoever_goes_on_learns_which_jobs_are_of_no_use(store: Store) -> None:
+    batch = begun(store, 2)
+    owned = store.take(batch.id, LEASE)
+    store.commit(owned, ShardProgress(), {"completed": 3}, answered=[1, 2, 3])
+    store.leave(owned, 0.0)
+    owned = store.take(batch.id, LEASE)
+    assert owned.answered == (1, 2, 3)
+    assert store.answered(batch) == [1, 2, 3]
+    store.forgot(owned)
+    assert store.answered(batch) == []
+    store.commit(owned, ShardProgress(done=True), {"completed": 1}, answered=[4])
+    assert store.answered(batch) == [4]
+
+
+def test_a_batch_is_not_finalized_once_its_end_was_asked_for(store: Store) -> None:
+    batch = begun(store, 1)
+    finish(store, store.take(batch.id, LEASE))
+    whole = store.take(batch.id, LEASE)
+    assert store.cancel(batch.id)
+    finalizing = msgspec.structs.replace(whole.batch, status=BatchStatus.FINALIZING)
+    assert not store.move(whole, finalizing, unless_cancelled=True)
+    assert whole.cancel is not None
+    assert store.view(batch.id).batch.status is BatchStatus.IN_PROGRESS
+    cancelling = msgspec.structs.replace(whole.batch, status=BatchStatus.CANCELLING)
+    assert store.move(whole, cancelling)
+    assert store.view(batch.id).batch.status is BatchStatus.CANCELLING
+
+
+def test_an_ended_batch_keeps_nothing_for_successors(store: Store, redis_url: str) -> None:
+    batch = begun(store, 2)
+    for _ in range(2):
+        owned = store.take(batch.id, LEASE)
+        finish(store, owned, completed=1)
+    whole = store.take(batch.id, LEASE)
+    store.move(whole, msgspec.structs.replace(whole.batch, status=BatchStatus.COMPLETED), ended=True)
+    with redis.Redis.from_url(redis_url) as client:
+        names = {name.decode().partition(":")[0] for name in client.hkeys(batch_key(batch.id))}
+    assert not names & {"progress", "revision:0", "answered"}
+    assert store.view(batch.id).progress.completed == 2
+    # Somebody who wakes up now learns that there is nothing left to do.
+    assert store.progress_of(owned).done

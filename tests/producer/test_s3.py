@@ -20,6 +20,7 @@ from millrace import (
     MillraceError,
     Result,
     ResultUnavailable,
+    s3,
 )
 from millrace_schemas import QueueKeys, encode
 from servers import S3Server
@@ -76,6 +77,7 @@ def test_a_failed_job_needs_no_s3(client: Client, raw: redis.Redis, keys: QueueK
 
 def test_without_boto3(client: Client, raw: redis.Redis, keys: QueueKeys, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "boto3", None)
+    s3._client.cache_clear()
     job = client.submit("a")
     end(raw, keys, Result(id=job.id, model="demo", state=JobState.COMPLETED, location="s3://b/k"))
     with pytest.raises(ResultUnavailable, match=r'the result is at s3://b/k; to read it: pip install "millrace\[s3\]"'):

@@ -12,7 +12,11 @@ from millrace_worker.config import SETTINGS
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs/operating.md").read_text()
-SOURCES = ("worker/millrace_worker/metrics.py", "producer/millrace/gateway/metrics.py")
+SOURCES = (
+    "worker/millrace_worker/metrics.py",
+    "producer/millrace/gateway/metrics.py",
+    "producer/millrace/gateway/metrics_batches.py",
+)
 
 
 def test_it_has_every_metric_and_no_other() -> None:
@@ -38,8 +42,9 @@ def test_defaults_in_the_table_of_settings_are_those_of_the_worker() -> None:
 
 
 def test_its_flags_exist() -> None:
-    gateway = get_command(app).commands["gateway"]  # type: ignore[attr-defined]
+    commands = get_command(app).commands  # type: ignore[attr-defined]
     known = {"--" + name.replace("_", "-") for name in SETTINGS}
-    known |= {flag for parameter in gateway.params for flag in (*parameter.opts, *parameter.secondary_opts)}
+    for name in ("gateway", "bulk"):
+        known |= {flag for parameter in commands[name].params for flag in (*parameter.opts, *parameter.secondary_opts)}
     known |= {"--model", "--name", "--operator"}
     assert set(re.findall(r"--[a-z][a-z0-9-]+", TEXT)) <= known

@@ -12,9 +12,10 @@ from millrace_schemas.batch import (
     BATCH_TRANSITIONS,
     Batch,
     BatchEvent,
-    BatchProgress,
     BatchStatus,
     Line,
+    Page,
+    ShardProgress,
     advance_batch,
 )
 from millrace_schemas.codec import decode, encode
@@ -52,5 +53,5 @@ def test_records_survive_their_bytes() -> None:
         id="batch_1", input="s3://a/b", output="s3://a/", created_at=1.5, expires_at=2.5, completion_window="1s"
     )
     assert decode(encode(batch), Batch) == batch
-    progress = BatchProgress(offset=7, number=2, under_way=(Line(1, 0, 7, "a"),), completed=1)
-    assert decode(encode(progress), BatchProgress) == progress
+    progress = ShardProgress(page=Page(7, 90, 2, 1), under_way=(Line(1, 0, 7, "a"),), done=True)
+    assert decode(encode(progress), ShardProgress) == progress

@@ -35,6 +35,8 @@ _NAMES: Mapping[str, Mapping[str, str]] = {
 
 def fields_of(row: Row) -> dict[str, Any]:
     """Arguments of `submit`. Raises ApiError naming the parameter."""
+    if row.fault is not None:
+        raise row.fault
     if row.url == CHAT:
         fields = chat.read_chat(row.body).fields
     elif row.url == COMPLETIONS:

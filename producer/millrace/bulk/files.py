@@ -16,6 +16,10 @@ class FileStore:
     def __init__(self, connection: Connection):
         self._connection = connection
 
+    async def check(self) -> None:
+        """Raises QueueUnavailable when nothing could be put now."""
+        await self._connection.run(("TIME",))
+
     async def put(self, file: BulkFile) -> None:
         indexes = sorted({bulk_files_of(""), bulk_files_of(file.tenant)})
         ending = () if file.expires_at is None else (("ZADD", BULK_FILES_EXPIRING, file.expires_at, file.id),)

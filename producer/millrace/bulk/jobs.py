@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from millrace.async_client import AsyncClient
 from millrace.connection import Connection
+from millrace.errors import ResultUnavailable
 from millrace.submission import Submission
 from millrace_schemas import TERMINAL, JobNotFound, Lane, QueueKeys, Request, Result, decode, queue_of
 from millrace_schemas.batch import Batch
@@ -25,6 +26,8 @@ class BatchJobs:
         self._batch = batch
         self._queue = queue_of(batch.model)
         self._keys = QueueKeys(self._queue)
+        #: Why the result of a job that has ended cannot be had; None: there is no such job.
+        self.problem: str | None = None
 
     def id(self, number: int) -> str:
         return line_job_id(self._batch, self._queue, number)
@@ -41,11 +44,14 @@ class BatchJobs:
         await self._client._enqueue(submissions)
 
     async def results(self, ids: Sequence[str]) -> list[tuple[str, Result, Request | None]]:
-        """Of those that have one; for /v1/responses with what was asked."""
+        """Of those that have one; for /v1/responses with what was asked. `problem` tells of what cannot be read."""
         found: list[tuple[str, Result, Request | None]] = []
+        self.problem = None
         for chunk in _chunks(ids):
             (replies,) = await self._connection.run(("MGET", *(self._keys.result(job_id) for job_id in chunk)))
             there = [(job_id, decode(data, Result)) for job_id, data in zip(chunk, replies, strict=True) if data]
+            if any(result.location for _, result in there):
+                there = [pair for pair in await asyncio.gather(*(self._load(*pair) for pair in there)) if pair]
             requests: list[Request | None] = [None] * len(there)
             if there and self._batch.endpoint == RESPONSES:
                 asked = (("HGET", self._keys.job(job_id), "request") for job_id, _ in there)
@@ -88,6 +94,14 @@ class BatchJobs:
         for chunk in _chunks(ids):
             keys = (key for job_id in chunk for key in (self._keys.job(job_id), self._keys.result(job_id)))
             await self._connection.run(("UNLINK", *keys))
+
+    async def _load(self, job_id: str, result: Result) -> tuple[str, Result] | None:
+        """With its choices, wherever the worker has put them."""
+        try:
+            return job_id, await self._client._backend.load(result)
+        except ResultUnavailable as e:
+            self.problem = str(e)
+            return None
 
     async def _cancel(self, job_id: str) -> None:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,10 +18,16 @@ _LASTING = {
     errno.ENOENT: "not_found",
     errno.EISDIR: "not_found",
     errno.ENOTDIR: "not_found",
+    errno.EEXIST: "not_found",
+    errno.ENAMETOOLONG: "not_found",
+    errno.ELOOP: "not_found",
+    errno.ENXIO: "not_found",
     errno.EACCES: "permission_denied",
     errno.EPERM: "permission_denied",
     errno.EROFS: "permission_denied",
 }
+
+_UNFINISHED = ".part"
 
 
 @contextmanager
@@ -30,6 +37,9 @@ def _translated(path: Path) -> Iterator[None]:
     except OSError as e:
         code = _LASTING.get(e.errno or 0)
         raise StorageError(f"{path}: {e.strerror or e}", code=code or "storage_failed", lasting=code is not None) from e
+    except ValueError as e:
+        # A name that no file can have.
+        raise StorageError(f"{str(path)!r}: {e}", code="not_found", lasting=True) from e
 
 
 class LocalInput:
@@ -38,11 +48,13 @@ class LocalInput:
     def __init__(self, path: Path):
         self._path = path
         with _translated(path):
-            self._file = path.open("rb", buffering=0)
-            found = os.fstat(self._file.fileno())
-            if not path.is_file():
-                self._file.close()
+            # A pipe that nobody writes to would otherwise be waited for.
+            number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            found = os.fstat(number)
+            if not stat.S_ISREG(found.st_mode):
+                os.close(number)
                 raise StorageError(f"{path} is no file", code="not_found", lasting=True)
+            self._file = os.fdopen(number, "rb", buffering=0)
         self.size = found.st_size
         self.version = _version(found)
 
@@ -52,6 +64,8 @@ class LocalInput:
             now = self._path.stat()
         if _version(now) != self.version:
             raise InputChanged(f"{self._path} changed while it was read")
+        if len(data) < min(length, self.size - offset):
+            raise StorageError(f"{self._path}: only {len(data):,} of {length:,} bytes could be read at {offset:,}")
         return data
 
     def close(self) -> None:
@@ -65,27 +79,18 @@ class LocalStorage:
         return LocalInput(path_of(url))
 
     def write(self, url: str, data: bytes) -> None:
-        self.join(url, iter((data,)))
+        path = path_of(url)
+        with _translated(path):
+            _write(path, iter((data,)))
 
     def join(self, url: str, pieces: Iterator[bytes]) -> int:
         path = path_of(url)
-        size = 0
         with _translated(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            number, name = tempfile.mkstemp(prefix=".", suffix=".part", dir=path.parent)
-            try:
-                with os.fdopen(number, "wb") as file:
-                    for piece in pieces:
-                        file.write(piece)
-                        size += len(piece)
-                    file.flush()
-                    os.fsync(file.fileno())
-                Path(name).replace(path)
-            except BaseException:
-                with suppress(OSError):
-                    Path(name).unlink()
-                raise
-            _sync_directory(path.parent)
+            size = _write(path, pieces)
+            # Of processes that died while they joined the same file.
+            for left in _unfinished(path):
+                with suppress(FileNotFoundError):
+                    left.unlink()
         return size
 
     def remove(self, url: str) -> None:
@@ -96,8 +101,38 @@ class LocalStorage:
     def remove_under(self, prefix: str) -> None:
         path = path_of(prefix)
         with _translated(path):
-            if path.exists():
-                shutil.rmtree(path)
+            # Whoever else removes it, or did, is welcome to.
+            while path.exists():
+                with suppress(FileNotFoundError):
+                    shutil.rmtree(path)
+
+
+def _write(path: Path, pieces: Iterator[bytes]) -> int:
+    """A file of all pieces, durable on return; its bytes."""
+    size = 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    number, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_UNFINISHED, dir=path.parent)
+    try:
+        with os.fdopen(number, "wb") as file:
+            for piece in pieces:
+                file.write(piece)
+                size += len(piece)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        with suppress(OSError):
+            Path(name).unlink()
+        raise
+    _sync_directory(path.parent)
+    return size
+
+
+def _unfinished(path: Path) -> list[Path]:
+    """What was begun to become this file, and has not."""
+    with os.scandir(path.parent) as found:
+        names = [entry.name for entry in found]
+    return [path.parent / name for name in names if name.startswith(f".{path.name}.") and name.endswith(_UNFINISHED)]
 
 
 def _version(found: os.stat_result) -> str:

@@ -75,9 +75,9 @@ class ParquetRows:
     def _group_of(self, row: int) -> int:
         return bisect.bisect_right(self._starts, row)
 
-    def cells(self, line: RawLine, data: bytes) -> dict[str, Any]:
+    def cells(self, line: RawLine) -> dict[str, Any]:
         """By column. Raises BadRow when one of them cannot be used."""
-        cells: dict[str, Any] = _DECODER.decode(data)
+        cells: dict[str, Any] = _DECODER.decode(line.data or b"{}")
         for name, cell in cells.items():
             # No column has lists: this is a cell that says what is wrong with it.
             if isinstance(cell, list):
@@ -107,7 +107,7 @@ class ParquetRows:
                 there = ", ".join(schema.names)[:_LONGEST]
                 raise _bad("missing_column", f"there is no column {name!r}; there are {there}", name)
             if len(found) > 1:
-                raise _bad("invalid_column", f"{len(found)} columns have the name {name!r}", name)
+                raise _bad("duplicate_column", f"{len(found)} columns are called {name!r}", name)
             kind = schema.field(found[0]).type
             if _is_text(kind, pa) or pa.types.is_null(kind):
                 continue

@@ -16,15 +16,16 @@ from millrace_schemas import InvalidRequest, JobState
 from millrace_schemas.batch import Line, ShardProgress
 
 from .answers import CANCELLED, EXPIRED, answered, refused, unanswered
-from .errors import InputChanged, StorageError
+from .errors import InputChanged, LeaseLost, StorageError
 from .jobs import BatchJobs
 from .lines import RawLine
-from .output import Outputs
+from .output import Harvest, Place
 from .pages import Lines, PageReader
+from .retreat import end_what_is_over, withdraw
 from .rows import BadRow, Row, RowReader
 from .settings import BulkSettings
 from .storage import Input
-from .store import COUNTS, BatchStore, Owned
+from .store import BatchStore, Owned
 
 #: Lines, and bytes of them, that become jobs in one round trip.
 _CHUNK, _CHUNK_BYTES = 256, 4 * 1024 * 1024
@@ -34,7 +35,6 @@ _SHORTEST, _LONGEST = 0.01, 0.25
 _LOST_EVERY = 30.0
 #: Jobs at the front of the queue that every look asks for, and seconds between two looks for all.
 _FRONT, _ALL_EVERY = 512, 0.5
-_KEEP_EVERY = 1.0
 
 
 class Pump:
@@ -53,16 +53,18 @@ class Pump:
         #: Whether every line is a job, or was one.
         self.is_fed = False
         self._under_way = {jobs.id(line.number): line for line in progress.under_way}
-        self._counts = dict.fromkeys(COUNTS, 0)
         self._expired = progress.expired
-        self._outputs = Outputs()
-        self._collected: list[str] = []
+        self._harvest = Harvest()
         #: The code of lines that get no answer any more, and since when.
         self._ending: str | None = None
         self._ending_at = 0.0
-        self._kept_at = 0.0
         # At the start, too: what was under way may have ended long ago.
         self._lost_at = self._all_at = float("-inf")
+
+    @property
+    def problem(self) -> str | None:
+        """Why some of the lines do not end; None: they do."""
+        return self._jobs.problem
 
     @property
     def is_done(self) -> bool:
@@ -79,7 +81,7 @@ class Pump:
         while not self.is_done and time.monotonic() < until:
             await self._look_around()
             moved = await self._feed() + await self._collect()
-            if self._outputs.size >= self._settings.flush_bytes or self._outputs.age >= self._settings.flush_seconds:
+            if self._harvest.size >= self._settings.flush_bytes or self._harvest.age >= self._settings.flush_seconds:
                 await self.commit()
             if self.is_fed and not was_fed:
                 return False
@@ -98,22 +100,32 @@ class Pump:
 
     async def commit(self) -> None:
         """Makes all durable that came. Raises StorageError, LeaseLost."""
-        owned, outputs = self._owned, self._outputs
+        owned, harvest = self._owned, self._harvest
         progress = ShardProgress(
             page=self._page,
             under_way=tuple(self._under_way.values()),
             expired=self._expired,
             done=self.is_done,
         )
-        if progress == owned.progress and not outputs.size:
+        if progress == owned.progress and not harvest.size:
             return
         name = f"{owned.shard:04d}-{owned.revision:08d}-{owned.token}"
-        output = await asyncio.to_thread(outputs.output.write, owned.batch, f"{name}-output.jsonl")
-        errors = await asyncio.to_thread(outputs.errors.write, owned.batch, f"{name}-errors.jsonl")
-        await self._store.commit(owned, progress, self._counts, output, errors)
-        self._outputs, self._counts = Outputs(), dict.fromkeys(COUNTS, 0)
-        collected, self._collected = self._collected, []
-        await self._jobs.forget(collected)
+        output = await asyncio.to_thread(harvest.output.write, owned.batch, f"{name}-output.jsonl")
+        errors = await asyncio.to_thread(harvest.errors.write, owned.batch, f"{name}-errors.jsonl")
+        try:
+            await self._store.commit(owned, progress, harvest.counts, output, errors, harvest.numbers)
+        except LeaseLost:
+            await withdraw(self._store, owned, [part for part in (output, errors) if part is not None])
+            raise
+        self._harvest = Harvest()
+        if harvest.places:
+            await self._jobs.forget([self._jobs.id(number) for number in harvest.numbers])
+            await self._store.forgot(owned)
+
+    async def retreat(self) -> None:
+        """After LeaseLost: ends jobs that nobody wants."""
+        made: list[Line | Place] = [*self._under_way.values(), *self._harvest.places]
+        await end_what_is_over(self._store, self._jobs, self._owned, made, self._lines)
 
     async def give_up(self) -> None:
         """Ends what is under way, for a file that cannot be read on. Raises what `commit` does."""
@@ -122,35 +134,36 @@ class Pump:
         # Jobs that are gone cannot be made anew.
         self._lost_at = float("inf")
         await self._collect()
-        await self._end(CANCELLED)
+        await self._end(CANCELLED, await self._store.now())
         self._abandon()
         await self.commit()
 
     async def _look_around(self) -> None:
-        """Keeps the batch, and learns whether it is to end."""
-        now = time.monotonic()
-        if now - self._kept_at >= _KEEP_EVERY:
-            await self._store.keep(self._owned, self._settings.lease)
-            self._kept_at = now
-        if self._owned.failure is not None:
-            raise InputChanged(self._owned.failure.message)
+        """Learns whether the batch is to end."""
+        owned = self._owned
+        if owned.is_lost:
+            raise LeaseLost(f"{owned.batch.id}: somebody else works on it")
+        if owned.failure is not None:
+            raise InputChanged(owned.failure.message)
+        now = await self._store.now()
         if self._ending is None:
-            if self._owned.cancel is not None:
-                await self._end(CANCELLED)
-            elif self._expired or await self._store.now() >= self._owned.batch.expires_at:
+            if owned.cancel is not None:
+                await self._end(CANCELLED, owned.cancel)
+            elif self._expired or now >= owned.batch.expires_at:
                 self._expired = True
-                await self._end(EXPIRED)
+                await self._end(EXPIRED, min(now, owned.batch.expires_at))
         elif now - self._ending_at > self._settings.ending:
             self._abandon()
 
-    async def _end(self, code: str) -> None:
-        self._ending, self._ending_at = code, time.monotonic()
+    async def _end(self, code: str, since: float) -> None:
+        """`since`: Unix time, which every turn agrees on."""
+        self._ending, self._ending_at = code, since
         await self._jobs.cancel(list(self._under_way))
 
     def _abandon(self) -> None:
         """Whoever still works on these has had its time."""
         for job_id, line in list(self._under_way.items()):
-            self._fail(job_id, unanswered(job_id, line.custom_id, self._ending or CANCELLED))
+            self._harvest.fail(line, unanswered(job_id, line.custom_id, self._ending or CANCELLED))
             del self._under_way[job_id]
 
     async def _feed(self) -> int:
@@ -174,7 +187,10 @@ class Pump:
         """Whether there is another page."""
         following = self._following or self._read_page()
         self._following = None
-        self._lines = await following
+        try:
+            self._lines = await following
+        except BadRow as e:
+            raise InputChanged(f"{self._owned.batch.input} changed: {e}") from e
         if self._lines is None:
             self.is_fed = True
             return False
@@ -187,14 +203,14 @@ class Pump:
 
     async def _submit(self, lines: list[RawLine]) -> None:
         submissions, started = [], {}
-        refusals: list[tuple[str, bytes]] = []
+        refusals: list[tuple[RawLine, bytes]] = []
         for line in lines:
             row = self._row(line)
             job_id = self._jobs.id(line.number)
             try:
                 submissions.append(await self._jobs.prepare(row, job_id))
             except (InvalidRequest, ApiError) as e:
-                refusals.append((job_id, refused(row.url, job_id, row.custom_id, e)))
+                refusals.append((line, refused(row.url, job_id, row.custom_id, e)))
                 continue
             started[job_id] = Line(line.number, line.offset, line.length, row.custom_id)
         if submissions:
@@ -202,7 +218,7 @@ class Pump:
         # Now that nothing can fail any more: all of the lines count, or none.
         self._under_way |= started
         for refusal in refusals:
-            self._fail(*refusal)
+            self._harvest.fail(*refusal)
 
     def _row(self, line: RawLine) -> Row:
         try:
@@ -213,12 +229,7 @@ class Pump:
 
     def _skip(self, line: RawLine) -> None:
         job_id = self._jobs.id(line.number)
-        self._fail(job_id, unanswered(job_id, self._row(line).custom_id, self._ending or CANCELLED))
-
-    def _fail(self, job_id: str, line: bytes) -> None:
-        self._outputs.add(line, answered=False)
-        self._counts["failed"] += 1
-        self._collected.append(job_id)
+        self._harvest.fail(line, unanswered(job_id, self._row(line).custom_id, self._ending or CANCELLED))
 
     async def _collect(self) -> int:
         """Returns how many results there were."""
@@ -229,18 +240,14 @@ class Pump:
         for job_id, result, request in found:
             line = self._under_way.pop(job_id)
             if self._ending is not None and result.error is not None and result.error.code == "cancelled":
-                self._fail(job_id, unanswered(job_id, line.custom_id, self._ending))
+                self._harvest.fail(line, unanswered(job_id, line.custom_id, self._ending))
                 continue
             data, good = answered(self._owned.batch.endpoint, job_id, line.custom_id, result, request)
             if not good:
                 self._expired = self._expired or result.state is JobState.EXPIRED
-                self._fail(job_id, data)
+                self._harvest.fail(line, data)
                 continue
-            self._outputs.add(data, answered=True)
-            self._counts["completed"] += 1
-            self._collected.append(job_id)
-            for name in ("prompt_tokens", "completion_tokens", "cached_tokens"):
-                self._counts[name] += getattr(result.usage, name)
+            self._harvest.answer(line, data, result.usage)
         return len(found)
 
     def _looked_for(self) -> list[str]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
+from millrace.openai_api.errors import ApiError
+from millrace.openai_api.json_body import decode_body
 from millrace_schemas.batch import MAX_CUSTOM_ID, Batch, BatchError, FileFormat, Line, PromptColumn
 
 from .lines import MAX_LINE, RawLine, read_lines
@@ -16,10 +19,16 @@ from .storage import BLOCK, Input
 if TYPE_CHECKING:
     from .parquet_rows import ParquetRows
 
+T = TypeVar("T")
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 ENDPOINTS = (CHAT, COMPLETIONS, RESPONSES)
 
 _DECODER = msgspec.json.Decoder()
+# A field is never longer than a line; the module's own limit is 128 KiB, for the whole process.
+csv.field_size_limit(MAX_LINE)
+#: Arrays and objects within each other: far from where decoders give up, wherever they are called.
+_DEEPEST = 256
+_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[{]|[\]}]', re.DOTALL)
 
 
 class _Model(msgspec.Struct):
@@ -55,7 +64,7 @@ class _Asked(msgspec.Struct):
 
 
 class _Whole(msgspec.Struct):
-    body: dict[str, Any]
+    body: msgspec.Raw
 
 
 _BODY = msgspec.json.Decoder(_Whole)
@@ -71,12 +80,13 @@ class BadRow(Exception):
 
 
 class Row(msgspec.Struct, frozen=True):
-    """A record that can be asked for."""
+    """A record that can be asked for. `fault` is why its body cannot: it costs this record only."""
 
     line: RawLine
     custom_id: str
     url: str
     body: dict[str, Any]
+    fault: ApiError | None = None
 
 
 class RowReader:
@@ -107,7 +117,7 @@ class RowReader:
             return b""
         try:
             body = _PROMPT.decode(line.data).body
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return b""
         text = bytes(body.instructions) + bytes(body.messages) + bytes(body.prompt) + bytes(body.input)
         return text[:_BEGINNING]
@@ -134,17 +144,15 @@ class RowReader:
 
     def head(self, line: RawLine) -> tuple[str, str, str]:
         """custom_id, endpoint and model. Raises BadRow."""
-        data = _checked_length(line)
         if self._batch.format is not FileFormat.OPENAI:
             row = self.row(line)
             return row.custom_id, row.url, row.body["model"]
-        try:
-            head = _HEAD.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError) as e:
-            raise BadRow(_why(line, data, e)) from None
+        head = _decoded(line, _HEAD)
         _check_id(line, head.custom_id)
         if head.method != "POST":
             raise _bad(line, "invalid_method", f"method must be POST, not {head.method[:80]!r}", "method")
+        if not head.body.model:
+            raise _bad(line, "missing_required_parameter", "body.model is empty.", "body.model")
         return head.custom_id, head.url, head.body.model
 
     def again(self, line: Line) -> RawLine | None:
@@ -155,24 +163,30 @@ class RowReader:
 
     def row(self, line: RawLine) -> Row:
         """Raises BadRow."""
-        data = _checked_length(line)
         if self._batch.format is FileFormat.OPENAI:
             custom_id, url, _ = self.head(line)
-            return Row(line, custom_id, url, _BODY.decode(data).body)
+            try:
+                return Row(line, custom_id, url, decode_body(bytes(_decoded(line, _BODY).body)))
+            except ApiError as e:
+                return Row(line, custom_id, url, {}, e)
         assert self._batch.rows is not None
-        return self._of_table(line, self._cells(line, data), self._batch.rows)
+        return self._of_table(line, self._cells(line), self._batch.rows)
 
-    def _cells(self, line: RawLine, data: bytes) -> dict[str, Any]:
+    def _cells(self, line: RawLine) -> dict[str, Any]:
         if self._batch.format is FileFormat.CSV:
             assert self._header is not None
-            cells = next(csv.reader([_text(line, data)]), [])
-            return dict(zip(self._header, cells, strict=False))
+            fields = _fields(line)
+            if len(fields) > len(self._header):
+                raise _bad(
+                    line,
+                    "invalid_csv_row",
+                    f"This row has {len(fields)} fields, and the header {len(self._header)}; "
+                    "a field with commas stands in quotes.",
+                )
+            return dict(zip(self._header, fields, strict=False))
         if self._parquet is not None:
-            return self._parquet.cells(line, data)
-        try:
-            cells = _DECODER.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError) as e:
-            raise BadRow(_why(line, data, e)) from None
+            return self._parquet.cells(line)
+        cells = _decoded(line, _DECODER)
         if not isinstance(cells, dict):
             raise _bad(line, "invalid_json_line", "This line is not a JSON object.")
         return cells
@@ -201,9 +215,11 @@ class RowReader:
     def _read_header(self, line: RawLine | None) -> list[str]:
         if line is None:
             return []
-        header = next(csv.reader([_text(line, _checked_length(line))]), [])
+        header = _fields(line)
         assert self._batch.rows is not None
         for column in (self._batch.rows.column, self._batch.rows.id_column):
+            if column is not None and header.count(column) > 1:
+                raise _bad(line, "duplicate_column", f"{header.count(column)} columns are called {column!r}", column)
             if column is not None and column not in header:
                 raise _bad(
                     line,
@@ -223,28 +239,32 @@ def _open_parquet(batch: Batch, source: Input) -> ParquetRows:
 
 
 def _join_quoted(lines: Iterator[RawLine]) -> Iterator[RawLine]:
-    """Records of CSV: a line that ends within quotes goes on in the next one. Its number is that of its first line."""
+    """Records of CSV: a line that ends within quotes goes on in the next one. Its number is that of its first line.
+
+    Raises BadRow when the last one ends within quotes.
+    """
     held: list[RawLine] = []
     quotes = size = 0
     for line in lines:
-        if line.data is None:
-            yield from held
-            held, quotes, size = [], 0, 0
-            yield line
-            continue
-        quotes += line.data.count(b'"')
-        size += line.length
-        if not held and quotes % 2 == 0:
-            quotes = size = 0
-            if line.data.strip():
+        if not held and (line.data is None or line.data.count(b'"') % 2 == 0):
+            if line.data is None or line.data.strip():
                 yield line
             continue
+        size += line.length
+        if size > MAX_LINE:
+            # It is not kept, but where it ends has to be known.
+            del held[1:]
         held.append(line)
-        if quotes % 2 == 0 or size > MAX_LINE:
+        quotes += (line.data or b"").count(b'"')
+        if quotes % 2 == 0:
             yield _joined(held, size)
             held, quotes, size = [], 0, 0
     if held:
-        yield _joined(held, size)
+        raise _bad(
+            held[0],
+            "invalid_csv_row",
+            "A quoted field of this row has no end; a quote within a field is doubled, and the field stands in quotes.",
+        )
 
 
 def _joined(lines: list[RawLine], size: int) -> RawLine:
@@ -258,11 +278,41 @@ def _checked_length(line: RawLine) -> bytes:
     return line.data
 
 
-def _text(line: RawLine, data: bytes) -> str:
+def _fields(line: RawLine) -> list[str]:
+    """Of a record of CSV. Raises BadRow."""
+    data = _checked_length(line)
     try:
-        return data.decode()
+        return next(csv.reader([data.decode()]), [])
     except UnicodeDecodeError as e:
         raise _bad(line, "invalid_encoding", f"This line is not UTF-8: {e.reason} at byte {e.start}.") from None
+    except csv.Error as e:
+        raise _bad(line, "invalid_csv_row", f"This row is no CSV: {e}.") from None
+
+
+def _decoded(line: RawLine, decoder: msgspec.json.Decoder[T]) -> T:
+    """Raises BadRow."""
+    data = _checked_length(line)
+    try:
+        # Few lines have as many brackets, so few are looked through.
+        if data.count(b"[") + data.count(b"{") > _DEEPEST and _is_deep(data):
+            raise _bad(line, "invalid_json_line", f"This line nests arrays and objects more than {_DEEPEST} deep.")
+        return decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+        raise BadRow(_why(line, e)) from None
+
+
+def _is_deep(data: bytes) -> bool:
+    """Whether arrays and objects are nested more than _DEEPEST deep; strings are passed by."""
+    depth = 0
+    for found in _BRACKETS.finditer(data):
+        mark = data[found.start()]
+        if mark in b"[{":
+            depth += 1
+            if depth > _DEEPEST:
+                return True
+        elif mark in b"]}":
+            depth -= 1
+    return False
 
 
 def _check_id(line: RawLine, custom_id: str) -> None:
@@ -274,8 +324,10 @@ def _bad(line: RawLine, code: str, message: str, param: str | None = None) -> Ba
     return BadRow(BatchError(code, message, line.number, param))
 
 
-def _why(line: RawLine, data: bytes, error: Exception) -> BatchError:
+def _why(line: RawLine, error: Exception) -> BatchError:
     """OpenAI's code for a line that does not decode."""
+    if isinstance(error, UnicodeDecodeError):
+        return BatchError("invalid_json_line", f"This line is not UTF-8: {error.reason}.", line.number)
     if not isinstance(error, msgspec.ValidationError):
         return BatchError("invalid_json_line", "This line is not parseable as valid JSON.", line.number)
     what, _, path = str(error).partition(" - at `$")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
@@ -11,6 +11,8 @@ from .errors import InputChanged, StorageError
 
 #: Bytes of one part of an upload: S3 takes 10,000 of at least 5 MiB, so files end at 160 GB.
 _PART = 16 * 1024 * 1024
+#: Of one read whose answer breaks off.
+_TRIES = 3
 _LASTING = {
     "NoSuchKey": "not_found",
     "NoSuchBucket": "not_found",
@@ -26,7 +28,7 @@ _CHANGED = frozenset({"PreconditionFailed", "412"})
 
 @contextmanager
 def _translated(url: str) -> Iterator[None]:
-    from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
 
     try:
         yield
@@ -36,6 +38,9 @@ def _translated(url: str) -> Iterator[None]:
             raise InputChanged(f"{url} changed while it was read") from e
         known = _LASTING.get(code)
         raise StorageError(f"{url}: {e}", code=known or "storage_failed", lasting=known is not None) from e
+    except ParamValidationError as e:
+        # A bucket or key that no server can have.
+        raise StorageError(f"{url}: {e}", code="not_found", lasting=True) from e
     except (BotoCoreError, ValueError, OSError) as e:
         raise StorageError(f"{url}: {e}") from e
 
@@ -57,14 +62,30 @@ class S3Input:
         if last < offset:
             return b""
         with _translated(self._url):
+            data = self._get(offset, last)
+        if len(data) != last + 1 - offset:
+            raise StorageError(f"{self._url}: the answer has {len(data):,} of {last + 1 - offset:,} bytes")
+        return data
+
+    def _get(self, offset: int, last: int) -> bytes:
+        """boto3 repeats requests that failed, but not answers that broke off."""
+        from botocore.exceptions import BotoCoreError
+
+        tries = 0
+        while True:
             found = self._client.get_object(
                 Bucket=self._bucket, Key=self._key, Range=f"bytes={offset}-{last}", IfMatch=self._etag
             )
             # Not every server heeds IfMatch.
             if str(found["ETag"]) != self._etag:
                 raise InputChanged(f"{self._url} changed while it was read")
-            data: bytes = found["Body"].read()
-        return data
+            tries += 1
+            try:
+                data: bytes = found["Body"].read()
+                return data
+            except BotoCoreError:
+                if tries == _TRIES:
+                    raise
 
     def close(self) -> None:
         return
@@ -111,14 +132,19 @@ class S3Storage:
         if len(first) < _PART:
             self.write(url, first)
             return len(first)
+        from botocore.exceptions import BotoCoreError, ClientError
+
         bucket, key = _split(url)
         with _translated(url):
+            self._abort_unfinished(bucket, key)
             upload = self._client.create_multipart_upload(Bucket=bucket, Key=key)["UploadId"]
             common = {"Bucket": bucket, "Key": key, "UploadId": upload}
             try:
                 return self._upload(common, first, blocks)
             except BaseException:
-                self._client.abort_multipart_upload(**common)
+                # What stopped it is to be told, not that this failed, too; whoever joins the file next aborts it then.
+                with suppress(BotoCoreError, ClientError):
+                    self._client.abort_multipart_upload(**common)
                 raise
 
     def remove(self, url: str) -> None:
@@ -132,6 +158,18 @@ class S3Storage:
             for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key):
                 for found in page.get("Contents", ()):
                     self._client.delete_object(Bucket=bucket, Key=found["Key"])
+
+    def _abort_unfinished(self, bucket: str, key: str) -> None:
+        """Uploads of the same file by processes that died: nobody sees them, and they are paid for. Where they may not
+        be listed they stay.
+        """
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        with suppress(BotoCoreError, ClientError):
+            for page in self._client.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=key):
+                for found in page.get("Uploads", ()):
+                    if found["Key"] == key:
+                        self._client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=found["UploadId"])
 
     def _upload(self, common: dict[str, Any], first: bytes, blocks: Iterator[bytes]) -> int:
         done: list[dict[str, Any]] = []

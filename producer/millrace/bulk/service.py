@@ -7,7 +7,6 @@ import logging
 import multiprocessing
 import os
 import signal
-import sys
 import time
 from contextlib import suppress
 from multiprocessing.process import BaseProcess
@@ -21,6 +20,7 @@ from rq import Worker
 from millrace.connection import load_script
 from millrace_schemas.keys import BATCHES_DUE
 
+from . import log
 from .tasks import Runtime, configure, enqueue_step, queue
 
 #: Seconds between two looks for batches that are due, and batches that one look hands out.
@@ -32,6 +32,13 @@ _PAUSE = 1.0
 _PR_SET_PDEATHSIG = 1
 #: Gateways, workers and Redis on the same machine have interactive jobs to see to.
 _NICE = 5
+_STOPS = frozenset({signal.SIGTERM, signal.SIGINT})
+
+
+class _Worker(Worker):
+    """RQ's, which waits longer and longer for a Redis that is away: not for a minute once it is back."""
+
+    max_connection_wait_time = 2.0
 
 
 class BulkService:
@@ -62,7 +69,7 @@ class BulkService:
             for batch_id in ids:
                 enqueue_step(self._queue, batch_id.decode())
         except (RedisError, OSError) as e:
-            print(f"millrace bulk: no Redis: {e}", file=sys.stderr, flush=True)
+            log.redis_away(str(e))
             return False
         return True
 
@@ -70,8 +77,13 @@ class BulkService:
         self._workers = [worker for worker in self._workers if worker.is_alive()]
         while len(self._workers) < self._count:
             worker = multiprocessing.get_context("fork").Process(target=_work, args=(self._runtime,))
-            worker.start()
-            self._workers.append(worker)
+            # A signal to stop that came between the fork and the child's own handlers would be lost.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+            try:
+                worker.start()
+                self._workers.append(worker)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _stop(self) -> None:
         for worker in self._workers:
@@ -92,11 +104,12 @@ def _work(runtime: Runtime) -> None:
     # RQ forks one process a job, and another for its scheduler; none of them may outlive this one.
     os.register_at_fork(after_in_child=_die_with_parent)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
     # Whoever is at the terminal stops the service, which stops its workers.
     configure(runtime)
     logging.getLogger("rq").setLevel(logging.WARNING)
     target = queue(redis.Redis.from_url(runtime.redis_url))
-    Worker([target], connection=target.connection, serializer="json", log_job_description=False).work(
+    _Worker([target], connection=target.connection, serializer="json", log_job_description=False).work(
         with_scheduler=True, logging_level="WARNING"
     )
 

@@ -12,11 +12,14 @@ from collections.abc import Callable
 
 from millrace.async_client import AsyncClient
 from millrace.connection import Connection
+from millrace.tracing import continued
 from millrace_schemas import MillraceError
 from millrace_schemas.batch import BATCH_TERMINAL, BatchError
 
+from . import log
 from .errors import InputChanged, LeaseLost, StorageError
 from .jobs import BatchJobs
+from .keeping import kept
 from .pump import Pump
 from .settings import BulkSettings
 from .storage import Input, MissingInput, storage_of
@@ -27,6 +30,8 @@ from .whole import Whole
 _LONG_TURN = 6
 #: Seconds in which everybody who waits shall have had a turn: what they collect has to become durable.
 _ROUND, _SHORTEST = 20.0, 0.5
+#: Pauses until what a batch that has ended left behind is tried to be removed again: that is in nobody's way.
+_TIDY_PAUSES = 12
 
 
 class Turn:
@@ -77,28 +82,58 @@ class Step:
         owned = await self._store.take(batch_id, self._settings.lease)
         if owned is None:
             return False
+        log.batch_taken(owned.batch, owned.shard)
         again: float | None = self._settings.pause
         ended = False
         try:
-            if owned.shard is None:
-                await self._whole.advance(owned)
-                again = None if owned.batch.status in BATCH_TERMINAL else 0.0
-                ended = again is not None
-            else:
-                ended = await self._work(owned, turn)
-                again = 0.0
+            async with kept(self._store, owned, self._settings.lease):
+                # Jobs of its lines belong to the trace of whoever made the batch.
+                with continued(owned.batch.traceparent):
+                    ended, again = await self._advance(owned, turn)
         except LeaseLost:
+            log.shard_lost(owned.batch, owned.shard)
             return False
         except MillraceError as e:
-            await self._store.complain(batch_id, str(e))
+            again = await self._wait(owned, str(e))
+        except Exception as e:  # noqa: BLE001 - a fault of ours may pass; a batch that nobody sees to does not
+            log.turn_failed(batch_id)
+            # Its words may quote the file.
+            again = await self._wait(owned, f"a turn broke off with {type(e).__name__}; the bulk worker's log has more")
         await self._store.leave(owned, again)
         return ended
+
+    async def _advance(self, owned: Owned, turn: Turn) -> tuple[bool, float | None]:
+        """Whether something came to its end, and the seconds until somebody must see to the rest; None: to nothing."""
+        if owned.shard is not None:
+            ended = await self._work(owned, turn)
+            if ended:
+                log.shard_ended(owned.batch, owned.shard)
+            return ended, 0.0
+        await self._whole.advance(owned)
+        if owned.batch.status in BATCH_TERMINAL:
+            return False, None
+        return True, 0.0
+
+    async def _wait(self, owned: Owned, problem: str) -> float:
+        """Says why, and returns the seconds until it is tried again."""
+        if owned.batch.status in BATCH_TERMINAL:
+            log.parts_left(owned.batch, problem)
+            return self._settings.pause * _TIDY_PAUSES
+        await self._complain(owned, problem)
+        return self._settings.pause
+
+    async def _complain(self, owned: Owned, problem: str) -> None:
+        if await self._store.complain(owned.batch.id, problem):
+            log.batch_waits(owned.batch, problem)
 
     async def _work(self, owned: Owned, turn: Turn) -> bool:
         """Whether all lines of a shard have ended."""
         batch = owned.batch
         source: Input = MissingInput(batch.input)
         jobs = BatchJobs(self._client, self._connection, batch)
+        if owned.answered:
+            await jobs.forget([jobs.id(number) for number in owned.answered])
+            await self._store.forgot(owned)
         try:
             source = await self._open(owned)
             return await self._pump(Pump(self._store, jobs, owned, source, self._settings), owned, turn)
@@ -114,7 +149,8 @@ class Step:
         try:
             source = await asyncio.to_thread(storage_of(batch.input).open, batch.input)
         except StorageError as e:
-            if e.lasting:
+            # Rights may come back; a file that is gone does not come back as it was.
+            if e.code == "not_found":
                 raise InputChanged(str(e)) from e
             raise
         if source.version != batch.version:
@@ -128,10 +164,15 @@ class Step:
         try:
             while True:
                 done = await pump.run(turn.end)
+                if pump.problem is not None:
+                    await self._complain(owned, pump.problem)
                 if done or turn.is_over():
                     return done
                 if pump.is_fed and following is None and not owned.is_over:
                     following = asyncio.create_task(self._go_on(owned.batch.id, turn))
+        except LeaseLost:
+            await pump.retreat()
+            raise
         finally:
             await pump.close()
             if following is not None:

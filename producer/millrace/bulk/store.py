@@ -6,6 +6,8 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from millrace.connection import Connection
 from millrace_schemas import decode, encode
 from millrace_schemas.batch import Batch, BatchError, BatchProgress, Part, ShardProgress
@@ -19,6 +21,8 @@ KEEP = 30 * 86_400
 COUNTS = ("completed", "failed", "prompt_tokens", "completion_tokens", "cached_tokens")
 _VIEWED = ("record", "cancel", "problem", "checked", *COUNTS, "expired")
 _LISTED = 100
+_NUMBERS = msgspec.msgpack.Decoder(tuple[int, ...])
+_NUMBERS_TO = msgspec.msgpack.Encoder()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,12 @@ class Owned:
     cancel: float | None
     #: Why the batch cannot be worked off, as somebody else found.
     failure: BatchError | None
+    #: Lines whose answers are durable, and whose jobs may still be there.
+    answered: tuple[int, ...] = ()
+    #: Share of the input that its validation has read, 0 to 1, for the next renewal; None: it is not validated.
+    checked: float | None = None
+    #: Somebody else has it by now.
+    is_lost: bool = False
 
     @property
     def name(self) -> str:
@@ -123,7 +133,7 @@ class BatchStore:
         )
         if reply[0] == 0:
             return None
-        _, shard, record, progress, revision, cancel, failure = reply
+        _, shard, record, progress, revision, cancel, failure, answered = reply
         return Owned(
             token,
             decode(record, Batch),
@@ -132,32 +142,48 @@ class BatchStore:
             int(revision),
             float(cancel) if cancel else None,
             decode(failure, BatchError) if failure else None,
+            _NUMBERS.decode(answered) if answered else (),
         )
 
-    async def keep(self, owned: Owned, lease: float, checked: float | None = None) -> None:
+    async def keep(self, owned: Owned, lease: float) -> None:
         """Renews the ownership, and learns of a cancellation and of failures. Raises LeaseLost."""
-        batch_id = owned.batch.id
+        batch_id, checked = owned.batch.id, owned.checked
         reply = await self._connection.script(
             "batch_keep",
             [batch_key(batch_id), BATCHES_DUE],
             [batch_id, owned.token, lease, owned.name, "" if checked is None else f"{checked:.4f}"],
         )
         if reply[0] == 0:
-            raise _lost(batch_id)
+            raise _lost(owned)
         owned.cancel = float(reply[1]) if reply[1] else None
         owned.failure = decode(reply[2], BatchError) if reply[2] else None
 
-    async def move(self, owned: Owned, batch: Batch, *, open_shards: bool = False, ended: bool = False) -> None:
-        """Writes the record, of a batch that is owned as a whole, or nothing and raises LeaseLost."""
+    async def move(
+        self,
+        owned: Owned,
+        batch: Batch,
+        *,
+        open_shards: bool = False,
+        ended: bool = False,
+        unless_cancelled: bool = False,
+    ) -> bool:
+        """Writes the record, of a batch that is owned as a whole, or nothing and raises LeaseLost.
+
+        False: it was to be written only `unless_cancelled`, and somebody has asked for the batch's end.
+        """
         shards = len(batch.shards) if open_shards else 0
-        done = await self._connection.script(
+        done, cancel = await self._connection.script(
             "batch_move",
             [batch_key(batch.id), *batch_parts(batch.id)],
-            [owned.token, owned.revision, encode(batch), shards, KEEP if ended else 0],
+            [owned.token, owned.revision, encode(batch), shards, KEEP if ended else 0, int(unless_cancelled)],
         )
         if not done:
-            raise _lost(batch.id)
+            raise _lost(owned)
+        if done == 2:
+            owned.cancel = float(cancel)
+            return False
         owned.batch, owned.revision = batch, owned.revision + 1
+        return True
 
     async def commit(
         self,
@@ -166,8 +192,12 @@ class BatchStore:
         counts: Mapping[str, int],
         output: Part | None = None,
         errors: Part | None = None,
+        answered: Sequence[int] = (),
     ) -> None:
-        """Writes all of it, of an owned shard, or nothing and raises LeaseLost. `counts` are added to the batch's."""
+        """Writes all of it, of an owned shard, or nothing and raises LeaseLost. `counts` are added to the batch's.
+
+        `answered`: lines whose jobs are of no use from then on; see `forgot`.
+        """
         batch_id = owned.batch.id
         parts = [b"" if part is None else encode(part) for part in (output, errors)]
         added = [value for pair in counts.items() if pair[1] for value in pair]
@@ -176,31 +206,53 @@ class BatchStore:
             [batch_key(batch_id), *batch_parts(batch_id)],
             [
                 *(owned.token, owned.shard, owned.revision, encode(progress), *parts),
-                *(int(progress.done), int(progress.expired), *added),
+                *(int(progress.done), int(progress.expired), _NUMBERS_TO.encode(answered) if answered else b"", *added),
             ],
         )
         if not done:
-            raise _lost(batch_id)
+            raise _lost(owned)
         owned.progress, owned.revision = progress, owned.revision + 1
+
+    async def forgot(self, owned: Owned) -> None:
+        """The jobs of all lines that were `answered` are gone."""
+        await self._connection.run(("HDEL", batch_key(owned.batch.id), f"answered{owned.name}"))
+
+    async def answered(self, batch: Batch) -> list[int]:
+        """Lines of all shards whose jobs may be left, as somebody died before they were gone."""
+        if not batch.shards:
+            return []
+        names = [f"answered:{shard}" for shard in range(len(batch.shards))]
+        (found,) = await self._connection.run(("HMGET", batch_key(batch.id), *names))
+        return [number for data in found if data for number in _NUMBERS.decode(data)]
+
+    async def progress_of(self, owned: Owned) -> ShardProgress:
+        """How far a shard has come by now, whoever has it; of one that is done nothing more is known."""
+        names = (f"done{owned.name}", f"progress{owned.name}")
+        ((done, data),) = await self._connection.run(("HMGET", batch_key(owned.batch.id), *names))
+        if done:
+            return ShardProgress(done=True)
+        return decode(data, ShardProgress) if data else ShardProgress()
 
     async def fail(self, batch_id: str, error: BatchError) -> None:
         """Lets all shards of a batch end, for the first such reason."""
         await self._connection.script("batch_fail", [batch_key(batch_id)], [encode(error)])
 
     async def leave(self, owned: Owned, again: float | None) -> None:
-        """`again`: seconds until somebody must see to it; None: nobody must."""
+        """`again`: seconds until somebody must see to it; None: nobody must, as the batch is at its end."""
         await self._connection.script(
             "batch_leave",
             [batch_key(owned.batch.id), BATCHES_DUE],
             [owned.batch.id, owned.token, owned.name, "" if again is None else again],
         )
 
-    async def complain(self, batch_id: str, problem: str) -> None:
-        """Says why a batch does not move; the next commit takes it back."""
-        key = batch_key(batch_id)
-        (there,) = await self._connection.run(("HEXISTS", key, "record"))
-        if there:
-            await self._connection.run(("HSET", key, "problem", problem[:1000]))
+    async def complain(self, batch_id: str, problem: str) -> bool:
+        """Says why a batch does not move; the next commit takes it back. False: that was known, or it is not there."""
+        key, problem = batch_key(batch_id), problem[:1000]
+        ((record, known),) = await self._connection.run(("HMGET", key, "record", "problem"))
+        if record is None or known == problem.encode():
+            return False
+        await self._connection.run(("HSET", key, "problem", problem))
+        return True
 
     async def parts(self, batch_id: str) -> tuple[list[Part], list[Part]]:
         """Of the output and of the error file, in order."""
@@ -224,5 +276,6 @@ def _view(
     )
 
 
-def _lost(batch_id: str) -> LeaseLost:
-    return LeaseLost(f"{batch_id}: somebody else works on it")
+def _lost(owned: Owned) -> LeaseLost:
+    owned.is_lost = True
+    return LeaseLost(f"{owned.batch.id}: somebody else works on it")

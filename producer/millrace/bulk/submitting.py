@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from millrace.tracing import current_traceparent
 from millrace_schemas import InvalidRequest
 from millrace_schemas.batch import Batch, FileFormat, PromptColumn, new_batch_id
 from millrace_schemas.job import MAX_METADATA_KEY, MAX_METADATA_PAIRS, MAX_METADATA_VALUE, check_tenant
@@ -37,7 +38,10 @@ def make_batch(
     webhook: str = "",
     batch_id: str | None = None,
 ) -> Batch:
-    """Raises InvalidRequest, StorageError. With `rows` the input is a table, of the kind that its name says."""
+    """Raises InvalidRequest, StorageError. With `rows` the input is a table, of the kind that its name says.
+
+    The batch belongs to the trace of the code that makes it.
+    """
     if endpoint and endpoint not in ENDPOINTS:
         raise InvalidRequest(f"endpoint must be one of {', '.join(ENDPOINTS)}, not {endpoint[:80]!r}", param="endpoint")
     check_tenant(tenant)
@@ -63,6 +67,7 @@ def make_batch(
         webhook=webhook,
         output_expires_after=output_expires_after,
         input_file_id=input_file_id or url,
+        traceparent=current_traceparent(),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from millrace_schemas import InvalidRequest, queue_of
 from millrace_schemas.batch import MAX_ERRORS, Batch, BatchError, Shard
 
 from .lines import RawLine
@@ -85,6 +86,7 @@ class _Check:
     def __init__(self, batch: Batch):
         self.endpoint = batch.endpoint
         self.model = batch.model
+        self._queue = ""
         #: 64 bits of each: names of a million lines in some 100 MB, and one false alarm in 40 million such files.
         self._seen: set[int] = set()
 
@@ -107,3 +109,8 @@ class _Check:
                 message = f"The model is {model[:80]!r}, and that of the lines before is {self.model!r}."
                 raise BadRow(BatchError("model_mismatch", message, number, "body.model"))
             self.model = model
+        if not self._queue:
+            try:
+                self._queue = queue_of(model)
+            except InvalidRequest as e:
+                raise BadRow(BatchError("model_not_found", str(e), number, "body.model")) from None

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
-import threading
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -15,18 +13,20 @@ import msgspec
 from millrace.async_client import AsyncClient
 from millrace.connection import Connection
 from millrace_schemas import UnknownModel
-from millrace_schemas.aio import end_tasks
 from millrace_schemas.batch import Batch, BatchError, BatchEvent, BatchStatus, BulkFile, Part, advance_batch
 
+from . import log
 from .errors import InputChanged, LeaseLost, StorageError
 from .files import FileStore
+from .jobs import BatchJobs
 from .output import errors_url, output_url, parts_prefix
 from .settings import BulkSettings
 from .storage import read_all, storage_of
 from .store import BatchStore, Owned
 from .validation import Finding, validate
 
-_KEEP_EVERY = 1.0
+#: What the log says of moves.
+_TOLD = {BatchEvent.BEGIN: log.batch_began, BatchEvent.CANCEL: log.batch_cancelled}
 
 
 def moved(batch: Batch, event: BatchEvent, now: float, **changes: Any) -> Batch:
@@ -40,6 +40,7 @@ class Whole:
 
     def __init__(self, store: BatchStore, client: AsyncClient, connection: Connection, settings: BulkSettings):
         self._store, self._client, self._settings = store, client, settings
+        self._connection = connection
         self._files = FileStore(connection)
 
     async def advance(self, owned: Owned) -> None:
@@ -57,19 +58,26 @@ class Whole:
         batch = owned.batch
         if owned.failure is not None and batch.status in (BatchStatus.IN_PROGRESS, BatchStatus.CANCELLING):
             await self._finish(owned, BatchEvent.FAIL, errors=(owned.failure,))
-        elif owned.cancel is not None and batch.status in (BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS):
-            await self._move(owned, BatchEvent.CANCEL, at=owned.cancel)
-        elif batch.status is BatchStatus.IN_PROGRESS:
-            await self._move(owned, BatchEvent.FINALIZE)
+        elif batch.status in (BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS):
+            if owned.cancel is None:
+                await self._move(owned, BatchEvent.FINALIZE)
+            if owned.cancel is not None:
+                await self._move(owned, BatchEvent.CANCEL, at=owned.cancel)
         if owned.batch.status is BatchStatus.CANCELLING:
             await self._finish(owned, BatchEvent.CANCELLED)
         elif owned.batch.status is BatchStatus.FINALIZING:
             expired = (await self._store.view(batch.id)).progress.expired
             await self._finish(owned, BatchEvent.EXPIRE if expired else BatchEvent.COMPLETE)
 
-    async def _move(self, owned: Owned, event: BatchEvent, at: float | None = None, **changes: Any) -> None:
+    async def _move(self, owned: Owned, event: BatchEvent, at: float | None = None, **changes: Any) -> bool:
+        """False: instead of being finalized it is to be cancelled, which everybody was told already."""
         batch = moved(owned.batch, event, await self._store.now() if at is None else at, **changes)
-        await self._store.move(owned, batch, open_shards=event is BatchEvent.BEGIN)
+        moved_on = await self._store.move(
+            owned, batch, open_shards=event is BatchEvent.BEGIN, unless_cancelled=event is BatchEvent.FINALIZE
+        )
+        if moved_on and event in _TOLD:
+            _TOLD[event](batch)
+        return moved_on
 
     async def _validate(self, owned: Owned) -> bool:
         """Whether its shards are to be worked on; otherwise it has failed, or was cancelled."""
@@ -107,22 +115,12 @@ class Whole:
         probe = parts_prefix(batch) + "probe"
         await asyncio.to_thread(storage_of(batch.output).write, probe, b"")
         source = await asyncio.to_thread(storage_of(batch.input).open, batch.input)
-        stop = threading.Event()
-        checked = 0.0
 
         def alive(share: float) -> None:
-            nonlocal checked
-            checked = share
-            if stop.is_set():
+            owned.checked = share
+            if owned.is_lost or owned.cancel is not None:
                 raise LeaseLost(f"{batch.id}: it was taken away, or cancelled")
 
-        async def keep() -> None:
-            while owned.cancel is None:
-                await asyncio.sleep(_KEEP_EVERY)
-                await self._store.keep(owned, self._settings.lease, checked)
-
-        keeping = asyncio.create_task(keep())
-        keeping.add_done_callback(lambda _: stop.set())
         try:
             found = await asyncio.to_thread(validate, batch, source, self._settings, alive)
         except LeaseLost:
@@ -130,7 +128,7 @@ class Whole:
                 raise
             found = Finding(0, "", "", ())
         finally:
-            await end_tasks(keeping)
+            owned.checked = None
             source.close()
         return found, source.version, source.size
 
@@ -146,32 +144,22 @@ class Whole:
             if parts:
                 ids[name] = _file_id(url)
                 await self._join(owned, ids[name], parts, url)
+        if answered := await self._store.answered(batch):
+            jobs = BatchJobs(self._client, self._connection, batch)
+            await jobs.forget([jobs.id(number) for number in answered])
         ended = moved(batch, event, await self._store.now(), **ids, **changes)
         await self._store.move(owned, ended, ended=True)
+        log.batch_ended(ended, (await self._store.view(batch.id)).progress)
 
     async def _join(self, owned: Owned, file_id: str, parts: list[Part], url: str) -> None:
         batch = owned.batch
-        async with self._kept(owned):
-            size = await asyncio.to_thread(storage_of(batch.output).join, url, _contents(batch, parts))
+        size = await asyncio.to_thread(storage_of(batch.output).join, url, _contents(batch, parts))
         await self._files.put(
             BulkFile(
                 id=file_id, location=url, filename=url.rpartition("/")[2], size=size,
                 created_at=await self._store.now(), purpose="batch_output", tenant=batch.tenant,
             )
         )  # fmt: skip
-
-    @asynccontextmanager
-    async def _kept(self, owned: Owned) -> AsyncIterator[None]:
-        async def keep() -> None:
-            while True:
-                await self._store.keep(owned, self._settings.lease)
-                await asyncio.sleep(_KEEP_EVERY)
-
-        keeping = asyncio.create_task(keep())
-        try:
-            yield
-        finally:
-            await end_tasks(keeping)
 
 
 def _file_id(url: str) -> str:

@@ -39,7 +39,7 @@ async def create(request: Request) -> Response:
             raise invalid(f"{name} must be a string", param=name)
     if body["endpoint"] not in ENDPOINTS:
         raise invalid(f"endpoint must be one of {', '.join(ENDPOINTS)}", param="endpoint")
-    metadata = body.get("metadata") or {}
+    metadata = {} if body.get("metadata") is None else body["metadata"]
     if not isinstance(metadata, dict):
         raise invalid("metadata must be an object", param="metadata")
     webhook = body.get("webhook")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from typing import Any
 
-import msgspec
 from starlette.requests import ClientDisconnect, Request
 
+from millrace.openai_api.json_body import decode_body
 from millrace_schemas.job import MAX_IDEMPOTENCY_KEY
 
 from .errors import ApiError, invalid
@@ -38,8 +37,8 @@ async def read_json(request: Request) -> Any:
         raise ApiError(415, "send JSON, with the header content-type: application/json", code="unsupported_media_type")
     data = await _read(request, settings)
     if len(data) > _LARGE:
-        return await asyncio.to_thread(_decode, data, settings.max_json_depth)
-    return _decode(data, settings.max_json_depth)
+        return await asyncio.to_thread(decode_body, data, settings.max_json_depth)
+    return decode_body(data, settings.max_json_depth)
 
 
 def idempotency_key(request: Request) -> str | None:
@@ -80,48 +79,6 @@ def _too_long(settings: GatewaySettings) -> ApiError:
     return ApiError(
         413, f"the body is longer than {settings.max_body_bytes:,} bytes", code="request_too_large", headers=_CLOSE
     )
-
-
-def _number(text: str) -> float:
-    """A number that was written with a point or an exponent; 16.0 is the integer 16, as everywhere in JSON."""
-    value = float(text)
-    if math.isinf(value):
-        raise ValueError(f"{text[:40]} is out of range")
-    return int(value) if value.is_integer() and abs(value) < 2**53 else value
-
-
-_DECODER = msgspec.json.Decoder(float_hook=_number)
-
-
-def _decode(data: bytes, max_depth: int) -> Any:
-    try:
-        value = _DECODER.decode(data)
-    except RecursionError:
-        raise _too_deep(max_depth) from None
-    except (msgspec.MsgspecError, UnicodeError) as e:
-        raise invalid(f"the body is not JSON: {e}", code="invalid_json") from None
-    _check_depth(value, max_depth)
-    return value
-
-
-def _check_depth(value: Any, max_depth: int) -> None:
-    """Level by level: recursion is what the limit is there to keep away from."""
-    level = [value] if isinstance(value, dict | list) else []
-    depth = 0
-    while level:
-        depth += 1
-        if depth > max_depth:
-            raise _too_deep(max_depth)
-        level = [
-            inner
-            for outer in level
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-            if isinstance(inner, dict | list)
-        ]
-
-
-def _too_deep(max_depth: int) -> ApiError:
-    return invalid(f"the body nests arrays and objects more than {max_depth} deep", code="invalid_json")
 
 
 def _kind(value: object) -> str:

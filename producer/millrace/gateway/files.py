@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from starlette.concurrency import iterate_in_threadpool
@@ -10,18 +13,20 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from millrace.bulk.errors import StorageError
 from millrace.bulk.expiry import read_form_expiry
 from millrace.bulk.files import FileNotFound, FileStore
-from millrace.bulk.storage import read_all, storage_of
+from millrace.bulk.storage import BLOCK, Input, storage_of
 from millrace.connection import Connection
 from millrace.tenant_backend import TenantBackend
 from millrace_schemas.batch import BulkFile, new_file_id
 
 from .caller import client_of
-from .errors import ApiError, JSONResponse, invalid
+from .errors import ApiError, JSONResponse, invalid, unavailable
 from .settings import GatewaySettings
 from .upload import read_upload
 
+log = logging.getLogger(__name__)
 #: The one purpose of files that are sent here.
 PURPOSE = "batch"
 PURPOSES = (PURPOSE, "batch_output")
@@ -43,9 +48,12 @@ async def create(request: Request) -> Response:
             raise invalid(f"purpose must be {PURPOSE!r}", param="purpose")
         seconds = read_form_expiry(upload.fields, EXPIRES)
         store, (tenant, _) = FileStore(connection_of(request)), seen_by(request)
+        # Without Redis nobody would ever know of what is written now.
+        await store.check()
         file_id = new_file_id()
         url = f"{place}{file_id}.jsonl"
-        await asyncio.to_thread(storage_of(url).join, url, upload.blocks())
+        with _stored(url):
+            await asyncio.to_thread(storage_of(url).join, url, upload.blocks())
     finally:
         upload.file.close()
     now = await client_of(request)._backend.now()
@@ -83,10 +91,19 @@ async def retrieve(request: Request) -> Response:
 async def content(request: Request) -> Response:
     """As it is, a block at a time."""
     file = await _find(request)
-    source = await asyncio.to_thread(storage_of(file.location).open, file.location)
-    source.close()
+    with _stored(file.location):
+        try:
+            source = await asyncio.to_thread(storage_of(file.location).open, file.location)
+        except StorageError as e:
+            if e.code != "not_found":
+                raise
+            log.error("the contents of a file are gone: %s", e)
+            raise ApiError(
+                404, f"the contents of {file.id} are gone", code="file_not_found", param="file_id"
+            ) from e  # fmt: skip
+    # Whatever happens to the file now: the answer has what it had, or breaks off.
     return StreamingResponse(
-        iterate_in_threadpool(read_all(file.location)),
+        iterate_in_threadpool(_blocks(source)),
         media_type="application/octet-stream",
         headers={"content-length": str(source.size)},
     )
@@ -95,7 +112,8 @@ async def content(request: Request) -> Response:
 async def delete(request: Request) -> Response:
     """Whether a batch still reads it is for the caller to know."""
     file = await _find(request)
-    await asyncio.to_thread(storage_of(file.location).remove, file.location)
+    with _stored(file.location):
+        await asyncio.to_thread(storage_of(file.location).remove, file.location)
     await FileStore(connection_of(request)).delete(file)
     return JSONResponse({"id": file.id, "object": "file", "deleted": True})
 
@@ -161,6 +179,24 @@ def seen_by(request: Request) -> tuple[str, str | None]:
     if isinstance(backend, TenantBackend):
         return client._tenant or "", backend._tenant
     return "", None
+
+
+@contextmanager
+def _stored(url: str) -> Iterator[None]:
+    """What is wrong with the place of the files is for its operator to know; a caller is to try again."""
+    try:
+        yield
+    except StorageError as e:
+        log.error("storage: %s", e)
+        raise unavailable("the place where files are kept cannot be used right now", "storage_unavailable") from e
+
+
+def _blocks(source: Input) -> Iterator[bytes]:
+    try:
+        for offset in range(0, source.size, BLOCK):
+            yield source.read(offset, BLOCK)
+    finally:
+        source.close()
 
 
 async def _find(request: Request) -> BulkFile:

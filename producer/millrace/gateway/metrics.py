@@ -15,6 +15,7 @@ from millrace_schemas import MillraceError
 from millrace_schemas.exposition import CONTENT_TYPE, Family, Histogram, one, render
 
 from .caller import client_of
+from .metrics_batches import describe_batches, read_batches
 from .sse import StreamSlots
 from .webhook_dispatcher import Dispatcher
 
@@ -42,12 +43,15 @@ class RequestCounts:
 
 async def metrics(request: Request) -> Response:
     state = request.app.state
-    queues = await _queues(client_of(request))
+    queues, batches = await asyncio.gather(
+        _queues(client_of(request)), read_batches(state.client._connection, _PATIENCE)
+    )
     families = [
         *_requests(state.counts, state.slots, state.connections.open),
         *_webhooks(state.dispatcher),
         one("millrace_redis_up", "gauge", "1 while Redis answers this gateway.", int(queues is not None)),
         *_describe(queues or []),
+        *describe_batches(batches),
     ]
     return Response(render(families), media_type=CONTENT_TYPE)
 
