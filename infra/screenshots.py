@@ -1,4 +1,5 @@
-"""Makes the pictures of the status page in docs/images: real jobs, through a real worker with the demo model.
+"""Makes the pictures of the status page in docs/images: real jobs and bulk files, through a real worker with the demo
+model.
 
     .venv/bin/python infra/screenshots.py
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import sys
 import tempfile
 import threading
@@ -22,11 +24,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "support"))
 
+import structlog  # noqa: E402
 from playwright.sync_api import Browser, sync_playwright  # noqa: E402
 
+from bulk_parts import Batches, BulkThread, chat_line, written  # noqa: E402
 from chromium import launch  # noqa: E402
 from gateway_server import GatewayServer  # noqa: E402
 from millrace import AsyncClient  # noqa: E402
+from millrace.bulk.settings import BulkSettings  # noqa: E402
 from millrace.demo_tasks import PROMPT_OF_TASK, make_example, system_prompt  # noqa: E402
 from millrace.demo_worker import MODEL, DemoWorker  # noqa: E402
 from millrace.embedded import EmbeddedRedis  # noqa: E402
@@ -34,13 +39,17 @@ from millrace.termination import terminated_as_exit  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images"
 #: Longest file, in bytes.
-LIMIT = 200_000
+LIMIT = 250_000
 #: name -> how the page is looked at
 VIEWS: dict[str, dict[str, Any]] = {
     "status-light": {"viewport": {"width": 1200, "height": 900}, "color_scheme": "light"},
     "status-dark": {"viewport": {"width": 1200, "height": 900}, "color_scheme": "dark"},
     "status-phone": {"viewport": {"width": 375, "height": 812}, "color_scheme": "light"},
 }
+
+
+#: Lines of the bulk file that is under way in the pictures, and seconds that it has been by then.
+BULK_LINES, BULK_SECONDS = 20_000, 45.0
 
 
 class Load:
@@ -96,6 +105,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0, help="how long jobs run before the pictures are taken")
     parser.add_argument("--output", type=Path, default=IMAGES, help="folder for the pictures (default: docs/images)")
     options = parser.parse_args()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     options.output.mkdir(parents=True, exist_ok=True)
     with (
         terminated_as_exit(),
@@ -103,17 +113,29 @@ def main() -> None:
         EmbeddedRedis() as redis,
         DemoWorker(redis.url, Path(directory) / "worker.log") as worker,
         GatewayServer(redis.url) as gateway,
+        BulkThread(redis.url, BulkSettings(flush_seconds=2.0, window=512)),
     ):
         asyncio.run(until_served(redis.url, worker))
         load = Load(redis.url)
         load.start()
         print(f"{options.minutes:g} minutes of jobs; the page is at {gateway.url}/", flush=True)
         try:
-            time.sleep(options.minutes * 60)
+            bulk_file(redis.url, directory, "reviews.jsonl", 300)
+            time.sleep(max(0.0, options.minutes * 60 - BULK_SECONDS))
+            bulk_file(redis.url, directory, "orders-2026-11.jsonl", BULK_LINES)
+            time.sleep(BULK_SECONDS)
             with sync_playwright() as playwright:
                 take_all(launch(playwright), gateway.url, options.output)
         finally:
             load.stop()
+
+
+def bulk_file(url: str, directory: str, name: str, lines: int) -> None:
+    """Hands in a file of so many prompts of the demo's."""
+    random = Random(lines)
+    made = (make_example(random, random.choice(list(PROMPT_OF_TASK)), split="held_out").user for _ in range(lines))
+    texts = (chat_line(f"row-{n}", text, MODEL, max_tokens=4) for n, text in enumerate(made))
+    Batches(url).make(written(f"{directory}/{name}", texts), f"{directory}/out")
 
 
 async def until_served(url: str, worker: DemoWorker) -> None:

@@ -12,16 +12,19 @@ import typer
 from rich.table import Column, Table
 from rich.text import Text
 
-from millrace_schemas.batch import BATCH_TERMINAL, PromptColumn
+from millrace_schemas.batch import BatchStatus, PromptColumn
 
 from . import config
 from .async_client import AsyncClient
 from .bulk.described import describe, status_of
 from .bulk.errors import BatchNotFound
+from .bulk.glance import Paces
 from .bulk.output import errors_url, output_url
 from .bulk.store import BatchStore, View
 from .bulk.submitting import make_batch
+from .cli_batch_watch import watch as watch_batch
 from .cli_output import AsJson, RedisUrl, print_json, print_table
+from .cli_progress import line_of
 from .connection import Connection
 from .overview_rows import printable
 from .tracing import continued
@@ -30,7 +33,7 @@ T = TypeVar("T")
 
 app = typer.Typer(no_args_is_help=True, help="Files of prompts, worked off by `millrace bulk`.")
 BatchId = Annotated[str, typer.Argument(metavar="ID", help="Of a batch.")]
-_POLL = 1.0
+Watch = Annotated[bool, typer.Option("--watch", help="Show its progress until it has ended.")]
 _TABLES = "Of tables"
 
 
@@ -57,10 +60,11 @@ def submit(
     endpoint: Annotated[str, typer.Option(help="Default: that of the lines; of tables, chat completions.")] = "",
     window: Annotated[str, typer.Option(metavar="TIME", help="Until it expires: 30m, 24h, at most 7d.")] = "24h",
     webhook: Annotated[str, typer.Option(metavar="URL", help="A gateway calls it at the batch's end.")] = "",
+    watch: Watch = False,
     as_json: AsJson = False,
     redis_url: RedisUrl = None,
 ) -> None:
-    """Hand a file to the bulk workers. Prints the batch's id."""
+    """Hand a file to the bulk workers. Prints the batch's id; with --watch, exit code 1 unless it is completed."""
     if system_file is not None:
         if system is not None:
             raise typer.BadParameter("give --system or --system-file, not both", param_hint="--system")
@@ -91,32 +95,32 @@ def submit(
         return await store.view(batch.id)
 
     view = _run(redis_url, do)
-    if as_json:
-        print_json(_as_json(view))
-    else:
+    if not as_json:
         typer.echo(view.batch.id)
+    elif not watch:
+        # Else the first line of the watch says it.
+        print_json(_as_json(view))
+    if watch:
+        _watch(view.batch.id, as_json, redis_url)
 
 
 @app.command()
-def status(
-    batch_id: BatchId,
-    watch: Annotated[bool, typer.Option("--watch", help="Stay until it has ended.")] = False,
-    as_json: AsJson = False,
-    redis_url: RedisUrl = None,
-) -> None:
+def status(batch_id: BatchId, watch: Watch = False, as_json: AsJson = False, redis_url: RedisUrl = None) -> None:
     """Show how far a batch has come. With --watch, exit code 1 unless it is completed in the end."""
+    if watch:
+        _watch(batch_id, as_json, redis_url)
+        return
 
-    async def do(store: BatchStore) -> View:
-        while True:
-            view = await store.view(batch_id)
-            _print(view, as_json)
-            if not watch or view.batch.status in BATCH_TERMINAL:
-                return view
-            await asyncio.sleep(_POLL)
+    async def do(store: BatchStore) -> tuple[View, float]:
+        return await store.view(batch_id), await store.now()
 
-    view = _run(redis_url, do)
-    if watch and view.batch.status != "completed":
-        raise typer.Exit(1)
+    view, now = _run(redis_url, do)
+    glance = Paces().glance(view, now)
+    if as_json:
+        print_json({**_as_json(view), "progress": glance})
+        return
+    typer.echo(line_of(glance))
+    _print_end(view)
 
 
 @app.command()
@@ -166,15 +170,17 @@ def list_(
     print_table(table)
 
 
-def _print(view: View, as_json: bool) -> None:
-    if as_json:
-        print_json(_as_json(view))
-        return
-    batch, progress = view.batch, view.progress
-    line = f"{status_of(view)}: {progress.completed:,} completed, {progress.failed:,} failed of {batch.total:,}"
-    if view.problem:
-        line += f"; waiting: {view.problem}"
-    typer.echo(printable(line))
+def _watch(batch_id: str, as_json: bool, redis_url: str | None) -> None:
+    view = watch_batch(redis_url, batch_id, _as_json, as_json)
+    if not as_json:
+        _print_end(view)
+    if view.batch.status is not BatchStatus.COMPLETED:
+        raise typer.Exit(1)
+
+
+def _print_end(view: View) -> None:
+    """What was wrong with the file, and where its answers are."""
+    batch = view.batch
     for error in batch.errors:
         where = "" if error.line is None else f"line {error.line}: "
         typer.echo(printable(f"{where}{error.message} [{error.code}]"))

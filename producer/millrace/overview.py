@@ -9,6 +9,8 @@ import msgspec
 from millrace_schemas import ModelInfo, WorkerInfo
 
 from .async_client import AsyncClient
+from .bulk.glance import BulkFiles, Paces, read_batches
+from .bulk.store import BatchStore
 from .queue_stats import Failure, QueueStats
 
 #: Failures that are of interest at a glance.
@@ -21,16 +23,20 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
     queues: list[QueueStats]
     #: The newest of all queues, newest first.
     failures: list[Failure]
+    bulk: BulkFiles = BulkFiles()
 
 
-async def read_overview(client: AsyncClient) -> Overview:
-    """Raises QueueUnavailable."""
+async def read_overview(client: AsyncClient, paces: Paces) -> Overview:
+    """`paces` has seen earlier overviews, and sees this one. Raises QueueUnavailable."""
     models = await client.models()
     # One after the other: a gateway's streams hold most of the client's connections.
     queues = [await client.queue_stats(model.name) for model in models]
     failures = [failure for model in models for failure in await client.failures(model.name, count=_FAILURES)]
     failures.sort(key=lambda failure: failure.at, reverse=True)
-    return Overview(models=models, queues=queues, failures=failures[:_FAILURES])
+    # Queues in memory have no bulk files beside them.
+    connection = client._connection
+    bulk = BulkFiles() if connection is None else await read_batches(BatchStore(connection), paces)
+    return Overview(models=models, queues=queues, failures=failures[:_FAILURES], bulk=bulk)
 
 
 class Throughput:

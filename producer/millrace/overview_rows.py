@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from millrace_schemas import WorkerInfo
+from millrace_schemas.batch import BatchStatus
 
+from .bulk.glance import Glance
 from .overview import Overview, Throughput
 
 #: Headings of the columns, by table.
@@ -14,6 +16,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "workers": (
         "worker", "model", "device", "running", "waiting", "KV", "hits", "finished", "tokens", "tok/s", "beat",
     ),
+    "batches": ("batch", "file", "status", "progress", "lines", "failed", "lines/s", "left", "tokens/s"),
     "failures": ("age", "model", "code", "attempts", "job", "reason"),
 }  # fmt: skip
 #: Columns of numbers, which are read down their right edge.
@@ -32,7 +35,7 @@ NUMBERS = frozenset(
         "tok/s",
         "beat",
     )
-) | {"attempts"}
+) | {"attempts", "lines", "failed", "lines/s", "left", "tokens/s"}
 
 _UNITS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"))
 _REPLACEMENT = "\ufffd"
@@ -54,7 +57,8 @@ def rows_of(overview: Overview, throughput: Throughput) -> dict[str, list[list[s
         [age(now - failed.at), failed.model, failed.code, f"{failed.attempts:,}", failed.job or "-", failed.reason]
         for failed in overview.failures
     ]
-    tables = {"queues": queues, "workers": workers, "failures": failures}
+    batches = [_batch(batch) for batch in overview.bulk.batches]
+    tables = {"queues": queues, "workers": workers, "batches": batches, "failures": failures}
     return {name: [[printable(cell) for cell in row] for row in rows] for name, rows in tables.items()}
 
 
@@ -67,6 +71,28 @@ def _worker(worker: WorkerInfo, now: float, rate: float | None) -> list[str]:
     ]  # fmt: skip
 
 
+def _batch(batch: Glance) -> list[str]:
+    lines = f"{batch.ended:,}/{batch.total:,}" if batch.total else "-"
+    rate = "-" if batch.rate is None else per_second(batch.rate)
+    left = age(batch.eta) if batch.ended_at is None else f"{age(batch.at - batch.ended_at)} ago"
+    return [
+        batch.id, batch.file, batch.status.replace("_", " "), percent(share_of(batch)), lines, f"{batch.failed:,}",
+        rate, left, f"{batch.token_rate:,.0f}" if batch.token_rate else "-",
+    ]  # fmt: skip
+
+
+def share_of(batch: Glance) -> float:
+    """Of whatever is done at the moment: of the input while it is validated, then of the lines."""
+    return batch.checked if batch.status is BatchStatus.VALIDATING else batch.share
+
+
+def trouble_of(batch: Glance) -> str:
+    """What holds a batch up, or made it fail; "": nothing does."""
+    if batch.problem is not None:
+        return printable(f"waiting: {batch.problem}")
+    return printable(batch.error or "")
+
+
 def age(seconds: float | None) -> str:
     """One number and its unit; "-" for None."""
     if seconds is None:
@@ -75,6 +101,16 @@ def age(seconds: float | None) -> str:
         if seconds >= size:
             return f"{seconds / size:.1f} {unit}"
     return f"{max(0.0, seconds):.0f} s"
+
+
+def percent(share: float) -> str:
+    """Rounded down: all of it is only all of it."""
+    return f"{int(share * 100)}%"
+
+
+def per_second(rate: float) -> str:
+    """With two digits at least, so that what is slow does not look as if it stood still."""
+    return f"{rate:,.0f}" if rate >= 10 or rate == 0 else f"{rate:.2g}"
 
 
 def printable(text: str) -> str:

@@ -8,9 +8,11 @@ import time
 import redis
 from playwright.sync_api import expect
 
+from batch_maker import new_batch, put
 from fake_worker import FakeWorker, register
 from millrace import Client, Lane, WorkerInfo
 from millrace_schemas import Latencies, QueueKeys, bucket_of, encode
+from millrace_schemas.batch import BatchError, BatchStatus
 from watched import Open, Watch
 
 #: As long as a name or a reason can be, without a place to break it.
@@ -61,6 +63,11 @@ def fill(redis_url: str, raw: redis.Redis, keys: QueueKeys, long: str = "") -> N
     with Client(redis_url, "demo") as client:
         client.submit_many([{"prompt": "a", "lane": "batch"}] * 3)
     raw.xadd(keys.failures, {"job": "demo-1", "code": f"engine_failed{long}", "reason": f"out{long}", "attempts": 2})
+    errors = (BatchError("input_changed", f"another file{long}"),)
+    put(raw, new_batch("batch_1", status=BatchStatus.FAILED, errors=errors))
+    huge = {"total": 12_345_678, "input": f"s3://bucket/a{long}.csv"}
+    batch = new_batch(f"batch_{'0' * 31}2", age=1000, status=BatchStatus.IN_PROGRESS, **huge)
+    put(raw, batch, completed=10_000_000, failed=1_000_000, completion_tokens=10**9, problem=f"away{long}")
     for count in (1, 5):
         latencies = {
             lane: Latencies(first_token={bucket_of(0.1): count}, total={bucket_of(2.0): count}) for lane in Lane
@@ -170,14 +177,19 @@ def test_everything_has_a_name(
     fields = page.locator("input, select, textarea")
     assert fields.evaluate_all("all => all.every((e) => e.labels.length === 1)")
     assert fields.count() == 4
-    for name in ("Queues by model and lane", "Workers whose heartbeat lives", "The newest jobs that failed or expired"):
+    for name in (
+        "Queues by model and lane", "Workers whose heartbeat lives", "The newest jobs that failed or expired",
+        "Bulk files that have not ended, and the newest that have",
+    ):  # fmt: skip
         expect(page.get_by_role("table", name=name)).to_have_count(1)
     expect(page.get_by_role("columnheader", name="hit rate")).to_have_count(1)
     images = page.get_by_role("img").evaluate_all("all => all.map((e) => e.ariaLabel)")
     assert len(images) == 4
+    bars = page.get_by_role("progressbar")
+    assert bars.evaluate_all("all => all.map((e) => e.ariaLabel)") == ["a.csv, in progress", "prompts.jsonl, failed"]
     assert images[0].startswith("Queue depth, jobs waiting: interactive: 0; batch: ")
     levels = page.locator("h1, h2, h3").evaluate_all("all => all.map((e) => Number(e.tagName[1]))")
-    assert levels == [1, 2, 3, 2, 2, 2]
+    assert levels == [1, 2, 3, 2, 2, 2, 2]
     assert page.evaluate("document.documentElement.lang && document.title") == "Millrace"
 
 

@@ -9,11 +9,14 @@ import pytest
 import redis
 from playwright.sync_api import Page, expect
 
+from batch_maker import moved, new_batch, put
 from fake_worker import FakeWorker, register
 from gateway_server import GatewayServer
 from millrace import Client, Lane, WorkerInfo
 from millrace.embedded import EmbeddedRedis
 from millrace_schemas import Latencies, QueueKeys, bucket_of, encode
+from millrace_schemas.batch import BatchError, BatchStatus
+from millrace_schemas.keys import batch_key
 from watched import QUICK, Open, Watch
 
 HOSTILE = """</td><script>alert(1)</script><img src=x onerror='alert("1")'>&amp;"""
@@ -108,10 +111,42 @@ def test_it_follows_without_a_reload(
     assert {asked.removeprefix(url) for asked in watch.urls} <= {"", "page/page.css", "page/page.js", "data:,"}
 
 
+@pytest.mark.parametrize("scripts", [True, False], ids=["script", "no-script"])
+def test_bulk_files(open_page: Open, url: str, raw: redis.Redis, scripts: bool) -> None:
+    put(raw, new_batch("batch_1", age=9000, status=BatchStatus.COMPLETED, total=7), completed=6, failed=1)
+    error = BatchError("input_changed", f"it is another file {HOSTILE}")
+    put(raw, new_batch("batch_2", age=5400, status=BatchStatus.FAILED, errors=(error,)))
+    batch = new_batch("batch_3", age=100, status=BatchStatus.IN_PROGRESS, total=20_000, input="file:///in/a.csv")
+    put(raw, batch, completed=4_998, failed=2, completion_tokens=50_000, problem=HOSTILE)
+    put(raw, new_batch("batch_4"), checked="0.345")
+    page = open_page(url, java_script_enabled=scripts)
+    fourth, third, second, first = rows(page, "batches")
+    assert fourth == ["batch_4", "prompts.jsonl", "validating", "34%", "-", "0", "-", "-", "-"]
+    assert third[:3] + third[4:6] == ["batch_3", "a.csv", "in progress", "5,000/20,000", "2"]
+    assert third[3].split("\n") == ["25%", f"waiting: {HOSTILE}"]
+    # The mean since its begin, until it was seen to move.
+    assert (third[6] in ("49", "50"), third[7], int(third[8]) > 400) == (True, "5.0 min", True)
+    assert second[2:4] == ["failed", f"0%\n{error.message} [input_changed]"]
+    assert first[2:] == ["completed", "100%", "7/7", "1", "-", "2.5 h ago", "-"]
+    bar = page.get_by_role("progressbar", name="a.csv, in progress")
+    assert bar.evaluate("bar => bar.position") == 0.25
+    if scripts:
+        page.evaluate("window.same = true")
+        put(raw, batch, completed=9_998)
+        raw.hdel(batch_key("batch_3"), "problem")
+        expect(page.get_by_text("10,000/20,000")).to_be_visible()
+        expect(page.get_by_text(f"waiting: {HOSTILE}")).to_have_count(0)
+        assert bar.evaluate("bar => bar.position") == 0.5
+        moved(raw, batch, BatchStatus.COMPLETED, completed=19_998)
+        expect(page.get_by_role("progressbar", name="a.csv, completed")).to_be_visible()
+        assert page.evaluate("window.same")
+
+
 def test_nothing_yet(open_page: Open, gateway: GatewayServer) -> None:
     page = open_page(f"{gateway.url}/")
     expect(page.get_by_text("No model is registered; start a worker: millrace worker --model NAME")).to_be_visible()
     expect(page.get_by_text("No worker is alive; jobs wait until one is.")).to_be_visible()
+    expect(page.get_by_text("There is no bulk file; hand one in: millrace batch submit INPUT")).to_be_visible()
     # A form that has no model to ask says so before it asks.
     page.get_by_label("Prompt", exact=True).fill("hello")
     page.get_by_role("button", name="Send").click()
@@ -138,7 +173,7 @@ def test_an_outage_and_its_end(open_page: Open, watch: Watch) -> None:
         # Opened now, the page is a page all the same, and does not say that there is nothing.
         later = open_page(f"{gateway.url}/")
         expect(later.locator("#problem")).to_have_text(re.compile("Redis"))
-        expect(later.get_by_text("Not known.")).to_have_count(3)
+        expect(later.get_by_text("Not known.")).to_have_count(4)
         server.start()
         with FakeWorker(server.url):
             for one in (page, later):

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+import redis
 import structlog
 
 from bulk_parts import Batches, BulkThread
@@ -44,3 +45,9 @@ def faulty(s3_env: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faulty
 
 def forget_client() -> None:
     S3Storage.__dict__["shared"].__func__.cache_clear()
+
+
+@pytest.fixture
+def raw(redis_url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(redis_url, protocol=2) as connection:
+        yield connection

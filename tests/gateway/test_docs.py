@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from contextlib import nullcontext
 from html.parser import HTMLParser
 
 import httpx2
 import pytest
 
+from bulk_parts import BulkThread
 from fake_worker import FakeWorker
 from gateway_server import GatewayServer
+from millrace.bulk.settings import BulkSettings
 from millrace.gateway import GatewaySettings
 from millrace.gateway.openapi.docs_html import render
 from millrace.gateway.openapi.document import build_document
@@ -97,21 +100,25 @@ def poisoned(value: object, text: str, key: str = "") -> object:
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_examples_work(name: str, gateway: GatewayServer, worker: FakeWorker) -> None:
+def test_examples_work(name: str, gateway: GatewayServer, worker: FakeWorker, redis_url: str) -> None:
     """As they are pasted into a shell, but for the address."""
     source = SAMPLES[name].replace("http://localhost:8000", gateway.url)
     code = (
         f"set -euo pipefail; curl() {{ command curl --max-time 20 -w '%{{stderr}}%{{http_code}} ' \"$@\"; }}\n{source}"
     )
-    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    # A batch that nobody works on has no end.
+    with BulkThread(redis_url, BulkSettings(flush_seconds=0.1)) if name == "readBatchEvents" else nullcontext():
+        done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, timeout=60, check=True)
     statuses = re.findall(r"\d{3}", done.stderr)
     if name == "deleteResponse":
         assert statuses.pop() == "405"
     # No worker's heartbeat is there before its first job has ended.
     assert set(statuses) <= ({"200", "202"} if name != "readiness" else {"200", "503"})
-    if name not in ("statusPage", "docs", "pageAsset", "metrics", "readJobEvents"):
+    if name not in ("statusPage", "docs", "pageAsset", "metrics", "readJobEvents", "readBatchEvents"):
         assert json.loads(done.stdout)
     if name == "readJob":
         assert json.loads(done.stdout)["state"] == "completed"
+    if name == "readBatchEvents":
+        assert "event: batch.completed" in done.stdout
     if name == "readJobEvents":
         assert "event: finished" in done.stdout

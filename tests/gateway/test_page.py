@@ -11,14 +11,18 @@ import httpx2
 import pytest
 import redis
 
+from batch_maker import new_batch, put
 from fake_worker import FakeWorker
 from gateway_server import GatewayServer
 from millrace import Failure, Lane, LaneStats, ModelInfo, QueueStats, WorkerInfo
+from millrace.bulk.glance import BulkFiles, Paces
+from millrace.bulk.store import View
 from millrace.embedded import EmbeddedRedis, free_port
 from millrace.gateway.history import History
 from millrace.gateway.page_html import render
 from millrace.overview import Overview
 from millrace_schemas import QueueKeys, encode, queue_of
+from millrace_schemas.batch import BatchProgress, BatchStatus
 
 HOSTILE = """</td></option></script><script>alert(1)</script><img src=x onerror='alert("1")'>&amp;$models\x1b]0;"""
 #: As it is shown.
@@ -100,6 +104,7 @@ def test_the_json_has_the_numbers(http: httpx2.Client, raw: redis.Redis, keys: Q
     http.post("/v1/jobs", json={"prompt": "a"})
     beat(raw, "w-1", output_tokens=10)
     raw.xadd(keys.dead, {"code": "undecodable", "reason": "x" * 5000, "data": b"\xff" * 5000})
+    put(raw, new_batch("batch_1", age=10, status=BatchStatus.IN_PROGRESS, total=8), completed=2)
     answer = http.get("/status.json")
     assert answer.headers["cache-control"] == "no-store"
     found = answer.json()
@@ -109,6 +114,9 @@ def test_the_json_has_the_numbers(http: httpx2.Client, raw: redis.Redis, keys: Q
     assert abs(queue["at"] - time.time()) < 60
     assert [(w["name"], w["output_tokens"]) for w in queue["workers"]] == [("w-1", 10)]
     assert [model["has_chat_template"] for model in found["models"]] == [True]
+    (batch,) = found["bulk"]["batches"]
+    assert (batch["id"], batch["share"], found["bulk"]["unfinished"]) == ("batch_1", 0.25, 1)
+    assert batch["rate"] == pytest.approx(0.2, rel=0.2)
     # Neither the raw data nor a reason without end.
     assert len(answer.content) < 4000
     (failure,) = found["failures"]
@@ -122,7 +130,9 @@ def overview_of(text: str) -> Overview:
     lanes = {lane: LaneStats(waiting=1, in_flight=0) for lane in Lane}
     worker = WorkerInfo(name=text, model=text, host=text, pid=1, device=text, started_at=0.0, beat_at=1.0)
     queue = QueueStats(model=text, at=1.0, lanes=lanes, delayed=0, dead=0, workers=[worker])
-    return Overview(models=[model], queues=[queue], failures=[failure])
+    batch = new_batch(text, age=10, status=BatchStatus.IN_PROGRESS, input=f"s3://b/{text.replace('/', '')}", total=9)
+    glance = Paces().glance(View(batch, BatchProgress(completed=3), None, text), time.time())
+    return Overview(models=[model], queues=[queue], failures=[failure], bulk=BulkFiles(batches=(glance,), unfinished=3))
 
 
 def rendered(text: str) -> str:
@@ -138,6 +148,9 @@ def test_what_others_wrote_makes_no_element_and_no_attribute() -> None:
     assert hostile.text["h3"] == CLEAN
     assert hostile.tables["workers"][0][:3] == [CLEAN] * 3
     assert hostile.tables["failures"][0][1:] == [CLEAN, CLEAN, "0", CLEAN, CLEAN]
+    assert hostile.tables["batches"][0][:2] == [CLEAN, CLEAN.replace("/", "")]
+    assert hostile.text["small"].endswith(f"waiting: {CLEAN}")
+    hostile.all("progress")[0]["aria-label"] = plain.all("progress")[0]["aria-label"]
     without = [tag if tag[0] != "option" else ("option", {}) for tag in hostile.tags]
     assert without == [tag if tag[0] != "option" else ("option", {}) for tag in plain.tags]
     nothing = Overview(models=[], queues=[], failures=[])

@@ -3,39 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import json
-import os
-import pty
-import select
 import signal
-import struct
 import subprocess
 import sys
-import termios
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import redis
 
+from batch_maker import new_batch, put
 from fake_worker import FakeWorker, register
 from millrace import AsyncClient, Client, WorkerInfo
+from millrace.bulk.glance import Paces
 from millrace.embedded import EmbeddedRedis, free_port
 from millrace.overview import Overview, Throughput, read_overview
 from millrace.overview_rows import age, printable
 from millrace_schemas import QueueKeys, encode, queue_of
+from millrace_schemas.batch import BatchError, BatchStatus
+from terminal import environment, in_terminal, read_until
 
-_ROOT = Path(__file__).resolve().parents[2]
-_PATHS = os.pathsep.join(str(_ROOT / part) for part in ("schemas", "producer"))
 _LONG = "Qwen/Qwen3-0.6B-Instruct-2507-with-a-name-that-goes-on"
 _HIDE, _SHOW = b"\x1b[?1049h", b"\x1b[?1049l"
-
-
-def environment(columns: int = 80) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": _PATHS, "COLUMNS": str(columns), "TERM": "xterm"}
 
 
 def top(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -52,39 +41,6 @@ def beat(raw: redis.Redis, worker: WorkerInfo) -> None:
     keys = QueueKeys(queue_of(worker.model))
     raw.set(keys.worker(worker.name), encode(worker))
     raw.zadd(keys.workers, {worker.name: 1.0})
-
-
-@contextmanager
-def in_terminal(url: str, *arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """The command in a terminal of 80 columns, and that terminal's other end."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    command = [sys.executable, "-m", "millrace", "top", "--redis-url", url, *arguments]
-    process = subprocess.Popen(
-        command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment(), start_new_session=True
-    )
-    os.close(theirs)
-    try:
-        yield process, ours
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
-        os.close(ours)
-
-
-def read_until(terminal: int, wanted: bytes) -> bytes:
-    seen = b""
-    limit = time.monotonic() + 30
-    while wanted not in seen:
-        assert time.monotonic() < limit, seen
-        if select.select([terminal], [], [], 1)[0]:
-            try:
-                seen += os.read(terminal, 65536)
-            except OSError:
-                # The other end is closed.
-                assert wanted in seen, seen
-    return seen
 
 
 def test_once_fits_80_columns(redis_url: str, raw: redis.Redis) -> None:
@@ -108,6 +64,22 @@ def test_once_fits_80_columns(redis_url: str, raw: redis.Redis) -> None:
     # A name goes on in further lines, whole.
     column = "".join(line.split(" ", 1)[0] for line in lines[lines.index("1 worker") + 1 :])
     assert "gpu-host-0.example-12345-abcdef" in column
+
+
+def test_bulk_files_fit_80_columns(redis_url: str, raw: redis.Redis) -> None:
+    error = BatchError("invalid_json_line", "This line is \x1b[2J[red]no JSON.", line=2)
+    put(raw, new_batch("batch_1", age=3006, status=BatchStatus.FAILED, errors=(error,), input="file:///in/b.csv"))
+    batch = new_batch("batch_2", age=1000, status=BatchStatus.IN_PROGRESS, total=5_000_000, input=f"s3://in/{_LONG}")
+    put(raw, batch, completed=1_234_567, failed=12, problem="the disk is full")
+    put(raw, new_batch("batch_3"), checked="0.345")
+    done = top(redis_url, "--once")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    for cell in ("24%", "1,234,579/5,000,000", "1,23", "34%", "50.1 min ago", "validating"):
+        assert cell in done.stdout, cell
+    text = done.stdout.replace("\n", "")
+    assert f"{_LONG.rpartition('/')[2]}: waiting: the disk is full" in text
+    assert "b.csv: line 2: This line is \ufffd[2J[red]no JSON. [invalid_json_line]" in text
 
 
 def test_json_once(redis_url: str) -> None:
@@ -144,7 +116,7 @@ def test_json_goes_on_until_a_signal(redis_url: str, client: Client) -> None:
 def test_live_until_a_signal(redis_url: str, client: Client, raw: redis.Redis, number: int) -> None:
     now = time.time()
     beat(raw, info("w-1", output_tokens=1000, beat_at=now))
-    with in_terminal(redis_url, "--interval", "0.2") as (process, terminal):
+    with in_terminal("top", "--redis-url", redis_url, "--interval", "0.2") as (process, terminal):
         assert _HIDE in read_until(terminal, b"w-1")
         beat(raw, info("w-1", output_tokens=5321, beat_at=now + 10))
         read_until(terminal, b"432 output tokens/s")
@@ -157,7 +129,7 @@ def test_live_until_a_signal(redis_url: str, client: Client, raw: redis.Redis, n
 def test_live_through_an_outage(client: Client) -> None:
     with EmbeddedRedis() as server:
         register(server.url)
-        with in_terminal(server.url, "--interval", "0.2") as (process, terminal):
+        with in_terminal("top", "--redis-url", server.url, "--interval", "0.2") as (process, terminal):
             read_until(terminal, b"demo")
             server.stop()
             read_until(terminal, b"not up to date")
@@ -196,7 +168,7 @@ def test_throughput_is_that_between_heartbeats() -> None:
 def test_an_overview_is_of_all_queues(redis_url: str, raw: redis.Redis) -> None:
     async def read() -> Overview:
         async with AsyncClient(redis_url) as client:
-            return await read_overview(client)
+            return await read_overview(client, Paces())
 
     assert asyncio.run(read()) == Overview(models=[], queues=[], failures=[])
     for model in ("b", "a"):

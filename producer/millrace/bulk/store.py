@@ -99,7 +99,8 @@ class BatchStore:
             start = rank + 1
         views: list[View] = []
         while len(views) < count:
-            (ids,) = await self._connection.run(("ZREVRANGE", index, start, start + _LISTED - 1))
+            most = min(_LISTED, count - len(views))
+            (ids,) = await self._connection.run(("ZREVRANGE", index, start, start + most - 1))
             if not ids:
                 break
             start += len(ids)
@@ -111,6 +112,16 @@ class BatchStore:
                 start -= len(gone)
             views += [view for view in found if view is not None]
         return views[:count]
+
+    async def count_unfinished(self) -> int:
+        (count,) = await self._connection.run(("ZCARD", BATCHES_DUE))
+        return int(count)
+
+    async def unfinished(self, most: int) -> list[View]:
+        """At most so many batches without an end, in no order."""
+        (ids,) = await self._connection.run(("ZRANGE", BATCHES_DUE, 0, most - 1))
+        views = await self._views([found.decode() for found in ids]) if ids else []
+        return [view for view in views if view is not None]
 
     async def cancel(self, batch_id: str) -> bool:
         """Whether it will be cancelled; False when it has ended or is not there."""

@@ -15,7 +15,7 @@ from millrace.api_keys import KeyStore
 from millrace_schemas import MillraceError
 from millrace_schemas.aio import end_tasks
 
-from . import batches, chat, completions, files, health, jobs, metrics, models, page, responses
+from . import batch_events, batches, chat, completions, files, health, jobs, metrics, models, page, responses
 from .authentication import Authenticate
 from .connections import Connections
 from .cors import allow_origins
@@ -40,6 +40,7 @@ ROUTES: list[Route] = [
     *jobs.ROUTES,
     *files.ROUTES,
     *batches.ROUTES,
+    *batch_events.ROUTES,
     *health.ROUTES,
     *metrics.ROUTES,
     *page.ROUTES,

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from millrace import AsyncClient, QueueStats, WorkerInfo
+from millrace.bulk.glance import Paces
 from millrace.overview import Overview, Throughput, read_overview
 from millrace_schemas import Lane, Latencies, MillraceError, percentile
 
@@ -55,6 +56,7 @@ class History:
 
     def __init__(self) -> None:
         self.throughput = Throughput()
+        self.paces = Paces()
         self._points: dict[str, deque[Point]] = {}
         #: Latencies of a worker as last told, by its model and name.
         self._told: dict[tuple[str, str], Mapping[Lane, Latencies]] = {}
@@ -67,7 +69,7 @@ class History:
         while True:
             try:
                 async with asyncio.timeout(_PATIENCE):
-                    self.record(await read_overview(client))
+                    self.record(await read_overview(client, self.paces))
             except (MillraceError, TimeoutError):
                 # The page says so itself when somebody looks.
                 pass

@@ -79,10 +79,10 @@ async def asset(request: Request) -> Response:
 
 
 async def _read(request: Request) -> Overview:
-    client = client_of(request)
+    client, history = client_of(request), request.app.state.history
     try:
         async with asyncio.timeout(_PATIENCE):
-            return await read_overview(client)
+            return await read_overview(client, history.paces)
     except TimeoutError:
         raise unavailable(f"Redis did not answer within {_PATIENCE:g} s", "queue_unavailable") from None
     except MillraceError as e:

@@ -12,6 +12,7 @@ from millrace import ModelInfo
 from millrace.overview import Overview
 from millrace.overview_rows import COLUMNS, NUMBERS, printable, rows_of
 
+from .batches_html import left_out, progress
 from .history import History
 from .queue_plots import plots_of
 
@@ -23,16 +24,19 @@ _HEADINGS: Mapping[str, str] = {
     "hits": "hit rate",
     "tokens": "tokens out",
     "beat": "last beat",
+    "left": "time left",
 }
 _CAPTIONS: Mapping[str, str] = {
     "queues": "Queues by model and lane",
     "workers": "Workers whose heartbeat lives",
+    "batches": "Bulk files that have not ended, and the newest that have",
     "failures": "The newest jobs that failed or expired",
 }
 #: In the place of a table without rows.
 _EMPTY: Mapping[str, str] = {
     "queues": "No model is registered; start a worker: <code>millrace worker --model NAME</code>",
     "workers": "No worker is alive; jobs wait until one is.",
+    "batches": "There is no bulk file; hand one in: <code>millrace batch submit INPUT</code>",
     "failures": "No job failed or expired within a day.",
 }
 
@@ -44,7 +48,9 @@ def render(overview: Overview, history: History, *, every: float, problem: str =
     """
     rows = rows_of(overview, history.throughput)
     empty = dict.fromkeys(_EMPTY, "Not known.") if problem else _EMPTY
-    tables = {name: _table(name, rows[name]) if rows[name] else _none(empty[name]) for name in COLUMNS}
+    cells = _html(rows, overview)
+    tables = {name: _table(name, cells[name]) if cells[name] else _none(empty[name]) for name in COLUMNS}
+    tables["batches"] += left_out(overview.bulk)
     return _TEMPLATE.substitute(
         tables,
         every=f"{every:g}",
@@ -57,6 +63,15 @@ def render(overview: Overview, history: History, *, every: float, problem: str =
         ),
         models="".join(_option(model) for model in overview.models),
     )
+
+
+def _html(rows: Mapping[str, Sequence[Sequence[str]]], overview: Overview) -> dict[str, list[list[str]]]:
+    """The cells as HTML; progress is more than its text."""
+    cells = {name: [[escape(cell) for cell in row] for row in rows[name]] for name in COLUMNS}
+    at = COLUMNS["batches"].index("progress")
+    for row, batch in zip(cells["batches"], overview.bulk.batches, strict=True):
+        row[at] = progress(batch)
+    return cells
 
 
 def _summary(overview: Overview) -> str:
@@ -91,7 +106,7 @@ def _table(name: str, rows: Sequence[Sequence[str]]) -> str:
 def _cells(columns: Sequence[str], row: Sequence[str]) -> str:
     # A phone shows a row as lines, each with its heading.
     pairs = zip(columns, row, strict=True)
-    return "".join(f'<td data-label="{_heading(column)}"{_kind(column)}>{escape(cell)}</td>' for column, cell in pairs)
+    return "".join(f'<td data-label="{_heading(column)}"{_kind(column)}>{cell}</td>' for column, cell in pairs)
 
 
 def _heading(column: str) -> str:

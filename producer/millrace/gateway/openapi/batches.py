@@ -6,59 +6,58 @@ from collections.abc import Mapping
 
 from millrace.bulk.expiry import ANCHOR
 from millrace.bulk.rows import ENDPOINTS
+from millrace.gateway.batch_events import ENDS, PROGRESS
 from millrace.gateway.batches import MAX_LISTED
 from millrace_schemas.batch import BatchStatus
 
 from . import answers, fields
 from .files import SECONDS, SETUP, TAKE_ID, listed
 from .json_schema import INTEGER, STRING, Json, array, body, closed, constant, described, or_null, ref
-from .operation import BASE, Operation, parameter
+from .operation import BASE, Operation, events, parameter
 
 _TIME = or_null(INTEGER)
 _TIMES = (
     "in_progress_at", "finalizing_at", "completed_at", "failed_at", "expired_at", "cancelling_at", "cancelled_at",
 )  # fmt: skip
-SCHEMAS: Mapping[str, Json] = {
-    "Batch": closed(
+_BATCH: Mapping[str, Json] = {
+    "id": STRING,
+    "object": constant("batch"),
+    "endpoint": STRING,
+    "model": described(or_null(STRING), "That of all lines; null until they were looked through."),
+    "errors": or_null(
+        closed(
+            {
+                "object": constant("list"),
+                "data": array(
+                    closed({"code": STRING, "message": STRING, "line": or_null(INTEGER), "param": or_null(STRING)})
+                ),
+            }
+        )
+    ),
+    "input_file_id": STRING,
+    "completion_window": STRING,
+    "status": constant(*(str(status) for status in BatchStatus)),
+    "output_file_id": or_null(STRING),
+    "error_file_id": or_null(STRING),
+    "created_at": INTEGER,
+    "expires_at": INTEGER,
+    **dict.fromkeys(_TIMES, _TIME),
+    "request_counts": closed(dict.fromkeys(("total", "completed", "failed"), INTEGER)),
+    "usage": closed(
         {
-            "id": STRING,
-            "object": constant("batch"),
-            "endpoint": STRING,
-            "model": described(or_null(STRING), "That of all lines; null until they were looked through."),
-            "errors": or_null(
-                closed(
-                    {
-                        "object": constant("list"),
-                        "data": array(
-                            closed(
-                                {"code": STRING, "message": STRING, "line": or_null(INTEGER), "param": or_null(STRING)}
-                            )
-                        ),
-                    }
-                )
-            ),
-            "input_file_id": STRING,
-            "completion_window": STRING,
-            "status": constant(*(str(status) for status in BatchStatus)),
-            "output_file_id": or_null(STRING),
-            "error_file_id": or_null(STRING),
-            "created_at": INTEGER,
-            "expires_at": INTEGER,
-            **dict.fromkeys(_TIMES, _TIME),
-            "request_counts": closed(dict.fromkeys(("total", "completed", "failed"), INTEGER)),
-            "usage": closed(
-                {
-                    "input_tokens": INTEGER,
-                    "input_tokens_details": closed({"cached_tokens": INTEGER}),
-                    "output_tokens": INTEGER,
-                    "output_tokens_details": closed({"reasoning_tokens": INTEGER}),
-                    "total_tokens": INTEGER,
-                }
-            ),
-            "metadata": or_null({"type": "object", "additionalProperties": STRING}),
-            "problem": described(or_null(STRING), "Why it does not move; OpenAI has no such field."),
+            "input_tokens": INTEGER,
+            "input_tokens_details": closed({"cached_tokens": INTEGER}),
+            "output_tokens": INTEGER,
+            "output_tokens_details": closed({"reasoning_tokens": INTEGER}),
+            "total_tokens": INTEGER,
         }
     ),
+    "metadata": or_null({"type": "object", "additionalProperties": STRING}),
+    "problem": described(or_null(STRING), "Why it does not move; OpenAI has no such field."),
+}
+SCHEMAS: Mapping[str, Json] = {
+    "Batch": closed(_BATCH),
+    "BatchEvent": closed({**_BATCH, "progress": ref("Glance")}, description="The batch, and how fast it moves."),
     "BatchList": listed("Batch"),
     "BatchRequest": body(
         {
@@ -140,6 +139,37 @@ OPERATIONS = (
         errors=(404, 500, 503),
         setup=_SETUP,
         target="/v1/batches/$BATCH",
+    ),
+    Operation(
+        method="get",
+        path="/v1/batches/{id}/events",
+        id="readBatchEvents",
+        tag="Batches",
+        summary="Follow a batch's progress",
+        description=f"Events are named `{PROGRESS}`, at most two a second and only when something has changed; the "
+        "first one is the batch as it is. The stream ends with "
+        + ", ".join(f"`{name}`" for name in ENDS[:-1])
+        + f" or `{ENDS[-1]}`.",
+        parameters=(
+            _ID,
+            parameter(
+                "Last-Event-ID",
+                "header",
+                "The last event that was seen, as browsers send it by themselves: it is not sent again.",
+                STRING,
+                "5ce2c35c4b1e7a90",
+            ),
+        ),
+        answers={
+            200: {
+                "description": "Events.",
+                "content": events(ref("BatchEvent"), ref("Error"), description="One event."),
+            },
+            204: {"description": "The batch has ended, and `Last-Event-ID` is that of its end."},
+        },
+        errors=(404, 500, 503),
+        setup=_SETUP,
+        target="/v1/batches/$BATCH/events",
     ),
     Operation(
         method="post",

@@ -99,8 +99,10 @@ def _answers(document: Json, operation: Json) -> str:
     for status, answer in operation["responses"].items():
         if "$ref" in answer:
             answer = document["components"]["responses"][answer["$ref"].rsplit("/", 1)[1]]
+        # There may be no body at all.
         kinds = "; ".join(
-            f"<code>{escape(kind)}</code> {words(content['schema'])}" for kind, content in answer["content"].items()
+            f"<code>{escape(kind)}</code> {words(content['schema'])}"
+            for kind, content in answer.get("content", {}).items()
         )
         headers = "".join(f"<br><code>{escape(name)}</code>" for name in answer.get("headers", ()))
         rows.append((f"<b>{escape(status)}</b>", text_html(answer["description"]), kinds + headers))

@@ -49,7 +49,8 @@ class Operation:
 
     @property
     def curl(self) -> str:
-        flags = "-sN" if any("text/event-stream" in answer["content"] for answer in self.answers.values()) else "-s"
+        streams = any("text/event-stream" in answer.get("content", ()) for answer in self.answers.values())
+        flags = "-sN" if streams else "-s"
         verb = "" if self.method == "get" or self.body else f" -X {self.method.upper()}"
         url = BASE + (self.target or self.path)
         # Names of the shell stand in double quotes; those are the only ones.

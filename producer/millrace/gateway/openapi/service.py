@@ -39,7 +39,9 @@ OPERATIONS = (
         tag="Service",
         summary="The status page",
         answers={
-            200: _text("Queues, plots, workers, the newest failures, and a form to try a prompt.", "text/html"),
+            200: _text(
+                "Queues, plots, workers, bulk files, the newest failures, and a form to try a prompt.", "text/html"
+            ),
             503: _NO_NUMBERS,
         },
     ),
