@@ -13,10 +13,13 @@ import redis
 from typer.testing import CliRunner
 
 from backends import until
-from fake_worker import register
+from bulk_parts import Batches, BulkThread, chat_line, written
+from fake_worker import FakeWorker, register
 from gateway_server import GatewayServer
 from millrace import InvalidRequest, cli
 from millrace.bulk.announcing import announce
+from millrace.bulk.files import FileStore
+from millrace.bulk.settings import BulkSettings
 from millrace.bulk.store import BatchStore, Owned
 from millrace.bulk.submitting import make_batch
 from millrace.bulk.whole import moved
@@ -26,7 +29,7 @@ from millrace.gateway.webhook_addresses import Allowed
 from millrace.gateway.webhook_settings import WebhookSettings
 from millrace.webhooks.outbox import Outbox
 from millrace_schemas import JobNotFound, QueueKeys
-from millrace_schemas.batch import Batch, BatchEvent, BatchStatus
+from millrace_schemas.batch import Batch, BatchEvent, BatchStatus, BulkFile
 from millrace_schemas.keys import BULK_QUEUE, webhook_secret
 from receiver import Receiver
 
@@ -217,3 +220,25 @@ def test_commands(
     assert run(cli.app, ["webhooks", "retry", batch_id]).exit_code == 0
     (entry,) = bulk_worker.do(lambda connection: Outbox(connection).pending(BULK_QUEUE, 10))
     assert entry.due < 4e9
+
+
+def test_a_bulk_worker_announces(redis_url: str, gateway: GatewayServer, batches: Batches, tmp_path: Path) -> None:
+    source = written(str(tmp_path / "in.jsonl"), [chat_line("a")])
+    with Receiver() as receiver, FakeWorker(redis_url), BulkThread(redis_url, BulkSettings(flush_seconds=0.1)):
+        batch_id = batches.make(source, str(tmp_path / "out"), webhook=receiver.url, output_expires_after=7200)
+        batch = batches.ended(batch_id).batch
+        receiver.wait()
+    assert [call.body.count(b"batch.completed") for call in receiver.calls] == [1]
+    (file,) = [file for file in files_of(redis_url) if file.id == batch.output_file_id]
+    assert file.expires_at == file.created_at + 7200
+
+
+def files_of(redis_url: str) -> list[BulkFile]:
+    async def read() -> list[BulkFile]:
+        connection = Connection(redis_url)
+        try:
+            return await FileStore(connection).all()
+        finally:
+            await connection.close()
+
+    return asyncio.run(read())

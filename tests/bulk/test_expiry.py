@@ -12,6 +12,8 @@ import openai
 import pytest
 import redis
 
+from backends import until
+from bulk_parts import BulkProcess
 from fake_worker import register
 from gateway_server import GatewayServer
 from millrace import InvalidRequest
@@ -90,8 +92,8 @@ def test_what_is_over_goes(do: Do[Any], made: Callable[..., BulkFile], redis_url
         made(f"over{n}", tenant="acme" if n % 2 else "")
     made("soon", 1000.0), made("stays", None)
     assert swept(do, most=3) == 3
-    assert sweep(redis_url) == 2
-    assert sweep(redis_url) == 0
+    assert sweep(redis_url, 100) == 2
+    assert sweep(redis_url, 100) == 0
     assert names(tmp_path) == {"soon", "stays"}
     with redis.Redis.from_url(redis_url) as raw:
         assert raw.zrange(BULK_FILES_EXPIRING, 0, -1) == [b"file-soon"]
@@ -219,3 +221,11 @@ def test_over_http(do: Do[Any], gateway: GatewayServer) -> None:
         ):
             answer = http.post("/v1/files", files={"file": b"x"}, data={"purpose": "batch", **fields})
             assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+def test_the_service_sweeps(do: Do[Any], made: Callable[..., BulkFile], redis_url: str, tmp_path: Path) -> None:
+    (tmp_path / "files").mkdir()
+    over = made("over", location=f"file://{tmp_path}/files/over")
+    with BulkProcess(redis_url, tmp_path):
+        until(lambda: not (tmp_path / "files" / "over").exists())
+        until(lambda: not do(lambda connection: connection.run(("EXISTS", bulk_file(over.id))))[0])

@@ -56,13 +56,13 @@ async def sweep_files(connection: Connection, now: float, most: int = 100) -> in
     return gone
 
 
-def sweep(redis_url: str) -> int:
-    """One sweep of a process that has no loop."""
+def sweep(redis_url: str, most: int) -> int:
+    """One `sweep_files` of a process that has no loop."""
 
     async def run() -> int:
         connection = Connection(redis_url)
         try:
-            return await sweep_files(connection, await connection.now())
+            return await sweep_files(connection, await connection.now(), most)
         finally:
             await connection.close()
 
