@@ -18,6 +18,8 @@ from .errors import ApiError, unavailable
 
 #: Bytes of a request's first line and headers; h11 and nginx have about the same.
 MAX_HEAD_BYTES = 64 * 1024
+#: Where bodies are files.
+_UPLOADS = "/v1/files"
 #: Headers that say where a body ends.
 _FRAMING = (b"content-length", b"transfer-encoding")
 #: How many bytes a chunked body may take for each that it carries, and those that come on top.
@@ -52,6 +54,8 @@ class GatewayProtocol(HttpToolsProtocol):
         #: Of the loop's clock; None: the stage ends by itself.
         self._deadline: float | None = None
         self._read_bytes = self._head_bytes = 0
+        #: Bytes that a body may have.
+        self._most_bytes = shared.settings.max_body_bytes
         self._stalled_at: float | None = None
         self._closing_at: float | None = None
         #: Whether the request asked for an upgrade; it is the last one then.
@@ -100,7 +104,7 @@ class GatewayProtocol(HttpToolsProtocol):
         else:
             if self._stage is Stage.HEAD and self._read_bytes > MAX_HEAD_BYTES:
                 self.end_with(_head_too_long())
-            elif self._read_bytes > self._settings.max_body_bytes * _CHUNKED + _SLACK:
+            elif self._read_bytes > self._most_bytes * _CHUNKED + _SLACK:
                 self.transport.abort()
 
     def on_message_begin(self) -> None:
@@ -119,8 +123,12 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         # The application ends a slow body with a 408 first, when it is one that reads it.
-        self._stage, self._deadline = Stage.BODY, self.loop.time() + self._settings.body_timeout * 1.5
         super().on_headers_complete()
+        settings, seconds = self._settings, self._settings.body_timeout
+        self._most_bytes = settings.max_body_bytes
+        if self.scope["path"] == _UPLOADS and settings.files is not None:
+            self._most_bytes, seconds = settings.max_file_bytes, settings.upload_timeout
+        self._stage, self._deadline = Stage.BODY, self.loop.time() + seconds * 1.5
         self._cycles.append(self.cycle)
 
     def on_body(self, body: bytes) -> None:
