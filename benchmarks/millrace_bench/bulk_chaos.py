@@ -74,6 +74,8 @@ def run(load: Load) -> _JSON:
     try:
         installation.start()
         found, faults = _run(installation, load)
+    except openai.OpenAIError as e:
+        raise RuntimeError(f"the gateway did not answer as it should: {e}; evidence: {directory}") from e
     finally:
         installation.stop()
         # What could not be looked at is kept, too.
