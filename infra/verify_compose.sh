@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
 # Runs the stack of docker-compose.yml for real, all but Grafana and the GPU: builds the images, starts it on ports of its
-# own, tries what the documents say, kills containers under load, and looks for every job that was accepted. Takes some ten
-# minutes, as root on Linux (containers are killed by their process, as a crash would). Starts dockerd where none runs.
+# own, tries what the documents say, kills containers under load, and looks for every job that was accepted. Takes five to
+# ten minutes, as root on Linux (containers are killed by their process, as a crash would). Starts dockerd where none runs.
 # Where no registry can be reached the base images are made from Debian's packages: infra/verify/bases.sh.
 #   PYTHON   a Python 3.11 with pip (default python3), which fetches the packages that the images hold
 #   RCLONE   the rclone program (default: of PATH), for the S3 server where no registry can be reached
 #   WHEELS   a folder for those packages, which is left there (default: a temporary one)
+#   ENGINE_DATA  where a dockerd that is started here keeps its images, which are left there (default: a temporary folder)
 #   KEEP=1   leave the images
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-readonly PYTHON=${PYTHON:-python3} URL=http://127.0.0.1:18000 SERVICES=(redis s3 worker gateway prometheus)
+readonly PYTHON=${PYTHON:-python3} URL=http://127.0.0.1:18000 SERVICES=(redis s3 worker bulk gateway prometheus)
+readonly IMAGES=(millrace millrace-bulk millrace-worker)
 # The same in every run, so that what was built before counts.
 readonly WHEEL_PORT=18999
 WORK=$(mktemp -d /var/tmp/millrace-verify.XXXXXX)
@@ -54,7 +56,7 @@ fails() {
 
 start_engine() {
     docker info >/dev/null 2>&1 && return
-    dockerd --data-root "$WORK/docker" --exec-root "$WORK/run" --pidfile "$WORK/dockerd.pid" >"$WORK/dockerd.log" 2>&1 &
+    dockerd --data-root "${ENGINE_DATA:-$WORK/docker}" --exec-root "$WORK/run" --pidfile "$WORK/dockerd.pid" >"$WORK/dockerd.log" 2>&1 &
     ENGINE=$!
     for _ in {1..30}; do
         docker info >/dev/null 2>&1 && return
@@ -66,9 +68,13 @@ start_engine() {
 
 clean_up() {
     [[ ! -f $WORK/env ]] || compose down --volumes --timeout 10 >/dev/null 2>&1 || true
-    [[ -n ${KEEP:-} || ! -f $WORK/env ]] || docker image rm millrace:0.1.0 millrace-worker:0.1.0 millrace-s3:0.1.0 >/dev/null || true
+    [[ -n ${KEEP:-} || ! -f $WORK/env ]] || docker image rm "${IMAGES[@]/%/:0.1.0}" millrace-s3:0.1.0 >/dev/null || true
     [[ -z $WHEEL_SERVER ]] || kill "$WHEEL_SERVER"
-    [[ -z $ENGINE ]] || { kill "$ENGINE" && wait "$ENGINE" || true; }
+    if [[ -n $ENGINE ]]; then
+        kill "$ENGINE" && wait "$ENGINE" || true
+        # It leaves this one mounted.
+        umount "$WORK/run/netns/default" 2>/dev/null || true
+    fi
     rm -rf "$WORK"
 }
 
@@ -78,7 +84,7 @@ build() {
     # Packages are fetched out here, where pip is set up for this machine. Debian's Python is older than pip's markers
     # for this one know, and needs async-timeout as well.
     mkdir -p "$wheels"
-    "$PYTHON" infra/docker/requirements.py pyproject.toml gateway s3 worker >"$WORK/requirements"
+    "$PYTHON" infra/docker/requirements.py pyproject.toml gateway bulk worker >"$WORK/requirements"
     download() { "$PYTHON" -m pip download -qq --dest "$wheels" --find-links "$wheels" --only-binary :all: "$@"; }
     local torch
     torch=$(grep '^torch==' constraints.txt)+cpu
@@ -88,7 +94,7 @@ build() {
     WHEEL_SERVER=$!
     docker buildx version >/dev/null 2>&1 || export DOCKER_BUILDKIT=0
     docker build --quiet --tag millrace-s3:0.1.0 --file infra/docker/s3.Dockerfile infra/docker >/dev/null
-    for target in millrace millrace-worker; do
+    for target in "${IMAGES[@]}"; do
         docker build --quiet --network host --tag "$target:0.1.0" --target "$target" --file infra/docker/Dockerfile \
             --build-arg "PIP_FIND_LINKS=http://127.0.0.1:$WHEEL_PORT/" --build-arg PIP_NO_INDEX=1 . >"$WORK/build" 2>&1 || {
             tail -20 "$WORK/build" >&2
@@ -112,21 +118,30 @@ main() {
     make_settings
     check "compose refuses without a password" refuses_without_password
     check "the stack is up and healthy" comes_up
-    check "the client image has no torch; its own layers" measure_client
+    check "the client's image: no torch, no pip, below 200 MB" measure_image gateway millrace
+    check "the image for bulk files: the same" measure_image bulk millrace-bulk
     check "no root, no writable root file system" runs_confined
     check "published on the loopback address only" published_here_only
-    check "the README's lines for polling" readme_lines
-    check "the line of docs/local-stack.md" stack_line
+    check "the README's lines for polling" readme_polling
+    check "the README's lines for the stack" readme_stack
+    check "docs/local-stack.md: the first lines" stack_line
+    check "docs/local-stack.md: a batch over HTTP" stack_batch_http
+    check "docs/local-stack.md: a batch in S3" stack_batch_s3
+    check "a file of 536 MB through the gateway to S3" large_upload
     check "a page of another site is refused" refuses_other_sites
     check "published wider, the gateway asks for keys" asks_for_keys
     check "a large result goes to S3 and comes back" result_in_s3
-    check "Prometheus scrapes the gateway, rules are well" prometheus_sees
+    check "Prometheus scrapes, all rules are well" prometheus_sees
     check "every expression of the dashboard is valid" dashboard_expressions
     check "two workers serve" scales
     check "jobs submitted while containers are killed" survive_kills
+    check "a batch that ran meanwhile" batch_survived
     check "restarts by the engine after the kills" restarted
+    check "a stop lets every process end by itself" stops
     check "the same jobs after down and up" survive_down
-    printf '\n%s\n' "${RESULTS[@]}"
+    check "the same batch" batch_survived
+    echo
+    printf '%s\n' "${RESULTS[@]}"
     return $FAILED
 }
 

@@ -3,7 +3,7 @@ FROM rclone/rclone:1.75.1
 # A named volume begins as a copy of this folder, so it belongs to the user below.
 RUN mkdir -p /data/millrace && chown -R 10001:10001 /data
 COPY serve-s3.sh /usr/local/bin/serve-s3
-COPY check-s3.sh /usr/local/bin/check-s3
+COPY s3.sh /usr/local/bin/s3
 ENTRYPOINT []
 USER 10001:10001
 EXPOSE 9000

@@ -1,4 +1,4 @@
-"""Asks a running Prometheus: `health URL` for the gateway's target and the rules, `dashboard URL FILE`."""
+"""Asks a running Prometheus: `health URL` for its targets and the rules, `dashboard URL FILE`."""
 
 import json
 import sys
@@ -20,9 +20,10 @@ def health(url):
         targets = {target["labels"]["job"]: target["health"] for target in ask(url, "targets")["activeTargets"]}
         rules = [rule for group in ask(url, "rules")["groups"] for rule in group["rules"]]
         well = sum(rule["health"] == "ok" for rule in rules)
-        if (targets.get("gateway") == "up" and rules and well == len(rules)) or time.monotonic() > limit:
-            print(f"gateway {targets.get('gateway')}, {well} of {len(rules)} rules ok")
-            return not (targets.get("gateway") == "up" and rules and well == len(rules))
+        good = targets == {"gateway": "up", "worker": "up"} and rules and well == len(rules)
+        if good or time.monotonic() > limit:
+            print(f"{targets}, {well} of {len(rules)} rules ok")
+            return not good
         time.sleep(1)
 
 

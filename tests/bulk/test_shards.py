@@ -230,10 +230,13 @@ def test_a_batch_is_not_finalized_once_its_end_was_asked_for(store: Store) -> No
 def test_an_ended_batch_keeps_nothing_for_successors(store: Store, redis_url: str) -> None:
     batch = begun(store, 2)
     for _ in range(2):
-        finish(store, store.take(batch.id, LEASE), completed=1)
+        owned = store.take(batch.id, LEASE)
+        finish(store, owned, completed=1)
     whole = store.take(batch.id, LEASE)
     store.move(whole, msgspec.structs.replace(whole.batch, status=BatchStatus.COMPLETED), ended=True)
     with redis.Redis.from_url(redis_url) as client:
         names = {name.decode().partition(":")[0] for name in client.hkeys(batch_key(batch.id))}
     assert not names & {"progress", "revision:0", "answered"}
     assert store.view(batch.id).progress.completed == 2
+    # Somebody who wakes up now learns that there is nothing left to do.
+    assert store.progress_of(owned).done

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
-from compose_file import ROOT, services, variables
+from compose_file import COMPOSE, ROOT, services, variables
 
 SERVICES = services()
 DOCKERFILES = sorted((ROOT / "infra" / "docker").glob("*Dockerfile"))
@@ -18,7 +22,7 @@ GPU_PROFILE = {"worker-gpu": ["gpu"]}
 
 
 def test_which_services_there_are() -> None:
-    assert {"redis", "s3", "gateway", "worker", "worker-gpu", "prometheus", "grafana"} <= set(SERVICES)
+    assert {"redis", "s3", "gateway", "worker", "worker-gpu", "bulk", "prometheus", "grafana"} <= set(SERVICES)
     assert {name: service["profiles"] for name, service in SERVICES.items() if "profiles" in service} == GPU_PROFILE
 
 
@@ -131,12 +135,62 @@ def test_a_dockerfile_is_pinned_and_leaves_root(path: Path) -> None:
     stages = re.findall(r"^FROM (\S+)(?: AS (\S+))?$", text, re.MULTILINE)
     assert stages
     names = {name for _, name in stages}
-    assert all(base in names or PINNED.fullmatch(base) for base, _ in stages)
+    assert all(base in {*names, "scratch"} or PINNED.fullmatch(base) for base, _ in stages)
     assert "latest" not in text
     assert not re.search(r"^ADD ", text, re.MULTILINE)
     for stage in re.split(r"^FROM ", text, flags=re.MULTILINE)[1:]:
         if "\nCMD " in stage:
             assert re.search(r"^USER 10001:10001$", stage, re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_hadolint_takes_a_dockerfile(path: Path) -> None:
+    hadolint = Path(sys.executable).with_name("hadolint")
+    done = subprocess.run([hadolint, "--no-color", path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+#: What Compose knows of a service, as far as it is used here; another key is a slip of the pen.
+KEYS = {
+    "build", "cap_drop", "command", "cpus", "depends_on", "deploy", "entrypoint", "environment", "healthcheck", "image",
+    "init", "logging", "mem_limit", "pids_limit", "ports", "profiles", "read_only", "restart", "security_opt",
+    "stop_grace_period", "tmpfs", "ulimits", "user", "volumes",
+}  # fmt: skip
+
+
+def test_the_file_is_one_that_compose_takes() -> None:
+    """As `docker compose config` would look at it; that itself is in the next test."""
+    document = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))
+    assert {key for key in document if not key.startswith("x-")} == {"services", "volumes"}
+    named: set[str] = set()
+    for name, service in SERVICES.items():
+        assert set(service) <= KEYS, name
+        assert set(service.get("depends_on", {})) <= set(SERVICES)
+        assert all(isinstance(value, str | int | float | None) for value in service.get("environment", {}).values()), (
+            name
+        )
+        sources = [volume.split(":")[0] for volume in service.get("volumes", ())]
+        assert all((ROOT / source).exists() for source in sources if source.startswith("./") and source != "./models")
+        named |= {source for source in sources if not source.startswith(".")}
+        build = service.get("build")
+        assert build is None or (ROOT / build["context"] / build["dockerfile"]).is_file()
+    assert named == set(document["volumes"])
+
+
+def composes() -> list[list[str]]:
+    found = [["docker-compose"]] if shutil.which("docker-compose") else []
+    version = ["docker", "compose", "version"]
+    if shutil.which("docker") and subprocess.run(version, capture_output=True, check=False).returncode == 0:
+        found.append(["docker", "compose"])
+    return found
+
+
+@pytest.mark.parametrize("compose", composes(), ids=" ".join)
+def test_compose_takes_the_file(compose: list[str]) -> None:
+    """It needs no engine for that."""
+    settings = ["--env-file", str(ROOT / ".env.example"), "--file", str(COMPOSE)]
+    done = subprocess.run([*compose, *settings, "config", "--quiet"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_targets_and_images_fit() -> None:

@@ -122,8 +122,11 @@ class FakeWorker:
         self.taken.append(job_id)
 
     def _finish(self, lane: bytes, entry: bytes, job_id: str) -> None:
-        job = self._redis.hgetall(self.keys.job(job_id))
         with self._redis.pipeline(transaction=True) as pipe:
+            # A job that is cancelled or forgotten meanwhile is looked at again.
+            pipe.watch(self.keys.job(job_id))
+            job = pipe.hgetall(self.keys.job(job_id))
+            pipe.multi()
             pipe.xack(lane, GROUP, entry)
             pipe.xdel(lane, entry)
             if job and job[b"state"].decode() not in TERMINAL:
@@ -134,7 +137,11 @@ class FakeWorker:
                 if b"webhook" in job:
                     pipe.zadd(self.keys.webhooks, {job_id: int(time.time())})
                     pipe.publish(self.keys.webhooks, job_id)
-            pipe.execute()
+            try:
+                pipe.execute()
+            except redis.WatchError:
+                self._finish(lane, entry, job_id)
+                return
         self.finished.append(job_id)
 
     def _end(self, pipe: Any, job_id: str, result: Result, *, stream: bool) -> None:

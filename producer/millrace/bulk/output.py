@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from typing import NamedTuple
 
 from millrace_schemas import Usage
-from millrace_schemas.batch import Batch, Part
+from millrace_schemas.batch import Batch, Line, Part
 
+from .lines import RawLine
 from .storage import storage_of
 from .store import COUNTS
 
@@ -33,29 +35,41 @@ class Buffer:
         return Part(name, len(self._data), self._lines)
 
 
+class Place(NamedTuple):
+    """Where a line of the input stands."""
+
+    number: int
+    offset: int
+
+
 class Harvest:
-    """What came since the last commit: lines of both files, what they add to the batch's counts, and their numbers."""
+    """What came since the last commit: lines of both files, and what they add to the batch's counts."""
 
     def __init__(self) -> None:
         self.output = Buffer()
         self.errors = Buffer()
         self.counts = dict.fromkeys(COUNTS, 0)
-        #: Their jobs go once the lines are durable.
-        self.numbers: list[int] = []
+        #: Their jobs go once these answers are durable.
+        self.places: list[Place] = []
         self._since: float | None = None
 
-    def answer(self, number: int, line: bytes, usage: Usage) -> None:
-        """Of the line with this number in the input."""
-        self._note(number)
-        self.output.add(line)
+    def answer(self, line: Line, data: bytes, usage: Usage) -> None:
+        """`data`: a line of the output file."""
+        self._note(line)
+        self.output.add(data)
         self.counts["completed"] += 1
         for name in ("prompt_tokens", "completion_tokens", "cached_tokens"):
             self.counts[name] += getattr(usage, name)
 
-    def fail(self, number: int, line: bytes) -> None:
-        self._note(number)
-        self.errors.add(line)
+    def fail(self, line: Line | RawLine, data: bytes) -> None:
+        """`data`: a line of the error file."""
+        self._note(line)
+        self.errors.add(data)
         self.counts["failed"] += 1
+
+    @property
+    def numbers(self) -> list[int]:
+        return [place.number for place in self.places]
 
     @property
     def size(self) -> int:
@@ -67,8 +81,8 @@ class Harvest:
         """Seconds since the first line came; 0 when there is none."""
         return 0.0 if self._since is None else time.monotonic() - self._since
 
-    def _note(self, number: int) -> None:
-        self.numbers.append(number)
+    def _note(self, line: Line | RawLine) -> None:
+        self.places.append(Place(line.number, line.offset))
         if self._since is None:
             self._since = time.monotonic()
 

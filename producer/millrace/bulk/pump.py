@@ -19,7 +19,7 @@ from .answers import CANCELLED, EXPIRED, answered, refused, unanswered
 from .errors import InputChanged, LeaseLost, StorageError
 from .jobs import BatchJobs
 from .lines import RawLine
-from .output import Harvest
+from .output import Harvest, Place
 from .pages import Lines, PageReader
 from .retreat import end_what_is_over, withdraw
 from .rows import BadRow, Row, RowReader
@@ -118,13 +118,14 @@ class Pump:
             await withdraw(self._store, owned, [part for part in (output, errors) if part is not None])
             raise
         self._harvest = Harvest()
-        if harvest.numbers:
+        if harvest.places:
             await self._jobs.forget([self._jobs.id(number) for number in harvest.numbers])
             await self._store.forgot(owned)
 
     async def retreat(self) -> None:
         """After LeaseLost: ends jobs that nobody wants."""
-        await end_what_is_over(self._store, self._jobs, self._owned, self._under_way, self._lines)
+        made: list[Line | Place] = [*self._under_way.values(), *self._harvest.places]
+        await end_what_is_over(self._store, self._jobs, self._owned, made, self._lines)
 
     async def give_up(self) -> None:
         """Ends what is under way, for a file that cannot be read on. Raises what `commit` does."""
@@ -162,7 +163,7 @@ class Pump:
     def _abandon(self) -> None:
         """Whoever still works on these has had its time."""
         for job_id, line in list(self._under_way.items()):
-            self._harvest.fail(line.number, unanswered(job_id, line.custom_id, self._ending or CANCELLED))
+            self._harvest.fail(line, unanswered(job_id, line.custom_id, self._ending or CANCELLED))
             del self._under_way[job_id]
 
     async def _feed(self) -> int:
@@ -202,14 +203,14 @@ class Pump:
 
     async def _submit(self, lines: list[RawLine]) -> None:
         submissions, started = [], {}
-        refusals: list[tuple[int, bytes]] = []
+        refusals: list[tuple[RawLine, bytes]] = []
         for line in lines:
             row = self._row(line)
             job_id = self._jobs.id(line.number)
             try:
                 submissions.append(await self._jobs.prepare(row, job_id))
             except (InvalidRequest, ApiError) as e:
-                refusals.append((line.number, refused(row.url, job_id, row.custom_id, e)))
+                refusals.append((line, refused(row.url, job_id, row.custom_id, e)))
                 continue
             started[job_id] = Line(line.number, line.offset, line.length, row.custom_id)
         if submissions:
@@ -228,7 +229,7 @@ class Pump:
 
     def _skip(self, line: RawLine) -> None:
         job_id = self._jobs.id(line.number)
-        self._harvest.fail(line.number, unanswered(job_id, self._row(line).custom_id, self._ending or CANCELLED))
+        self._harvest.fail(line, unanswered(job_id, self._row(line).custom_id, self._ending or CANCELLED))
 
     async def _collect(self) -> int:
         """Returns how many results there were."""
@@ -239,14 +240,14 @@ class Pump:
         for job_id, result, request in found:
             line = self._under_way.pop(job_id)
             if self._ending is not None and result.error is not None and result.error.code == "cancelled":
-                self._harvest.fail(line.number, unanswered(job_id, line.custom_id, self._ending))
+                self._harvest.fail(line, unanswered(job_id, line.custom_id, self._ending))
                 continue
             data, good = answered(self._owned.batch.endpoint, job_id, line.custom_id, result, request)
             if not good:
                 self._expired = self._expired or result.state is JobState.EXPIRED
-                self._harvest.fail(line.number, data)
+                self._harvest.fail(line, data)
                 continue
-            self._harvest.answer(line.number, data, result.usage)
+            self._harvest.answer(line, data, result.usage)
         return len(found)
 
     def _looked_for(self) -> list[str]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 
 from millrace_schemas import MillraceError
 from millrace_schemas.batch import Line, Page, Part
 
 from .jobs import BatchJobs
-from .output import remove_part
+from .output import Place, remove_part
 from .pages import Lines
 from .store import BatchStore, Owned
 
@@ -26,25 +26,25 @@ async def withdraw(store: BatchStore, owned: Owned, parts: Iterable[Part]) -> No
 
 
 async def end_what_is_over(
-    store: BatchStore, jobs: BatchJobs, owned: Owned, under_way: Mapping[str, Line], lines: Lines | None
+    store: BatchStore, jobs: BatchJobs, owned: Owned, made: Iterable[Line | Place], page: Lines | None
 ) -> None:
-    """Ends those jobs `under_way` whose lines had ended elsewhere before they were made here; the others are wanted.
+    """Ends the jobs of those lines that had ended elsewhere before jobs of them were `made` here; others are wanted.
 
-    `lines`: the page that was fed here last.
+    `page`: the one that was fed here last.
     """
     with suppress(MillraceError):
         progress = await store.progress_of(owned)
         wanted = {line.number for line in progress.under_way}
         over = [
-            job_id
-            for job_id, line in under_way.items()
-            if line.number not in wanted and (progress.done or _was_a_job(line, progress.page, lines))
+            jobs.id(line.number)
+            for line in made
+            if line.number not in wanted and (progress.done or _was_a_job(line, progress.page, page))
         ]
         await jobs.cancel(over)
         await jobs.forget(over)
 
 
-def _was_a_job(line: Line, page: Page | None, lines: Lines | None) -> bool:
+def _was_a_job(line: Line | Place, page: Page | None, lines: Lines | None) -> bool:
     """Whether its shard has come beyond `line` when it is at `page`."""
     if page is None or line.offset >= page.end:
         return False

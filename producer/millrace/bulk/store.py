@@ -226,8 +226,11 @@ class BatchStore:
         return [number for data in found if data for number in _NUMBERS.decode(data)]
 
     async def progress_of(self, owned: Owned) -> ShardProgress:
-        """How far a shard has come by now, whoever has it."""
-        (data,) = await self._connection.run(("HGET", batch_key(owned.batch.id), f"progress{owned.name}"))
+        """How far a shard has come by now, whoever has it; of one that is done nothing more is known."""
+        names = (f"done{owned.name}", f"progress{owned.name}")
+        ((done, data),) = await self._connection.run(("HMGET", batch_key(owned.batch.id), *names))
+        if done:
+            return ShardProgress(done=True)
         return decode(data, ShardProgress) if data else ShardProgress()
 
     async def fail(self, batch_id: str, error: BatchError) -> None:

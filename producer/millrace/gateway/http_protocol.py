@@ -18,12 +18,12 @@ from .errors import ApiError, unavailable
 
 #: Bytes of a request's first line and headers; h11 and nginx have about the same.
 MAX_HEAD_BYTES = 64 * 1024
-#: Where bodies are files.
-_UPLOADS = "/v1/files"
 #: Headers that say where a body ends.
 _FRAMING = (b"content-length", b"transfer-encoding")
 #: How many bytes a chunked body may take for each that it carries, and those that come on top.
 _CHUNKED, _SLACK = 8, 1024 * 1024
+#: What is sent as a file. It may take longer than other bodies, and has the limits of files.
+_UPLOAD = ("POST", "/v1/files")
 #: Seconds in which a connection that is closed must have taken what was written to it.
 _LINGER = 5.0
 #: Seconds in which one that is turned away may read why.
@@ -54,8 +54,8 @@ class GatewayProtocol(HttpToolsProtocol):
         #: Of the loop's clock; None: the stage ends by itself.
         self._deadline: float | None = None
         self._read_bytes = self._head_bytes = 0
-        #: Bytes that a body may have.
-        self._most_bytes = shared.settings.max_body_bytes
+        #: Of `_read_bytes`.
+        self._most_bytes = 0
         self._stalled_at: float | None = None
         self._closing_at: float | None = None
         #: Whether the request asked for an upgrade; it is the last one then.
@@ -104,7 +104,7 @@ class GatewayProtocol(HttpToolsProtocol):
         else:
             if self._stage is Stage.HEAD and self._read_bytes > MAX_HEAD_BYTES:
                 self.end_with(_head_too_long())
-            elif self._read_bytes > self._most_bytes * _CHUNKED + _SLACK:
+            elif self._stage is Stage.BODY and self._read_bytes > self._most_bytes:
                 self.transport.abort()
 
     def on_message_begin(self) -> None:
@@ -122,13 +122,11 @@ class GatewayProtocol(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        # The application ends a slow body with a 408 first, when it is one that reads it.
         super().on_headers_complete()
-        settings, seconds = self._settings, self._settings.body_timeout
-        self._most_bytes = settings.max_body_bytes
-        if self.scope["path"] == _UPLOADS and settings.files is not None:
-            self._most_bytes, seconds = settings.max_file_bytes, settings.upload_timeout
-        self._stage, self._deadline = Stage.BODY, self.loop.time() + seconds * 1.5
+        if self._settings.files is not None and (self.scope["method"], self.scope["path"]) == _UPLOAD:
+            self._enter_body(self._settings.max_file_bytes, self._settings.upload_timeout)
+        else:
+            self._enter_body(self._settings.max_body_bytes, self._settings.body_timeout)
         self._cycles.append(self.cycle)
 
     def on_body(self, body: bytes) -> None:
@@ -145,6 +143,9 @@ class GatewayProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         if self._stage is Stage.ANSWER:
             self._stage = Stage.IDLE
+        elif self._stage is Stage.BODY and self._cycles[0] is self.cycle:
+            # Refused before it was all there; nobody reads what is left of it.
+            self._enter_body(self._settings.max_body_bytes, self._settings.body_timeout)
         del self._cycles[0]
         super().on_response_complete()
 
@@ -205,6 +206,12 @@ class GatewayProtocol(HttpToolsProtocol):
         if self._stage is not Stage.HEAD:
             self._stage, self._deadline = Stage.HEAD, self.loop.time() + self._settings.header_timeout
             self._read_bytes = self._head_bytes = 0
+
+    def _enter_body(self, most_bytes: int, timeout: float) -> None:
+        """From now on so many bytes may come, in so many seconds; `most_bytes` are those of the body itself."""
+        # The application ends a slow body with a 408 first, when it is one that reads it.
+        self._stage, self._deadline = Stage.BODY, self.loop.time() + timeout * 1.5
+        self._most_bytes = self._read_bytes + most_bytes * _CHUNKED + _SLACK
 
     def _count(self, size: int) -> None:
         self._head_bytes += size

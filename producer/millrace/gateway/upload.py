@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from .errors import ApiError, invalid
 #: Fields beside the file, and bytes of one.
 _MOST_FIELDS, _LONGEST_FIELD = 16, 1000
 _BLOCK = 4 * 1024 * 1024
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(slots=True)
@@ -34,7 +36,7 @@ class Upload:
 
 
 async def read_upload(request: Request, max_bytes: int, timeout: float) -> Upload:
-    """The one part `file` and the fields. Raises ApiError: 415, 413 above `max_bytes`, 408, 400."""
+    """The one part `file` and the fields. Raises ApiError: 415, 413 above `max_bytes`, 408, 400, 507 without room."""
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     if kind != b"multipart/form-data" or b"boundary" not in options:
         raise ApiError(415, "send multipart/form-data with a part named file", code="unsupported_media_type")
@@ -55,6 +57,11 @@ async def read_upload(request: Request, max_bytes: int, timeout: float) -> Uploa
             ) from None  # fmt: skip
         if isinstance(e, ClientDisconnect):
             raise ApiError(499, "the client left while it sent its request", code="client_closed_request") from None
+        if isinstance(e, OSError) and e.errno in _NO_ROOM:
+            raise ApiError(
+                507, f"the gateway has no room for the file in {tempfile.gettempdir()}, where its TMPDIR says",
+                code="insufficient_storage", headers={"connection": "close", "x-should-retry": "false"},
+            ) from None  # fmt: skip
         raise
 
 

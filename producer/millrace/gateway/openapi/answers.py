@@ -71,6 +71,7 @@ _MEANINGS: Mapping[int, str] = {
     503: "For now: `queue_unavailable`, `no_live_worker`, `too_many_streams`, `storage_unavailable`. "
     "Not for a repeat: `partly_submitted`.",
     504: "`result_timeout`: no answer in time. `deadline_exceeded`: the job's deadline passed first.",
+    507: "`insufficient_storage`: the gateway has no room for the file while it arrives.",
 }
 _HEADERS_OF: Mapping[int, tuple[tuple[str, str], ...]] = {
     401: (("www-authenticate", "Authenticate"),),
@@ -84,6 +85,7 @@ _HEADERS_OF: Mapping[int, tuple[tuple[str, str], ...]] = {
     500: (("x-should-retry", "ShouldRetry"),),
     503: (("retry-after", "RetryAfter"), ("x-should-retry", "ShouldRetry")),
     504: (("x-should-retry", "ShouldRetry"),),
+    507: (("x-should-retry", "ShouldRetry"),),
 }
 
 #: A body may be missing, late, long or wrong.

@@ -73,7 +73,7 @@ OPERATIONS = (
         body_type="multipart/form-data",
         sends=SENDS,
         answers={200: answers.json_answer("The file.", ref("File"), _EXAMPLE)},
-        errors=(*answers.OF_A_BODY, 404, 500, 503),
+        errors=(*answers.OF_A_BODY, 404, 500, 503, 507),
         setup=PIPE,
     ),
     Operation(
