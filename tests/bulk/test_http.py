@@ -150,24 +150,3 @@ def test_tenants_see_their_own(redis_url: str, gateway: GatewayServer) -> None:
         ):
             with pytest.raises(openai.NotFoundError):
                 look()
-
-
-def test_a_file_may_be_larger_and_slower_than_other_bodies(redis_url: str, tmp_path: Path) -> None:
-    place = f"file://{tmp_path}/files"
-    settings = GatewaySettings(files=place, max_body_bytes=1000, body_timeout=0.1, max_file_bytes=4_000_000)
-    head = b'--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n--x\r\n'
-    head += b'Content-Disposition: form-data; name="file"; filename="in.jsonl"\r\n\r\n'
-
-    def body() -> Iterator[bytes]:
-        yield head
-        # Longer than the sweep of connections needs to come by.
-        time.sleep(1.5)
-        for _ in range(3):
-            yield b"x" * 1_000_000
-        yield b"\r\n--x--\r\n"
-
-    with GatewayServer(redis_url, settings) as server, httpx2.Client(base_url=server.url) as http:
-        kind = {"content-type": "multipart/form-data; boundary=x"}
-        answer = http.post("/v1/files", content=body(), headers=kind)
-        assert answer.status_code == 200, answer.text
-        assert answer.json()["bytes"] == 3_000_000
