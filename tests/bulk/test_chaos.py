@@ -93,7 +93,8 @@ def test_a_worker_that_slept_through_its_lease_writes_nothing(redis_url: str, ba
 def test_everything_dies(seed: int) -> None:
     """Over HTTP, with real Redis, S3, workers, bulk services and a gateway."""
     load = Load(
-        lines=1500, seed=seed, kills_per_minute=120, most_kills=11, rows=16, step=0.03, worker_lease=1.0, patience=90
+        lines=1500, seed=seed, kills_per_minute=120, most_kills=11, rows=16, step=0.03, shards=1, worker_lease=1.0,
+        patience=90,
     )  # fmt: skip
     found = run(load)
     assert not found["faults"], found
