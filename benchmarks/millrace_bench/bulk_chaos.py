@@ -20,6 +20,8 @@ from typing import Any, TypeVar
 import openai
 from openai.types import Batch
 
+from millrace.bulk.settings import BulkSettings
+
 from .bulk_chaos_check import Evidence, find_faults
 from .bulk_chaos_engine import TOKENS
 from .bulk_chaos_parts import Installation, Part
@@ -48,7 +50,9 @@ class Load:
     worker_lease: float = 2.0
     bulk_lease: float = 2.0
     rows: int = 64
-    step: float = 0.01
+    step: float = 0.02
+    #: Of the file, each worked on by one process at a time: its lines are as long as that takes.
+    shards: int = 3
     #: Seconds after which a batch that has not ended counts as stuck, beside what its lines need.
     patience: float = 600.0
     blows: tuple[Blow, ...] = tuple(Blow)
@@ -70,6 +74,8 @@ def run(load: Load) -> _JSON:
     try:
         installation.start()
         found, faults = _run(installation, load)
+    except openai.OpenAIError as e:
+        raise RuntimeError(f"the gateway did not answer as it should: {e}; evidence: {directory}") from e
     finally:
         installation.stop()
         # What could not be looked at is kept, too.
@@ -81,7 +87,7 @@ def run(load: Load) -> _JSON:
 def _run(installation: Installation, load: Load) -> tuple[_JSON, list[str]]:
     client = openai.OpenAI(base_url=f"{installation.http_url}/v1", api_key="none", timeout=20.0, max_retries=0)
     source = installation.directory / "in.jsonl"
-    broken = write_file(source, load.lines)
+    broken = write_file(source, load.lines, load.shards)
     file = _until(lambda: client.files.create(file=source, purpose="batch"))
     key = {"Idempotency-Key": f"chaos-{load.seed}"}
     batch = _until(
@@ -107,7 +113,7 @@ def _run(installation: Installation, load: Load) -> tuple[_JSON, list[str]]:
     found: _JSON = {
         "lines": load.lines, "seed": load.seed, "kills_per_minute": load.kills_per_minute, "seconds": round(seconds, 1),
         "status": evidence.batch.status, **counts, "blows": {str(blow): n for blow, n in hammer.done.items()},
-        "redeliveries": redeliveries(installation),
+        **ended_jobs(installation),
     }  # fmt: skip
     if faults:
         report = {**found, "faults": faults, "plan": hammer.history, "batch": evidence.batch.model_dump()}
@@ -115,8 +121,9 @@ def _run(installation: Installation, load: Load) -> tuple[_JSON, list[str]]:
     return found, faults
 
 
-def write_file(path: Path, lines: int) -> set[str]:
+def write_file(path: Path, lines: int, shards: int) -> set[str]:
     """A file whose prompts end in their own numbers; the names of the lines that cannot be run."""
+    padding = "x" * int((shards - 1) * BulkSettings().shard_bytes * 1.1 / lines)
     systems = [f"You answer in style {n}. " * 4 for n in range(_SYSTEMS)]
     broken = set()
     with path.open("w") as file:
@@ -124,6 +131,8 @@ def write_file(path: Path, lines: int) -> set[str]:
             body: _JSON = {
                 "model": MODEL,
                 "max_tokens": 64,
+                # Of no use to a job.
+                "user": padding,
                 "messages": [
                     {"role": "system", "content": systems[number * 7 % _SYSTEMS]},
                     {"role": "user", "content": f"Question number {number:0{TOKENS}d}"},
@@ -147,13 +156,18 @@ def batch_counts(batch: Batch) -> dict[str, int]:
     return {"completed": counts.completed, "failed": counts.failed, "total": counts.total}
 
 
-def redeliveries(installation: Installation) -> int:
-    """Jobs that ended at a later attempt than their first, as the workers' logs say."""
-    found = 0
+def ended_jobs(installation: Installation) -> _JSON:
+    """Jobs that ended at a later attempt than their first, and those that ended again, made anew: by the workers' logs,
+    in which the last moment before a kill is missing.
+    """
+    later, times = 0, Counter[bytes]()
     for worker in installation.workers:
         with worker.log.open("rb") as log:
-            found += sum(b'"job ended"' in line and b'"attempt": 1,' not in line for line in log)
-    return found
+            for line in log:
+                if b'"event": "job ended"' in line:
+                    later += b'"attempt": 1,' not in line
+                    times[line.partition(b'"job": "')[2].partition(b'"')[0]] += 1
+    return {"redeliveries": later, "ended_again": sum(count - 1 for count in times.values())}
 
 
 class Watch:

@@ -19,6 +19,7 @@ def show(found: Mapping[str, Any], environment: Mapping[str, str]) -> None:
     table.add_section()
     table.add_row("in all", f"{sum(found['blows'].values()):,}")
     table.add_row("jobs that ended at a later delivery", f"{found['redeliveries']:,}")
+    table.add_row("jobs that ended twice, made anew", f"{found['ended_again']:,}")
     table.add_row("lines in the output file", f"{found['completed']:,}")
     table.add_row("lines in the error file", f"{found['failed']:,}")
     table.add_row("seconds", f"{found['seconds']:,}")

@@ -59,6 +59,7 @@ def submit(
     stop: Annotated[list[str] | None, typer.Option(rich_help_panel=_TABLES, help="May be repeated.")] = None,
     endpoint: Annotated[str, typer.Option(help="Default: that of the lines; of tables, chat completions.")] = "",
     window: Annotated[str, typer.Option(metavar="TIME", help="Until it expires: 30m, 24h, at most 7d.")] = "24h",
+    webhook: Annotated[str, typer.Option(metavar="URL", help="A gateway calls it at the batch's end.")] = "",
     watch: Watch = False,
     as_json: AsJson = False,
     redis_url: RedisUrl = None,
@@ -87,8 +88,9 @@ def submit(
                 name = await client._registry.resolve(model)
         with continued(config.traceparent()):
             batch = make_batch(
-                source, output, now=await store.now(), window=window, endpoint=endpoint, model=name, rows=rows
-            )
+                source, output, now=await store.now(), window=window, endpoint=endpoint, model=name, rows=rows,
+                webhook=webhook,
+            )  # fmt: skip
         await store.create(batch)
         return await store.view(batch.id)
 

@@ -12,14 +12,14 @@ import typer
 from rich.table import Column, Table
 from rich.text import Text
 
-from millrace_schemas import queue_of, queue_of_job
+from millrace_schemas import queue_of
 from millrace_schemas.job import check_tenant
 
 from . import config
 from .cli_output import AsJson, RedisUrl, print_json, print_table
 from .connection import Connection
 from .overview_rows import printable
-from .webhooks.outbox import Outbox, PendingWebhook
+from .webhooks.outbox import Outbox, PendingWebhook, outbox_of
 
 T = TypeVar("T")
 
@@ -58,7 +58,7 @@ def list_(
     if as_json:
         print_json(entries)
         return
-    table = Table(Column("job", overflow="fold"), "receiver", "state", "calls", "next", "last error")
+    table = Table(Column("job or batch", overflow="fold"), "receiver", "state", "calls", "next", "last error")
     now = time.time()
     for entry in entries:
         when = "now" if entry.due <= now else f"in {entry.due - now:,.0f} s"
@@ -70,9 +70,11 @@ def list_(
 
 
 @app.command()
-def retry(job_id: Annotated[str, typer.Argument(metavar="ID", help="Of a job.")], redis_url: RedisUrl = None) -> None:
-    """Make a job's webhook due now, even one that was delivered or given up."""
-    queue_of_job(job_id)
+def retry(
+    job_id: Annotated[str, typer.Argument(metavar="ID", help="Of a job or batch.")], redis_url: RedisUrl = None
+) -> None:
+    """Make a webhook due now, even one that was delivered or given up."""
+    outbox_of(job_id)
     _run(redis_url, lambda outbox: outbox.retry(job_id))
 
 

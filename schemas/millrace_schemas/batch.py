@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from enum import StrEnum
 from types import MappingProxyType
@@ -14,6 +15,7 @@ from .trace_context import check_traceparent
 #: Lines that a validation names before it stops.
 MAX_ERRORS = 100
 MAX_CUSTOM_ID = 512
+_BATCH_ID = re.compile(r"batch_[0-9a-f]{32}")
 
 
 class BatchStatus(StrEnum):
@@ -93,6 +95,7 @@ class FileFormat(StrEnum):
     #: An object a line, a row a record: one column holds the prompt.
     JSONL = "jsonl"
     CSV = "csv"
+    PARQUET = "parquet"
 
 
 class PromptColumn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -143,6 +146,10 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     rows: PromptColumn | None = None
     tenant: str = ""
     metadata: dict[str, str] = {}
+    #: Whom a gateway tells of its end; "": nobody.
+    webhook: str = ""
+    #: Seconds after which its output and error files go, counted from when they are made; None: they stay.
+    output_expires_after: int | None = None
     input_file_id: str = ""
     output_file_id: str = ""
     error_file_id: str = ""
@@ -234,8 +241,14 @@ class BulkFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     size: int
     created_at: float
     purpose: str
+    #: From then on nobody sees it any more, and it goes soon after; None: it stays until it is deleted.
     expires_at: float | None = None
     tenant: str = ""
+
+
+def is_batch_id(text: str) -> bool:
+    """Job ids are never like this."""
+    return _BATCH_ID.fullmatch(text) is not None
 
 
 def new_batch_id() -> str:

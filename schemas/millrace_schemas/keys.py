@@ -47,6 +47,11 @@ Keys of bulk files share the hash tag `{@bulk}`:
     millrace:{@bulk}:batches@<tenant> zset     id of a batch -> Unix time at which it was made
     millrace:{@bulk}:file:<id>        string   BulkFile bytes
     millrace:{@bulk}:files@<tenant>   zset     id of a file -> Unix time at which it was made
+    millrace:{@bulk}:expiring         zset     id of a file that is not to stay -> Unix time from which it may go
+    millrace:{@bulk}:webhooks         zset     id of a batch whose end is to be told -> Unix time at which to call; and
+                                               a channel of the same name, as those of queues
+    millrace:{@bulk}:job:<id>         hash     of such a batch: state, webhook, tenant, finished_at, webhook_state,
+                                               webhook_attempts, webhook_error, ttl, as of a job
 
 Every key but the streams of work, the zsets, the set of queues, the webhooks' secrets, the API keys and the files has a
 time to live.
@@ -57,8 +62,11 @@ from __future__ import annotations
 from .job import Lane
 
 GROUP = "workers"
-_BULK = "millrace:{@bulk}:"
+#: What takes the place of a queue where the ends of batches are told; no queue can have this name.
+BULK_QUEUE = "@bulk"
+_BULK = f"millrace:{{{BULK_QUEUE}}}:"
 BATCHES_DUE = _BULK + "due"
+BULK_FILES_EXPIRING = _BULK + "expiring"
 MODELS = "millrace:models"
 API_KEYS = "millrace:{@}:keys"
 WEBHOOK_QUEUES = "millrace:webhook-queues"

@@ -8,7 +8,10 @@ import redis
 import structlog
 
 from bulk_parts import Batches, BulkThread
+from faulty_s3 import FaultyS3
+from millrace.bulk.s3_storage import S3Storage
 from millrace.bulk.settings import BulkSettings
+from servers import S3Server
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +31,20 @@ def batches(redis_url: str) -> Batches:
 def bulk(redis_url: str) -> Iterator[BulkThread]:
     with BulkThread(redis_url, BulkSettings(flush_seconds=0.3, turn=1.0)) as running:
         yield running
+
+
+@pytest.fixture
+def faulty(s3_env: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyS3]:
+    """The S3 server that everything here sees, in this process and in those that it starts."""
+    forget_client()
+    with FaultyS3(s3_env.port) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
+        yield proxy
+    forget_client()
+
+
+def forget_client() -> None:
+    S3Storage.__dict__["shared"].__func__.cache_clear()
 
 
 @pytest.fixture

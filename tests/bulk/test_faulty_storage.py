@@ -19,7 +19,6 @@ from fake_worker import FakeWorker
 from faulty_s3 import FaultyS3
 from millrace.bulk import local_storage, s3_storage
 from millrace.bulk.errors import StorageError
-from millrace.bulk.s3_storage import S3Storage
 from millrace.bulk.settings import BulkSettings
 from millrace.bulk.storage import storage_of
 from millrace.bulk.store import View
@@ -28,22 +27,8 @@ from millrace_schemas import Result
 from millrace_schemas.batch import BatchStatus
 from servers import S3Server
 
-SOON = BulkSettings(flush_seconds=0.3, turn=1.0, pause=0.2, lease=2.0)
+SOON = BulkSettings(flush_seconds=0.2, turn=0.2, pause=0.2, lease=1.0)
 LINES = [chat_line(f"r{n}", f"hello {n}") for n in range(300)]
-
-
-@pytest.fixture
-def faulty(s3_env: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyS3]:
-    """The S3 server that everything here sees, in this process and in those that it starts."""
-    forget_client()
-    with FaultyS3(s3_env.port) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
-        yield proxy
-    forget_client()
-
-
-def forget_client() -> None:
-    S3Storage.__dict__["shared"].__func__.cache_clear()
 
 
 def put(url: str, lines: list[str]) -> str:
@@ -124,6 +109,18 @@ def test_a_bucket_that_is_not_there(redis_url: str, batches: Batches, faulty: Fa
         view = batches.ended(batches.make(source, "s3://not-there/out"))
     assert view.batch.status is BatchStatus.FAILED
     assert [error.code for error in view.batch.errors] == ["not_found"]
+
+
+@pytest.mark.parametrize(("method", "part"), [("HEAD", "forbidden.jsonl"), ("PUT", "forbidden/")])
+def test_rights_that_there_never_were(
+    redis_url: str, batches: Batches, faulty: FaultyS3, method: str, part: str
+) -> None:
+    source = put("s3://answers/forbidden.jsonl", LINES)
+    faulty.fail(method, part, "AccessDenied")
+    with BulkThread(redis_url, SOON), FakeWorker(redis_url):
+        view = batches.ended(batches.make(source, "s3://answers/forbidden/out"))
+    assert view.batch.status is BatchStatus.FAILED
+    assert [error.code for error in view.batch.errors] == ["permission_denied"]
 
 
 def pieces(count: int) -> Iterator[bytes]:
@@ -212,7 +209,7 @@ def test_a_write_that_takes_longer_than_the_lease(
     redis_url: str, batches: Batches, faulty: FaultyS3, s3_env: S3Server, slow: str
 ) -> None:
     source = put("s3://answers/slow.jsonl", LINES)
-    delayed = faulty.fail("PUT", slow, "delay", 1, 4.0)
+    delayed = faulty.fail("PUT", slow, "delay", 1, 2.0)
     with BulkThread(redis_url, SOON), BulkThread(redis_url, SOON), FakeWorker(redis_url) as worker:
         batch_id = batches.make(source, "s3://answers/slow")
         view = batches.ended(batch_id)
@@ -230,7 +227,7 @@ def test_a_removal_that_takes_longer_than_the_lease(
     redis_url: str, batches: Batches, faulty: FaultyS3, s3_env: S3Server
 ) -> None:
     source = put("s3://answers/removal.jsonl", LINES)
-    faulty.fail("DELETE", ".parts", "delay", 2, 3.0)
+    faulty.fail("DELETE", ".parts", "delay", 2, 1.5)
     with BulkThread(redis_url, SOON), BulkThread(redis_url, SOON), FakeWorker(redis_url):
         batch_id = batches.make(source, "s3://answers/removal")
         assert_whole(batches.ended(batch_id))
@@ -261,7 +258,7 @@ def test_a_part_that_arrives_after_the_end(
 
 
 def test_rights_to_the_input_that_are_lost_and_given_back(redis_url: str, batches: Batches, faulty: FaultyS3) -> None:
-    lines = [chat_line(f"r{n}") for n in range(3000)]
+    lines = [chat_line(f"r{n}") for n in range(1000)]
     source = put("s3://answers/rights.jsonl", lines)
     with FakeWorker(redis_url, hold=True) as worker, BulkThread(redis_url, SOON):
         batch_id = batches.make(source, "s3://answers/rights")
@@ -273,7 +270,7 @@ def test_rights_to_the_input_that_are_lost_and_given_back(redis_url: str, batche
         faulty.heal()
         worker.release()
         view = batches.ended(batch_id)
-    assert_whole(view, 3000)
+    assert_whole(view, 1000)
 
 
 def test_parts_that_cannot_be_removed_for_a_while(

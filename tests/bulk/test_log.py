@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -14,6 +15,7 @@ from structlog.testing import capture_logs
 from bulk_parts import Batches, BulkProcess, chat_line, written
 from fake_worker import FakeWorker
 from millrace.bulk import log
+from millrace.tracing import continued
 from millrace_schemas import InvalidRequest
 from millrace_schemas.batch import Batch, BatchError, BatchProgress, BatchStatus
 from millrace_schemas.codec import decode, encode
@@ -116,16 +118,30 @@ except ValueError:
         assert {"logger", "timestamp"} <= set(lines[0])
 
 
-def test_the_command_logs_as_it_is_told(redis_url: str, batches: Batches, tmp_path: Path) -> None:
+def test_the_command_logs_a_batch_and_not_its_file(redis_url: str, batches: Batches, tmp_path: Path) -> None:
     flags = ("--lease", "2", "--flush", "0.3", "--log-format", "json", "--log-level", "debug")
-    source = written(str(tmp_path / "in.jsonl"), [chat_line("a", SECRET)])
+    good = written(str(tmp_path / "in.jsonl"), [chat_line("a", SECRET), chat_line("b", f"fail {SECRET}")])
+    bad = written(str(tmp_path / "bad.jsonl"), [chat_line("a"), chat_line(SECRET, url=SECRET), chat_line(SECRET)])
     with FakeWorker(redis_url), BulkProcess(redis_url, tmp_path, *flags) as bulk:
-        batches.ended(batches.make(source, str(tmp_path / "out")))
-        limit = time.monotonic() + 10
-        while "millrace bulk: working" not in bulk.log:
-            assert time.monotonic() < limit
+        with continued(TRACEPARENT):
+            first = batches.make(good, str(tmp_path / "out"), tenant="acme")
+        second = batches.make(bad, str(tmp_path / "out"))
+        limit = time.monotonic() + 30
+        while len(ended := [line for line in lines_of(bulk.log) if line["event"] == "batch ended"]) < 2:
+            assert time.monotonic() < limit, bulk.log
             time.sleep(0.05)
         text = bulk.log
     assert SECRET not in text
-    for line in text.splitlines():
-        assert line == "millrace bulk: working" or {"event", "level", "timestamp"} <= set(json.loads(line)), line
+    assert all({"event", "level", "timestamp"} <= set(line) for line in lines_of(text))
+    of_first = {line["event"]: line for line in lines_of(text) if line.get("batch") == first}
+    assert {"batch taken", "batch began", "shard ended", "batch ended"} <= set(of_first)
+    assert {(line["tenant"], line["trace_id"]) for line in of_first.values()} == {("acme", TRACE)}
+    found = {line["batch"]: line for line in ended}
+    assert [found[first][name] for name in ("status", "total", "completed", "failed")] == ["completed", 2, 1, 1]
+    assert found[second]["status"] == "failed"
+    assert found[second]["errors"] == ["duplicate_custom_id (line 3)"]
+
+
+def lines_of(text: str) -> list[dict[str, Any]]:
+    """Nothing else is written but that it works."""
+    return [json.loads(line) for line in text.splitlines() if line != "millrace bulk: working"]

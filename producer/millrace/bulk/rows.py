@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -15,6 +15,9 @@ from millrace_schemas.batch import MAX_CUSTOM_ID, Batch, BatchError, FileFormat,
 
 from .lines import MAX_LINE, RawLine, read_lines
 from .storage import BLOCK, Input
+
+if TYPE_CHECKING:
+    from .parquet_rows import ParquetRows
 
 T = TypeVar("T")
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
@@ -93,16 +96,17 @@ class RowReader:
         self._batch = batch
         self._source = source
         self._header: list[str] | None = None
+        self._parquet = _open_parquet(batch, source) if batch.format is FileFormat.PARQUET else None
 
     @property
     def counts_rows(self) -> bool:
         """Whether offsets of lines count rows and not bytes."""
-        return False
+        return self._parquet is not None
 
     @property
     def extent(self) -> int:
-        """The offset behind the last line."""
-        return self._source.size
+        """The offset behind the last line; of Parquet, once `lines` has begun."""
+        return self._source.size if self._parquet is None else self._parquet.count
 
     def beginning(self, line: RawLine) -> bytes:
         """What the line's prompt begins with. Sorted by it, prompts stand in the order in which a walk through the tree
@@ -123,6 +127,8 @@ class RowReader:
 
         Raises StorageError, InputChanged, BadRow when a table has no such column.
         """
+        if self._parquet is not None:
+            return self._parquet.lines(offset)
         if self._batch.format is not FileFormat.CSV:
             return (
                 line
@@ -151,6 +157,8 @@ class RowReader:
 
     def again(self, line: Line) -> RawLine | None:
         """A line that was read before; None: it is not there any more. Raises StorageError, InputChanged."""
+        if self._parquet is not None:
+            return self._parquet.again(line.offset)
         return next(self.lines(line.offset, line.number, line.length), None)
 
     def row(self, line: RawLine) -> Row:
@@ -176,6 +184,8 @@ class RowReader:
                     "a field with commas stands in quotes.",
                 )
             return dict(zip(self._header, fields, strict=False))
+        if self._parquet is not None:
+            return self._parquet.cells(line)
         cells = _decoded(line, _DECODER)
         if not isinstance(cells, dict):
             raise _bad(line, "invalid_json_line", "This line is not a JSON object.")
@@ -218,6 +228,14 @@ class RowReader:
                     column,
                 )
         return header
+
+
+def _open_parquet(batch: Batch, source: Input) -> ParquetRows:
+    # It needs the names of this module.
+    from .parquet_rows import ParquetRows
+
+    assert batch.rows is not None
+    return ParquetRows(source, batch.rows)
 
 
 def _join_quoted(lines: Iterator[RawLine]) -> Iterator[RawLine]:

@@ -18,14 +18,16 @@ from redis.retry import Retry
 from rq import Worker
 
 from millrace.connection import load_script
-from millrace_schemas.keys import BATCHES_DUE
+from millrace_schemas.keys import BATCHES_DUE, BULK_FILES_EXPIRING
 
 from . import log
-from .tasks import Runtime, configure, enqueue_step, queue
+from .tasks import Runtime, configure, enqueue_step, enqueue_sweep, queue
 
 #: Seconds between two looks for batches that are due, and batches that one look hands out.
 _LOOK_EVERY = 0.2
 _MOST = 100
+#: Seconds between two looks for files that have expired.
+_SWEEP_EVERY = 60.0
 #: Seconds that a worker has to end its turn; whatever it does not end, its successor does.
 _GRACE = 20.0
 _PAUSE = 1.0
@@ -50,12 +52,14 @@ class BulkService:
         self._workers: list[BaseProcess] = []
         self._redis = redis.Redis.from_url(runtime.redis_url, retry=Retry(NoBackoff(), 0), socket_timeout=5)
         self._queue = queue(self._redis)
+        self._sweep_at = 0.0
 
     def run(self) -> None:
         """Ends with KeyboardInterrupt or SystemExit, when its workers have ended, too."""
         try:
             while True:
                 self._look_after_workers()
+                self._sweep()
                 time.sleep(_LOOK_EVERY if self._hand_out() else _PAUSE)
         finally:
             self._stop()
@@ -72,6 +76,17 @@ class BulkService:
             log.redis_away(str(e))
             return False
         return True
+
+    def _sweep(self) -> None:
+        """Has files deleted whose time is over. Several services may do so at once."""
+        now = time.monotonic()
+        if now < self._sweep_at:
+            return
+        self._sweep_at = now + _SWEEP_EVERY
+        # When Redis is away, the next look for batches says so.
+        with suppress(RedisError, OSError):
+            if self._redis.zcount(BULK_FILES_EXPIRING, "-inf", time.time()):
+                enqueue_sweep(self._queue)
 
     def _look_after_workers(self) -> None:
         self._workers = [worker for worker in self._workers if worker.is_alive()]

@@ -8,6 +8,7 @@ from millrace.tracing import current_traceparent
 from millrace_schemas import InvalidRequest
 from millrace_schemas.batch import Batch, FileFormat, PromptColumn, new_batch_id
 from millrace_schemas.job import MAX_METADATA_KEY, MAX_METADATA_PAIRS, MAX_METADATA_VALUE, check_tenant
+from millrace_schemas.webhook import check_webhook
 
 from .rows import ENDPOINTS
 from .storage import url_of
@@ -15,7 +16,10 @@ from .storage import url_of
 #: Longest completion window, in seconds: as long as the record of a job without an end is kept.
 MAX_WINDOW = 7 * 86_400
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-_SUFFIXES = {".jsonl": FileFormat.JSONL, ".ndjson": FileFormat.JSONL, ".csv": FileFormat.CSV}
+_SUFFIXES = {
+    ".jsonl": FileFormat.JSONL, ".ndjson": FileFormat.JSONL, ".csv": FileFormat.CSV,
+    ".parquet": FileFormat.PARQUET, ".pq": FileFormat.PARQUET,
+}  # fmt: skip
 
 
 def make_batch(
@@ -30,6 +34,8 @@ def make_batch(
     tenant: str = "",
     metadata: dict[str, str] | None = None,
     input_file_id: str = "",
+    output_expires_after: int | None = None,
+    webhook: str = "",
     batch_id: str | None = None,
 ) -> Batch:
     """Raises InvalidRequest, StorageError. With `rows` the input is a table, of the kind that its name says.
@@ -39,6 +45,8 @@ def make_batch(
     if endpoint and endpoint not in ENDPOINTS:
         raise InvalidRequest(f"endpoint must be one of {', '.join(ENDPOINTS)}, not {endpoint[:80]!r}", param="endpoint")
     check_tenant(tenant)
+    if webhook:
+        check_webhook(webhook)
     pairs = metadata or {}
     _check_metadata(pairs)
     seconds = window_seconds(window)
@@ -56,6 +64,8 @@ def make_batch(
         rows=rows,
         tenant=tenant,
         metadata=pairs,
+        webhook=webhook,
+        output_expires_after=output_expires_after,
         input_file_id=input_file_id or url,
         traceparent=current_traceparent(),
     )

@@ -14,10 +14,13 @@ from millrace.connection import Connection
 
 from .settings import BulkSettings
 from .step import Step
+from .sweep import sweep
 
 QUEUE = "millrace-bulk"
 #: Of a job whose process died; sooner than the batch's lease ends, nothing would come of it.
 _RETRY = (5, 15, 30)
+#: Files that one round deletes.
+_SWEPT = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,10 @@ def enqueue_step(target: Queue, batch_id: str) -> None:
     )
 
 
+def enqueue_sweep(target: Queue) -> None:
+    target.enqueue(sweep_files, job_id=f"sweep-{secrets.token_hex(8)}", result_ttl=0, failure_ttl=3600)
+
+
 def waiting_beside(target: Queue, batch_id: str) -> int:
     """How many turns of other batches wait in the queue."""
     return len({job_id.rpartition("-")[0] for job_id in target.get_job_ids()} - {batch_id})
@@ -59,6 +66,13 @@ def step(batch_id: str) -> None:
     """One turn of work on a batch; see step.py."""
     (runtime,) = _runtime
     asyncio.run(_step(batch_id, runtime))
+
+
+def sweep_files() -> None:
+    """Deletes files whose time is over; see sweep.py."""
+    (runtime,) = _runtime
+    while sweep(runtime.redis_url, _SWEPT) == _SWEPT:
+        pass
 
 
 async def _step(batch_id: str, runtime: Runtime) -> None:

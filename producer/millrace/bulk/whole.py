@@ -16,7 +16,9 @@ from millrace_schemas import UnknownModel
 from millrace_schemas.batch import Batch, BatchError, BatchEvent, BatchStatus, BulkFile, Part, advance_batch
 
 from . import log
+from .announcing import announce
 from .errors import InputChanged, LeaseLost, StorageError
+from .expiry import output_expires_at
 from .files import FileStore
 from .jobs import BatchJobs
 from .output import errors_url, output_url, parts_prefix
@@ -147,17 +149,20 @@ class Whole:
         if answered := await self._store.answered(batch):
             jobs = BatchJobs(self._client, self._connection, batch)
             await jobs.forget([jobs.id(number) for number in answered])
-        ended = moved(batch, event, await self._store.now(), **ids, **changes)
+        now = await self._store.now()
+        ended = moved(batch, event, now, **ids, **changes)
+        await announce(self._connection, ended, ended.status, now)
         await self._store.move(owned, ended, ended=True)
         log.batch_ended(ended, (await self._store.view(batch.id)).progress)
 
     async def _join(self, owned: Owned, file_id: str, parts: list[Part], url: str) -> None:
         batch = owned.batch
         size = await asyncio.to_thread(storage_of(batch.output).join, url, _contents(batch, parts))
+        now = await self._store.now()
         await self._files.put(
             BulkFile(
-                id=file_id, location=url, filename=url.rpartition("/")[2], size=size,
-                created_at=await self._store.now(), purpose="batch_output", tenant=batch.tenant,
+                id=file_id, location=url, filename=url.rpartition("/")[2], size=size, created_at=now,
+                purpose="batch_output", expires_at=output_expires_at(batch, now), tenant=batch.tenant,
             )
         )  # fmt: skip
 

@@ -11,6 +11,7 @@ from starlette.routing import Route
 
 from millrace.bulk.described import describe
 from millrace.bulk.errors import BatchNotFound
+from millrace.bulk.expiry import read_expiry
 from millrace.bulk.files import FileNotFound, FileStore
 from millrace.bulk.rows import ENDPOINTS
 from millrace.bulk.store import BatchStore, View
@@ -20,7 +21,9 @@ from .body import idempotency_key, read_object
 from .errors import ApiError, JSONResponse, invalid
 from .files import PURPOSE, check_query, connection_of, limit_of, page, place_of, seen_by
 
-KNOWN = frozenset({"input_file_id", "endpoint", "completion_window", "metadata"})
+KNOWN = frozenset(
+    {"input_file_id", "endpoint", "completion_window", "metadata", "output_expires_after", "webhook"}
+)  # fmt: skip
 MAX_LISTED = 100
 
 
@@ -39,6 +42,10 @@ async def create(request: Request) -> Response:
     metadata = {} if body.get("metadata") is None else body["metadata"]
     if not isinstance(metadata, dict):
         raise invalid("metadata must be an object", param="metadata")
+    webhook = body.get("webhook")
+    if webhook is not None and (not isinstance(webhook, str) or not webhook):
+        raise invalid("webhook must be a URL", param="webhook")
+    output_expires_after = read_expiry(body.get("output_expires_after"), "output_expires_after")
     connection, (tenant, seen) = connection_of(request), seen_by(request)
     store = BatchStore(connection)
     try:
@@ -56,6 +63,8 @@ async def create(request: Request) -> Response:
         tenant=tenant,
         metadata=metadata,
         input_file_id=file.id,
+        output_expires_after=output_expires_after,
+        webhook=webhook or "",
         batch_id=None if key is None else _id_of(tenant, key),
     )
     await store.create(batch)

@@ -14,6 +14,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from millrace.bulk.errors import StorageError
+from millrace.bulk.expiry import read_form_expiry
 from millrace.bulk.files import FileNotFound, FileStore
 from millrace.bulk.storage import BLOCK, Input, storage_of
 from millrace.connection import Connection
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 #: The one purpose of files that are sent here.
 PURPOSE = "batch"
 PURPOSES = (PURPOSE, "batch_output")
+EXPIRES = "expires_after"
+FIELDS = frozenset({"purpose", f"{EXPIRES}[anchor]", f"{EXPIRES}[seconds]"})
 MAX_LISTED = 10_000
 
 
@@ -38,11 +41,12 @@ async def create(request: Request) -> Response:
     place = place_of(request)
     upload = await read_upload(request, settings.max_file_bytes, settings.upload_timeout)
     try:
-        unknown = sorted(upload.fields.keys() - {"purpose"})
+        unknown = sorted(upload.fields.keys() - FIELDS)
         if unknown:
             raise invalid(f"there is no parameter {unknown[0][:80]!r}", param=unknown[0][:80], code="unknown_parameter")
         if upload.fields.get("purpose") != PURPOSE:
             raise invalid(f"purpose must be {PURPOSE!r}", param="purpose")
+        seconds = read_form_expiry(upload.fields, EXPIRES)
         store, (tenant, _) = FileStore(connection_of(request)), seen_by(request)
         # Without Redis nobody would ever know of what is written now.
         await store.check()
@@ -52,10 +56,10 @@ async def create(request: Request) -> Response:
             await asyncio.to_thread(storage_of(url).join, url, upload.blocks())
     finally:
         upload.file.close()
-    client = client_of(request)
+    now = await client_of(request)._backend.now()
     file = BulkFile(
-        id=file_id, location=url, filename=upload.filename, size=upload.size,
-        created_at=await client._backend.now(), purpose=PURPOSE, tenant=tenant,
+        id=file_id, location=url, filename=upload.filename, size=upload.size, created_at=now, purpose=PURPOSE,
+        expires_at=None if seconds is None else now + seconds, tenant=tenant,
     )  # fmt: skip
     await store.put(file)
     return JSONResponse(describe(file))
@@ -123,7 +127,7 @@ def describe(file: BulkFile) -> dict[str, Any]:
         "filename": file.filename,
         "purpose": file.purpose,
         "status": "processed",
-        "expires_at": None,
+        "expires_at": None if file.expires_at is None else int(file.expires_at),
     }
 
 

@@ -23,13 +23,14 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from millrace.connection import Connection
-from millrace.webhooks.outbox import Claim, Claims, Outbox, Terms
+from millrace.webhooks.outbox import Claim, Claims, Outbox, Terms, outbox_of
 from millrace.webhooks.signature import sign
-from millrace_schemas import DecodeError, QueueUnavailable, WebhookState, queue_of_job
+from millrace_schemas import DecodeError, QueueUnavailable, WebhookState
 from millrace_schemas.aio import end_tasks
+from millrace_schemas.batch import BATCH_TERMINAL, is_batch_id
 from millrace_schemas.keys import WEBHOOK_CHANNELS
 
-from .webhook_event import event_id, event_of
+from .webhook_event import event_id, event_of, event_of_batch
 from .webhook_sender import Answer, Sender
 from .webhook_settings import WebhookSettings
 
@@ -41,9 +42,15 @@ _PACE, _AFTER_FAILURE = 0.02, 1.0
 _QUEUES_EVERY = 10.0
 #: That giving back may take when the gateway stops, seconds.
 _GIVE_BACK = 2.0
+#: Between two looks whether a batch that is about to end has ended, seconds.
+_NOT_ENDED = 1.0
 _CHANNEL = re.compile(r"millrace:\{(.+)\}:webhooks")
 #: As webhooks_claim.lua tells receivers apart.
 _RECEIVER = re.compile(r"[A-Za-z]+://([^/?]*)")
+
+
+class _NotEnded(Exception):
+    """There is nothing to be told yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,23 +235,45 @@ class Dispatcher:
             await self._settle(call, Answer(reason="gateways died in its last call"))
             return
         try:
-            found = await self._outbox.read(claim.job_id)
-            if found is None:
-                await self._settle(call, Answer(reason="the job's time to live is over"), last=True)
+            body = await self._body(claim)
+            if body is None:
+                what = "batch" if is_batch_id(claim.job_id) else "job"
+                await self._settle(call, Answer(reason=f"the {what}'s time to live is over"), last=True)
                 return
-            body = event_of(claim.job_id, *found, claim.finished_at)
             secrets = await self._outbox.secrets(claim.tenant)
+        except _NotEnded:
+            await self._give_back(claim, _NOT_ENDED)
+            self._look_in(claim, _NOT_ENDED)
+            return
         except DecodeError:
-            await self._settle(call, Answer(reason="the job was written by another release of Millrace"))
+            await self._settle(call, Answer(reason="it was written by another release of Millrace"))
             return
         except QueueUnavailable:
             return
         if time.monotonic() > call.start_by:
-            with suppress(QueueUnavailable):
-                await self._outbox.settle(claim, WebhookState.PENDING)
+            await self._give_back(claim)
             return
         headers = {**sign(body, event_id(claim.job_id), int(time.time()), secrets), "user-agent": _user_agent()}
         await self._settle(call, await self._sender.post(claim.url, body, headers))
+
+    async def _body(self, claim: Claim) -> bytes | None:
+        """None: what it is made of is gone. Raises _NotEnded, DecodeError, QueueUnavailable."""
+        if is_batch_id(claim.job_id):
+            batch = await self._outbox.read_batch(claim.job_id)
+            if batch is not None and batch.status not in BATCH_TERMINAL:
+                raise _NotEnded
+            return None if batch is None else event_of_batch(batch)
+        found = await self._outbox.read(claim.job_id)
+        return None if found is None else event_of(claim.job_id, *found, claim.finished_at)
+
+    async def _give_back(self, claim: Claim, delay: float = 0.0) -> None:
+        """As if it had not been taken."""
+        with suppress(QueueUnavailable):
+            await self._outbox.settle(claim, WebhookState.PENDING, delay=delay)
+
+    def _look_in(self, claim: Claim, delay: float) -> None:
+        queue = outbox_of(claim.job_id)
+        self._due[queue] = min(self._due[queue], time.monotonic() + delay)
 
     async def _settle(self, call: _Call, answer: Answer, *, last: bool = False) -> None:
         claim, delays = call.claim, self._settings.delays
@@ -260,8 +289,7 @@ class Dispatcher:
             return
         self.counts[outcome] += 1
         if state is WebhookState.RETRYING:
-            queue = queue_of_job(claim.job_id)
-            self._due[queue] = min(self._due[queue], time.monotonic() + delay)
+            self._look_in(claim, delay)
         if outcome == "given_up":
             _log.warning("webhook of %s to %s is given up: %s", claim.job_id, call.receiver, answer.error)
 

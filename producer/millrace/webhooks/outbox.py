@@ -1,4 +1,7 @@
-"""The webhooks that are due, in Redis. They are written by the scripts that end jobs; gateways deliver them."""
+"""The webhooks that are due, in Redis. They are written by whatever ends jobs and batches; gateways deliver them.
+
+A batch is in an outbox as a job is: under its id, in the place of queues that has the keys of bulk files.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,8 @@ from millrace_schemas import (
     decode,
     queue_of_job,
 )
-from millrace_schemas.keys import WEBHOOK_QUEUES, webhook_secret
+from millrace_schemas.batch import Batch, is_batch_id
+from millrace_schemas.keys import BULK_QUEUE, WEBHOOK_QUEUES, batch_key, webhook_secret
 
 from .signature import new_secret
 
@@ -33,10 +37,16 @@ ROTATION = 86_400
 _SCAN, _BEHIND = 1000, 5.0
 
 
+def outbox_of(ended_id: str) -> str:
+    """The queue whose outbox has the end of a job, or what is in its place for a batch. Raises InvalidRequest."""
+    return BULK_QUEUE if is_batch_id(ended_id) else queue_of_job(ended_id)
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
     """A webhook that is ours to deliver until a time that Redis knows."""
 
+    #: Of a job, or of a batch.
     job_id: str
     token: str
     url: str
@@ -112,7 +122,7 @@ class Outbox:
         )  # fmt: skip
 
     async def read(self, job_id: str) -> tuple[Request, Result] | None:
-        """What an event is made of; None when one of them is gone. Raises DecodeError."""
+        """What a job's event is made of; None when one of them is gone. Raises DecodeError."""
         keys = QueueKeys(queue_of_job(job_id))
 
         async def do(redis: Redis) -> tuple[bytes | None, bytes | None]:
@@ -127,12 +137,17 @@ class Outbox:
             return None
         return decode(request, Request), decode(result, Result)
 
+    async def read_batch(self, batch_id: str) -> Batch | None:
+        """What a batch's event is made of, also before it has ended; None when it is gone. Raises DecodeError."""
+        record = await self._connection.call(lambda redis: redis.hget(batch_key(batch_id), "record"))
+        return None if record is None else decode(record, Batch)
+
     async def settle(self, claim: Claim, state: WebhookState, error: str = "", delay: float = 0.0) -> bool:
         """Writes down how a call ended; `delay` is the time until the next one, seconds.
 
         `pending` says that there was none. False: the claim had run out, and another gateway sees to it.
         """
-        keys = QueueKeys(queue_of_job(claim.job_id))
+        keys = QueueKeys(outbox_of(claim.job_id))
         job = claim.job_id
         reply = await self._connection.script(
             "webhooks_settle",
@@ -149,13 +164,15 @@ class Outbox:
         return [secret.decode() for secret in reply]
 
     async def retry(self, job_id: str) -> None:
-        """Makes a job's webhook due now, even one that was delivered or given up.
+        """Makes the webhook of a job or batch due now, even one that was delivered or given up.
 
         Raises JobNotFound, and InvalidRequest when there is nothing to call, or a gateway is just calling.
         """
-        keys = QueueKeys(queue_of_job(job_id))
+        keys = QueueKeys(outbox_of(job_id))
         reply = await self._connection.script("webhooks_retry", [keys.webhooks, keys.job(job_id)], [job_id])
         answer = reply.decode()
+        if answer == "missing" and is_batch_id(job_id):
+            raise JobNotFound(f"{job_id} has no webhook, or has not ended, or its time to live is over")
         if answer == "missing":
             raise JobNotFound(f"there is no job {job_id}, or its time to live is over")
         reasons = {

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from millrace.bulk.expiry import ANCHOR
 from millrace.bulk.rows import ENDPOINTS
 from millrace.gateway.batch_events import ENDS, PROGRESS
 from millrace.gateway.batches import MAX_LISTED
 from millrace_schemas.batch import BatchStatus
 
 from . import answers, fields
-from .files import SETUP, TAKE_ID, listed
+from .files import SECONDS, SETUP, TAKE_ID, listed
 from .json_schema import INTEGER, STRING, Json, array, body, closed, constant, described, or_null, ref
 from .operation import BASE, Operation, events, parameter
 
@@ -68,6 +69,10 @@ SCHEMAS: Mapping[str, Json] = {
                 "description": "Until it expires; at most seven days.",
             },
             "metadata": fields.METADATA,
+            "output_expires_after": closed({"anchor": constant(ANCHOR), "seconds": SECONDS}),
+            "webhook": described(
+                fields.WEBHOOK, "A URL that a gateway calls when the batch has ended; OpenAI has no such field."
+            ),
         },
         required=("input_file_id", "endpoint", "completion_window"),
     ),

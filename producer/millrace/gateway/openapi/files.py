@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from millrace.gateway.files import MAX_LISTED, PURPOSE, PURPOSES
+from millrace.bulk.expiry import ANCHOR, MAX_SECONDS, MIN_SECONDS
+from millrace.gateway.files import EXPIRES, MAX_LISTED, PURPOSE, PURPOSES
 
 from . import answers
-from .json_schema import BOOLEAN, INTEGER, NULL, STRING, Json, array, closed, constant, described, or_null, ref
+from .json_schema import BOOLEAN, INTEGER, STRING, Json, array, closed, constant, described, or_null, ref
 from .operation import BASE, Operation, parameter
+
+#: Until a file goes.
+SECONDS: Json = {
+    "type": "integer",
+    "minimum": MIN_SECONDS,
+    "maximum": MAX_SECONDS,
+    "description": "After the file was made it goes; otherwise it stays until it is deleted.",
+}
+_EXPIRES = (f"{EXPIRES}[anchor]", f"{EXPIRES}[seconds]")
 
 
 def listed(of: str) -> Json:
@@ -34,7 +44,7 @@ SCHEMAS: Mapping[str, Json] = {
             "filename": STRING,
             "purpose": constant(*PURPOSES),
             "status": constant("processed"),
-            "expires_at": described(NULL, "Files stay until they are deleted."),
+            "expires_at": described(or_null(INTEGER), "When it goes; null: it stays until it is deleted."),
         }
     ),
     "FileList": listed("File"),
@@ -43,7 +53,11 @@ SCHEMAS: Mapping[str, Json] = {
         {
             "file": {"type": "string", "format": "binary", "description": "Lines of requests, as OpenAI's batches."},
             "purpose": constant(PURPOSE),
-        }
+            f"{EXPIRES}[anchor]": constant(ANCHOR),
+            f"{EXPIRES}[seconds]": SECONDS,
+        },
+        optional=_EXPIRES,
+        dependentRequired=dict(zip(_EXPIRES, ([name] for name in reversed(_EXPIRES)), strict=True)),
     ),
 }
 
