@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -169,7 +170,8 @@ def test_through_an_outage_and_after_a_loss() -> None:
             changes = iter(events)
             next(changes)
             server.stop()
-            # Until the gateway has seen that it is away.
+            # For longer than there is between two looks of a stream that has just had an event.
+            time.sleep(1.5)
             assert http.get(PATH).json()["error"]["code"] == "queue_unavailable"
             server.start()
             with redis.Redis.from_url(server.url) as raw:

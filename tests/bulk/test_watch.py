@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,8 @@ def test_json_for_programs_and_the_exit_code(redis_url: str, raw: redis.Redis) -
         assert process.stdout is not None
         first = json.loads(process.stdout.readline())
         assert (first["id"], first["status"], first["progress"]["checked"]) == (ID, "validating", 0.5)
+        # Looks that see nothing new show nothing.
+        time.sleep(1.2)
         batch = moved(raw, batch, BatchStatus.IN_PROGRESS, total=10, completed=4)
         second = json.loads(process.stdout.readline())
         assert second["request_counts"] == {"total": 10, "completed": 4, "failed": 0}
