@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 import redis
@@ -219,7 +219,7 @@ class Front:
     async def _prepare(self, leased: LeasedJob) -> None:
         """Makes a leased job run, gives it back while the worker drains, or ends it."""
         try:
-            async with self._batch_turn if leased.lease.lane is Lane.BATCH else contextlib.nullcontext():
+            async with self._turn(leased.lease.lane):
                 ready = await self._job_or_ending(leased)
             if isinstance(ready, Ending):
                 await self.running.finish(ready)
@@ -229,6 +229,15 @@ class Front:
                 self.running.begin(ready)
         finally:
             self.running.jobs.prepares(leased.lease.lane, -1)
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, lane: Lane) -> AsyncIterator[None]:
+        if lane is not Lane.BATCH:
+            yield
+            return
+        async with self._batch_turn:
+            await asyncio.sleep(0)
+            yield
 
     async def _job_or_ending(self, leased: LeasedJob) -> Job | Ending:
         """Whatever is wrong with one job's content stays with that job."""
