@@ -21,9 +21,11 @@ from millrace_worker.models.decoder import Decoder
 
 from . import kv_cache
 from .block_pool import BlockPool
+from .pace import Pace
 from .runner import Launched, ModelRunner
 from .scheduler import Scheduler
 from .sequence import Sequence
+from .step import SEQUENCE_COST
 
 log = structlog.get_logger()
 
@@ -62,6 +64,8 @@ class Engine:
             max_num_batched_tokens=config.max_num_batched_tokens,
             enable_prefix_caching=config.enable_prefix_caching,
         )
+        self._pace = Pace(config.max_num_batched_tokens + config.max_num_seqs * SEQUENCE_COST)
+        self.scheduler.allowance = self._pace.allowance
         self.runner = ModelRunner(
             model,
             cache,
@@ -126,8 +130,12 @@ class Engine:
             finished += completion.finished
         refused, self._refused = self._refused, []
         self._steps += 1
-        sequences, batched = (len(step.scheduled), step.num_tokens) if step is not None else (0, 0)
         seconds = time.perf_counter() - began
+        if launched is not None:
+            # With two steps in flight it was the one before that was waited for.
+            self._pace.observe(launched.step.cost, seconds)
+            self.scheduler.allowance = self._pace.allowance
+        sequences, batched = (len(step.scheduled), step.num_tokens) if step is not None else (0, 0)
         return StepOutput(self._steps, tokens, finished, refused, started, load, seconds, sequences, batched)
 
     def reset_prefix_cache(self) -> None:
