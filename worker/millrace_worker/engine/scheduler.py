@@ -29,8 +29,10 @@ from .step import SEQUENCE_COST, Scheduled, Step
 #: A sequence that waits is moved up once so many urgent ones were started before it, or once it was preempted so often.
 _MOST_OVERTAKES = 8
 _MOST_PREEMPTIONS = 4
-#: Steps for which the batch lane stays bounded after the last urgent sequence: the next one is likely to come soon.
+#: Steps for which the allowance holds after the last urgent sequence: the next one is likely to come soon.
 _ALERT_STEPS = 256
+#: Else a step may cost so many times as much: the first urgent sequence after a while should not wait for long, either.
+_TIMES_CALM = 8
 
 
 @dataclass(slots=True)
@@ -58,7 +60,7 @@ class Scheduler:
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.enable_prefix_caching = enable_prefix_caching
-        #: What a step should cost while urgent sequences are about, in the units of Step.cost; None: it is not bounded.
+        #: What a step should cost while urgent sequences are about, in the units of Step.cost; None: no step is bounded.
         self.allowance: int | None = None
         #: By rank, then by admission: the last one is the first to be preempted.
         self.running: list[Sequence] = []
@@ -110,8 +112,10 @@ class Scheduler:
         """The next step, its blocks allocated; None when nothing can run."""
         self._move_up()
         self._steps_without_urgent = 0 if self._num_urgent else self._steps_without_urgent + 1
-        bounded = self._steps_without_urgent < _ALERT_STEPS
-        filling = Filling(self.max_num_batched_tokens, self.allowance if bounded else None)
+        allowance = self.allowance
+        if allowance is not None and self._steps_without_urgent >= _ALERT_STEPS:
+            allowance *= _TIMES_CALM
+        filling = Filling(self.max_num_batched_tokens, allowance)
         admitting = True
         for rank in list(self._waiting):
             self._advance(rank, filling)
