@@ -12,7 +12,7 @@ import torch
 from millrace_schemas import ErrorCode
 from millrace_worker.config import EngineConfig
 from millrace_worker.errors import ModelError
-from millrace_worker.frames import AddSequence, Ready, Refusal, StepOutput
+from millrace_worker.frames import AddSequence, Ready, Refusal, SequenceParams, StepOutput
 from millrace_worker.model_path import resolve_model
 from millrace_worker.models import load_model
 from millrace_worker.models.batch import ForwardBatch
@@ -28,6 +28,9 @@ from .sequence import Sequence
 from .step import SEQUENCE_COST
 
 log = structlog.get_logger()
+
+#: Steps of one sequence at the start.
+_SMALL_STEPS = 4
 
 
 class Engine:
@@ -85,6 +88,7 @@ class Engine:
         self._steps = 0
         self._refused: list[Refusal] = []
         self._finished: list[tuple[int, str]] = []
+        self._take_small_steps()
         log.info(
             "engine ready", model=config.model, dtype=str(cache.dtype).removeprefix("torch."), **_sizes(self.ready)
         )
@@ -137,6 +141,14 @@ class Engine:
             self.scheduler.allowance = self._pace.allowance
         sequences, batched = (len(step.scheduled), step.num_tokens) if step is not None else (0, 0)
         return StepOutput(self._steps, tokens, finished, refused, started, load, seconds, sequences, batched)
+
+    def _take_small_steps(self) -> None:
+        """How quick a step can be, before jobs come: full ones alone would not tell."""
+        count = min(_SMALL_STEPS, self.ready.max_model_len - 1)
+        self.scheduler.add(Sequence(0, [0], [], SequenceParams(max_tokens=count, temperature=0.0), priority=1))
+        while self.has_work:
+            self.step()
+        self._steps, self.wait_seconds = 0, 0.0
 
     def reset_prefix_cache(self) -> None:
         """Forgets all cached blocks that no sequence holds. For benchmarks."""

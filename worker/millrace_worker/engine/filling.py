@@ -13,8 +13,8 @@ LEAST_COST = 2 * SEQUENCE_COST
 class Filling:
     """What is scheduled so far and what may still be.
 
-    `tokens` is the budget of all, `allowance` what a step should cost while urgent sequences are about (None: they are
-    not): what these leave of it is for the others, which always have some.
+    `tokens` is the budget of all. `allowance` is what the step should cost, in the units of Step.cost: what urgent
+    sequences leave of it is for the others, which always have some. None: it may cost anything.
     """
 
     def __init__(self, tokens: int, allowance: int | None):

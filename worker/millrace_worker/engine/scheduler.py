@@ -17,6 +17,7 @@ from __future__ import annotations
 from bisect import bisect_right, insort
 from collections import Counter, deque
 from dataclasses import dataclass, field
+from itertools import chain
 
 from millrace_worker.frames import Load
 
@@ -29,8 +30,10 @@ from .step import SEQUENCE_COST, Scheduled, Step
 #: A sequence that waits is moved up once so many urgent ones were started before it, or once it was preempted so often.
 _MOST_OVERTAKES = 8
 _MOST_PREEMPTIONS = 4
-#: Steps for which the batch lane stays bounded after the last urgent sequence: the next one is likely to come soon.
+#: Steps for which the allowance holds after the last urgent sequence: the next one is likely to come soon.
 _ALERT_STEPS = 256
+#: Else a step may cost so many times as much: the first urgent sequence after a while should not wait for long, either.
+_TIMES_CALM = 8
 
 
 @dataclass(slots=True)
@@ -58,7 +61,7 @@ class Scheduler:
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.enable_prefix_caching = enable_prefix_caching
-        #: What a step should cost while urgent sequences are about, in the units of Step.cost; None: it is not bounded.
+        #: What a step should cost while urgent sequences are about, in the units of Step.cost; None: no bound.
         self.allowance: int | None = None
         #: By rank, then by admission: the last one is the first to be preempted.
         self.running: list[Sequence] = []
@@ -110,8 +113,10 @@ class Scheduler:
         """The next step, its blocks allocated; None when nothing can run."""
         self._move_up()
         self._steps_without_urgent = 0 if self._num_urgent else self._steps_without_urgent + 1
-        bounded = self._steps_without_urgent < _ALERT_STEPS
-        filling = Filling(self.max_num_batched_tokens, self.allowance if bounded else None)
+        allowance = self.allowance
+        if allowance is not None and self._steps_without_urgent >= _ALERT_STEPS:
+            allowance *= _TIMES_CALM
+        filling = Filling(self.max_num_batched_tokens, allowance)
         admitting = True
         for rank in list(self._waiting):
             self._advance(rank, filling)
@@ -221,46 +226,49 @@ class Scheduler:
     def _advance(self, rank: int, filling: Filling) -> None:
         """The next tokens of running sequences of this rank, as far as the step has room."""
         first = bisect_right(self.running, rank - 1, key=_rank)
-        able = [
-            seq
-            for seq in self.running[first : bisect_right(self.running, rank, key=_rank)]
-            # Else it ends with the token that is pending.
-            if seq.num_generated + seq.num_pending < seq.params.max_tokens
-        ]
-        for seq, count in self._turns(able, rank, filling):
-            if seq.state is not SequenceState.RUNNING:
-                return  # a sequence before it took its blocks, and those of all that follow
-            self._make_room(seq, count, filling)
-            if seq.state is not SequenceState.RUNNING:
-                return  # the last one left, and still no room: it waits for a finish
-            filling.add(self._take(seq, count))
+        members = self.running[first : bisect_right(self.running, rank, key=_rank)]
+        if rank != URGENT and filling.is_bounded:
+            for seq, count in self._turns(members, filling.most(rank)):
+                if not self._give(seq, count, filling):
+                    return
+            return
+        for seq in members:
+            if filling.tokens == 0:
+                return
+            if not _ends(seq) and not self._give(seq, min(seq.num_uncomputed, filling.tokens), filling):
+                return
 
-    def _turns(self, able: list[Sequence], rank: int, filling: Filling) -> list[tuple[Sequence, int]]:
-        """Who has how many tokens: the oldest first, or, where not all can, those that had none for longest.
+    def _turns(self, members: list[Sequence], most: int) -> list[tuple[Sequence, int]]:
+        """Who has how many tokens: those first that had none for longest, until they come to `most`.
 
         In the order of `running` all the same, so that none of them is preempted for one that comes later.
         """
-        left, cost = filling.most(rank), 0
-        if rank != URGENT and filling.is_bounded:
-            cost = SEQUENCE_COST
-            behind = bisect_right(able, self._turn, key=_order)
-            able = able[behind:] + able[:behind]
+        behind = bisect_right(members, self._turn, key=_order)
         turns: list[tuple[Sequence, int]] = []
-        for seq in able:
-            if left <= 0:
+        for seq in chain(members[behind:], members[:behind]):
+            if most <= 0:
                 break
-            count = min(seq.num_uncomputed, left)
-            left -= count + cost
-            turns.append((seq, count))
-        if cost and turns:
+            if not _ends(seq):
+                count = min(seq.num_uncomputed, most)
+                most -= count + SEQUENCE_COST
+                turns.append((seq, count))
+        if turns:
             self._turn = turns[-1][0].order
-            turns.sort(key=lambda turn: turn[0].order)
-        return turns
+        return sorted(turns, key=lambda turn: turn[0].order)
+
+    def _give(self, seq: Sequence, count: int, filling: Filling) -> bool:
+        """Schedules tokens of a running sequence; False when it had to go for want of blocks, as all behind it had."""
+        if seq.state is SequenceState.RUNNING:
+            self._make_room(seq, count, filling)
+        if seq.state is not SequenceState.RUNNING:
+            return False
+        filling.add(self._take(seq, count))
+        return True
 
     def _make_room(self, seq: Sequence, count: int, filling: Filling) -> None:
         """Preempts sequences behind `seq`, and at last itself, until it can have its blocks."""
         missing = self._blocks_for(seq.num_computed + count) - len(seq.block_table)
-        while missing > self.pool.num_free and seq.state is SequenceState.RUNNING:
+        while missing > 0 and missing > self.pool.num_free and seq.state is SequenceState.RUNNING:
             self._preempt_last(filling)
 
     def _preempt_last(self, filling: Filling) -> None:
@@ -387,6 +395,11 @@ class Scheduler:
         seq.state = SequenceState.FINISHED
         self._num_urgent -= seq.priority == URGENT
         del self._sequences[seq.seq_id]
+
+
+def _ends(seq: Sequence) -> bool:
+    """Whether its last token is on its way."""
+    return seq.num_generated + seq.num_pending >= seq.params.max_tokens
 
 
 def _rank(seq: Sequence) -> int:
