@@ -57,9 +57,14 @@ def enqueue_sweep(target: Queue) -> None:
     target.enqueue(sweep_files, job_id=f"sweep-{secrets.token_hex(8)}", result_ttl=0, failure_ttl=3600)
 
 
+def waiting_in(target: Queue) -> set[str]:
+    """Batches whose turns wait in the queue."""
+    return {job_id.rpartition("-")[0] for job_id in target.get_job_ids()}
+
+
 def waiting_beside(target: Queue, batch_id: str) -> int:
     """How many turns of other batches wait in the queue."""
-    return len({job_id.rpartition("-")[0] for job_id in target.get_job_ids()} - {batch_id})
+    return len(waiting_in(target) - {batch_id})
 
 
 def step(batch_id: str) -> None:
