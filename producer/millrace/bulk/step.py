@@ -123,7 +123,7 @@ class Step:
         return self._settings.pause
 
     async def _complain(self, owned: Owned, problem: str) -> None:
-        if await self._store.complain(owned.batch.id, problem):
+        if await self._store.complain(owned, problem):
             log.batch_waits(owned.batch, problem)
 
     async def _work(self, owned: Owned, turn: Turn) -> bool:
