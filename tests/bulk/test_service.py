@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from bulk_parts import Batches
 from millrace.bulk.service import BulkService
-from millrace.bulk.tasks import Runtime, queue
+from millrace.bulk.tasks import Runtime, queue, waiting_beside
 from millrace_schemas.keys import BATCHES_DUE
 
 
@@ -24,3 +26,9 @@ def test_a_batch_has_one_turn_that_waits(redis_url: str, batches: Batches, raw: 
     assert service._hand_out()
     assert len(target) == 2
     service._stop()
+
+
+def test_a_turn_goes_on_without_knowing_who_waits() -> None:
+    """Redis may be away for a moment."""
+    with redis.Redis(port=1, retry=Retry(NoBackoff(), 0)) as nobody:
+        assert waiting_beside(queue(nobody), "batch_0") == 0
