@@ -17,6 +17,8 @@ from servers import S3Server
 @pytest.fixture(autouse=True)
 def logs_on_stderr() -> Iterator[None]:
     """Threads that work on batches log as long as a test runs; what commands print is another matter."""
+    # A command that ran in this process may have set up all of it.
+    structlog.reset_defaults()
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.__stderr__))
     yield
     structlog.reset_defaults()

@@ -237,7 +237,7 @@ def files_of(redis_url: str) -> list[BulkFile]:
     async def read() -> list[BulkFile]:
         connection = Connection(redis_url)
         try:
-            return await FileStore(connection).all()
+            return await FileStore(connection).page()
         finally:
             await connection.close()
 

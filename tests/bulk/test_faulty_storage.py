@@ -24,7 +24,7 @@ from millrace.bulk.storage import storage_of
 from millrace.bulk.store import View
 from millrace_bench.bulk_chaos_parts import children
 from millrace_schemas import Result
-from millrace_schemas.batch import BatchStatus
+from millrace_schemas.batch import BatchError, BatchStatus
 from servers import S3Server
 
 SOON = BulkSettings(flush_seconds=0.2, turn=0.2, pause=0.2, lease=1.0)
@@ -307,6 +307,22 @@ def test_an_error_that_nobody_expected(
         broken[0] = False
         view = batches.ended(batch_id)
     assert_whole(view)
+
+
+def test_a_place_that_is_away_for_the_whole_window(
+    redis_url: str, batches: Batches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch that was not looked through does not wait for ever."""
+
+    def write(self: local_storage.LocalStorage, url: str, data: bytes) -> None:
+        raise StorageError("no room here")
+
+    monkeypatch.setattr(local_storage.LocalStorage, "write", write)
+    source = written(str(tmp_path / "in.jsonl"), LINES)
+    with BulkThread(redis_url, SOON):
+        view = batches.ended(batches.make(source, str(tmp_path / "out"), window="1s"))
+    assert view.batch.status is BatchStatus.FAILED
+    assert view.batch.errors == (BatchError("storage_failed", "no room here"),)
 
 
 class S3Worker(FakeWorker):

@@ -240,3 +240,17 @@ def test_an_ended_batch_keeps_nothing_for_successors(store: Store, redis_url: st
     assert store.view(batch.id).progress.completed == 2
     # Somebody who wakes up now learns that there is nothing left to do.
     assert store.progress_of(owned).done
+
+
+def test_whoever_comes_too_late_changes_nothing_of_an_ended_batch(store: Store, raw: redis.Redis) -> None:
+    batch = begun(store, 1)
+    slow = store.take(batch.id, LEASE)
+    store.commit(slow, ShardProgress(done=True), {"completed": 1})
+    whole = store.take(batch.id, LEASE)
+    assert whole.shard is None
+    store.move(whole, whole.batch, ended=True)
+    store.leave(whole, None)
+    assert not store.complain(whole, "it is somebody else's")
+    store.leave(slow, 0.0)
+    assert store.view(batch.id).problem is None
+    assert not raw.zcard(BATCHES_DUE)

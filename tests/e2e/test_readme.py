@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import select
 import subprocess
@@ -19,7 +21,7 @@ README = (ROOT / "README.md").read_text()
 
 def blocks(heading: str) -> list[tuple[str, str]]:
     """(language, text) of the blocks of code under a heading."""
-    section = README.split(f"\n### {heading}\n", 1)[1].split("\n#", 1)[0]
+    section = re.split(rf"^##+ {heading}\n", README, maxsplit=1, flags=re.MULTILINE)[1].split("\n#", 1)[0]
     return re.findall(r"^```(\w*)\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
 
 
@@ -37,11 +39,15 @@ def ports() -> Iterator[dict[str, str]]:
         process.communicate(timeout=30)
 
 
-def paste(language: str, text: str, ports: dict[str, str]) -> str:
+def paste(language: str, text: str, ports: dict[str, str], directory: Path | None = None) -> str:
     for place, here in ports.items():
         text = text.replace(place, here)
+    text = text.replace(".venv/bin/millrace", f"{sys.executable} -m millrace")
     command = [sys.executable, "-c", text] if language == "python" else ["bash", "-ec", text]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    environ = {**os.environ, "MILLRACE_REDIS_URL": f"redis://{ports['localhost:6379']}/0"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, check=False, cwd=directory, env=environ
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -61,3 +67,12 @@ def test_polling(ports: dict[str, str]) -> None:
     assert '"state":"completed"' in said
     assert '"text":"QUIET RIVER"' in said
     assert "event: finished" in said
+
+
+def test_bulk_files(ports: dict[str, str], tmp_path: Path) -> None:
+    ((_, text),) = blocks("Bulk files")
+    said = paste("", text, ports, tmp_path)
+    assert "completed" in said
+    answers = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    texts = [line["response"]["body"]["choices"][0]["message"]["content"] for line in answers]
+    assert sorted(texts) == ["QUIET RIVER", "STONE BIRD"]

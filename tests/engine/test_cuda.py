@@ -62,3 +62,42 @@ def test_graphs_and_eager_steps_give_the_ids_of_transformers(name: str, tmp_path
             for seq_id, tokens in engine.step().tokens:
                 answers[seq_id] += tokens
         assert answers == wanted, f"enforce_eager={eager}, max_num_seqs={seqs}, max_num_batched_tokens={budget}"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("eager", [pytest.param(True, id="eager"), pytest.param(False, id="graphs")])
+def test_rows_change_hands_while_a_step_is_in_flight(eager: bool, tmp_path: Path) -> None:
+    directory = save("llama3-tied", tmp_path)
+    asked = prompts(32)
+    wanted = greedy_answers(directory, asked, MAX_TOKENS, eos=None)
+    engine = Engine(
+        EngineConfig(
+            model=str(directory),
+            device="cuda",
+            dtype="float32",
+            max_num_seqs=4,
+            max_num_batched_tokens=96,
+            max_model_len=200,
+            kv_cache_memory_bytes=64 * 2**20,
+            enforce_eager=eager,
+        )
+    )
+    greedy = SequenceParams(max_tokens=MAX_TOKENS, temperature=0.0)
+    for i in range(16, 32):
+        engine.add(AddSequence(i, asked[i], [], greedy, priority=1))
+    answers: list[list[int]] = [[] for _ in asked]
+    late = list(range(16))
+    handed_over = steps = 0
+    while engine.has_work or late:
+        steps += 1
+        before = engine.scheduler.num_preemptions
+        in_flight = engine._launched is not None
+        if late and steps % 5 == 0:
+            i = late.pop()
+            engine.add(AddSequence(i, asked[i], [], greedy, priority=0))
+        for seq_id, tokens in engine.step().tokens:
+            answers[seq_id] += tokens
+        handed_over += in_flight and engine.scheduler.num_preemptions > before
+    assert handed_over >= 4
+    assert answers == wanted

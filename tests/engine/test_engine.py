@@ -101,6 +101,30 @@ def test_seeded_samples_do_not_depend_on_the_batch(llama: Path) -> None:
     assert len({tuple(a) for a in together.values()}) == 16
 
 
+@pytest.mark.parametrize("overlap", [pytest.param(False, id="one"), pytest.param(True, id="two-in-flight")])
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_batch_answers_are_the_same_beside_interactive_ones(llama: Path, overlap: bool, temperature: float) -> None:
+    asked = prompts(24)
+    params = [SequenceParams(max_tokens=MAX_TOKENS, temperature=temperature, seed=i) for i in range(24)]
+    undisturbed = answer_all(make_engine(llama, 24, 2048, 16, 600, True), asked, params)
+    engine = make_engine(llama, 3, 64, 4, 160, True, overlap=overlap)
+    answers: dict[int, list[int]] = {i: [] for i in range(24)}
+    for i in range(8, 24):
+        engine.add(AddSequence(i, asked[i], [], params[i], priority=1))
+    late = list(range(8))
+    steps = 0
+    while engine.has_work or late:
+        steps += 1
+        if late and steps % 7 == 0:
+            i = late.pop()
+            engine.add(AddSequence(i, asked[i], [], params[i], priority=0))
+        for seq_id, tokens in engine.step().tokens:
+            answers[seq_id] += tokens
+        engine.scheduler.check_integrity()
+    assert engine.scheduler.num_preemptions >= 5
+    assert answers == undisturbed
+
+
 def test_a_resumed_sequence_goes_on_as_if_nothing_had_happened(llama: Path) -> None:
     prompt = prompts(1)[0]
     params = SequenceParams(max_tokens=20, temperature=1.0, seed=3)

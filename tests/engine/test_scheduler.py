@@ -9,8 +9,10 @@ import pytest
 from fake_model import FakeModel, Pipeline, answer, run_all, run_step, sequence
 from millrace_bench.workloads import chat
 from millrace_worker.engine.block_pool import BlockPool
-from millrace_worker.engine.scheduler import Scheduler
+from millrace_worker.engine.filling import LEAST_COST
+from millrace_worker.engine.scheduler import _ALERT_STEPS, _MOST_PREEMPTIONS, Scheduler
 from millrace_worker.engine.sequence import SequenceState
+from millrace_worker.engine.step import SEQUENCE_COST, Step
 
 
 def make(
@@ -240,6 +242,7 @@ def test_random_traffic_gives_every_sequence_its_own_answer(seed: int, overlap: 
         seqs=draw.randrange(1, 6),
         budget=draw.randrange(6, 40),
     )
+    scheduler.allowance = draw.choice([None, LEAST_COST, 60])
     capacity = scheduler.pool.num_blocks * scheduler.block_size
     heads = [prompt(draw.randrange(1, 20), 100 + i) for i in range(3)]
     wanted: dict[int, list[int]] = {}
@@ -284,3 +287,220 @@ def test_kv_waste_on_the_chat_workload_is_under_four_percent() -> None:
         scheduler.complete(step, [7] * sum(p.samples for p in step.scheduled))
     assert 0 < 1 - used / allocated < 0.04
     assert 1 - used / reserved > 0.60
+
+
+def parts_of(step: Step | None) -> list[tuple[int, int]]:
+    """(sequence, tokens), in the order of the scheduler's turns."""
+    assert step is not None
+    return [(part.seq.seq_id, part.count) for part in step.scheduled]
+
+
+def test_an_interactive_sequence_takes_the_row_of_the_youngest_batch_one_at_once() -> None:
+    scheduler, model = make(seqs=2)
+    old, young = (sequence(i, prompt(5, i), 12, priority=1) for i in (1, 2))
+    scheduler.add(old)
+    scheduler.add(young)
+    run_step(scheduler, model)
+    scheduler.add(sequence(3, prompt(7, 3), 2))
+    step = scheduler.schedule()
+    assert parts_of(step) == [(1, 1), (3, 7)]
+    assert [seq.seq_id for seq in scheduler.running] == [3, 1]
+    assert scheduler.num_preemptions == young.num_preempted == 1
+    assert step is not None
+    scheduler.complete(step, model.run(step))
+    assert run_step(scheduler, model).finished == [(3, "length")]
+    # The one that was set back is the next, and its first block is still in the cache.
+    step = scheduler.schedule()
+    assert parts_of(step) == [(1, 1), (2, 2)]
+    assert step is not None
+    scheduler.complete(step, model.run(step))
+    run_all(scheduler, model)
+    assert (old.tokens[5:], young.tokens[5:]) == (answer(prompt(5, 1), 12), answer(prompt(5, 2), 12))
+
+
+def test_an_interactive_sequence_takes_as_many_blocks_as_it_needs_and_no_more() -> None:
+    scheduler, model = make(num_blocks=12)
+    for i in range(1, 5):
+        scheduler.add(sequence(i, prompt(8, i), 12, priority=1))
+    for _ in range(3):
+        run_step(scheduler, model)
+    assert scheduler.pool.num_free == 0
+    # Four blocks: the two youngest have three each.
+    scheduler.add(sequence(5, prompt(16, 5), 2))
+    step = scheduler.schedule()
+    assert [seq.seq_id for seq in scheduler.running] == [5, 1, 2]
+    assert parts_of(step) == [(1, 1), (2, 1), (5, 16)]
+
+
+def test_nothing_is_set_back_for_a_sequence_that_would_not_fit_all_the_same() -> None:
+    scheduler, model = make(num_blocks=10)
+    scheduler.add(sequence(1, prompt(28, 1), 12))
+    scheduler.add(sequence(2, prompt(4, 2), 2, priority=1))
+    run_step(scheduler, model)
+    scheduler.add(sequence(3, prompt(16, 3), 2))
+    assert parts_of(scheduler.schedule()) == [(1, 1), (2, 1)]
+    assert scheduler.num_preemptions == 0
+
+
+def test_blocks_that_are_shared_are_no_gain() -> None:
+    scheduler, model = make(num_blocks=11)
+    system = prompt(16)
+    scheduler.add(sequence(1, [*system, 1], 12))
+    run_step(scheduler, model)
+    scheduler.add(sequence(2, [*system, 2], 12, priority=1))
+    run_step(scheduler, model)
+    scheduler.add(sequence(3, prompt(24, 3), 2))
+    # Six blocks and one to grow for the first; of the second one's five only one is its own.
+    assert scheduler.pool.num_free == 5
+    scheduler.add(sequence(4, prompt(4, 4), 2))
+    assert parts_of(scheduler.schedule()) == [(1, 1), (2, 1)]
+    scheduler, model = make(num_blocks=12)
+    scheduler.add(sequence(1, [*system, 1], 12))
+    run_step(scheduler, model)
+    scheduler.add(sequence(2, [*system, 2], 12, priority=1))
+    run_step(scheduler, model)
+    scheduler.add(sequence(3, prompt(24, 3), 2))
+    assert parts_of(scheduler.schedule()) == [(1, 1), (3, 24)]
+
+
+def test_interactive_prompts_come_before_batch_prompts_and_bound_them() -> None:
+    scheduler, _ = make(num_blocks=256, budget=100, seqs=8)
+    scheduler.allowance = 60
+    scheduler.add(sequence(1, prompt(400, 1), 2, priority=1))
+    assert parts_of(scheduler.schedule()) == [(1, 100)]
+    scheduler.add(sequence(2, prompt(30, 2), 9))
+    # 60, less 38 for the prompt and 8 for the sequence itself; then less 9.
+    step = scheduler.schedule()
+    assert parts_of(step) == [(2, 30), (1, 14)]
+    assert step is not None
+    assert step.cost == 60
+    scheduler.complete(step, [7])
+    assert parts_of(scheduler.schedule()) == [(2, 1), (1, 43)]
+
+
+def test_the_batch_lane_has_some_of_every_step() -> None:
+    scheduler, _ = make(num_blocks=256, budget=100, seqs=8)
+    scheduler.allowance = 60
+    scheduler.add(sequence(1, prompt(400, 1), 2, priority=1))
+    scheduler.schedule()
+    scheduler.add(sequence(2, prompt(70, 2), 9))
+    assert parts_of(scheduler.schedule()) == [(2, 70), (1, LEAST_COST - SEQUENCE_COST)]
+
+
+def test_batch_sequences_that_do_not_fit_together_take_turns() -> None:
+    scheduler, model = make(seqs=8)
+    for i in range(1, 6):
+        scheduler.add(sequence(i, prompt(4, i), 30, priority=1))
+    run_step(scheduler, model)
+    scheduler.allowance = 3 * (SEQUENCE_COST + 1)
+    scheduler.add(sequence(9, prompt(3, 9), 5))
+    turns = []
+    for _ in range(4):
+        step = scheduler.schedule()
+        turns.append(parts_of(step))
+        assert step is not None
+        scheduler.complete(step, model.run(step))
+    assert turns == [
+        [(1, 1), (9, 3)],
+        [(9, 1), (2, 1), (3, 1)],
+        [(9, 1), (4, 1), (5, 1)],
+        [(9, 1), (1, 1), (2, 1)],
+    ]
+
+
+def test_bounds_end_when_interactive_sequences_stay_away() -> None:
+    scheduler, model = make(num_blocks=512, budget=100)
+    scheduler.allowance = 50
+    scheduler.add(sequence(1, prompt(3, 1), 1))
+    run_step(scheduler, model)
+    scheduler.add(sequence(2, prompt(1000, 2), 1, priority=1))
+    assert parts_of(scheduler.schedule()) == [(2, 42)]
+    scheduler.abort(2)
+    for _ in range(_ALERT_STEPS):
+        scheduler.schedule()
+    scheduler.add(sequence(3, prompt(1000, 3), 1, priority=1))
+    assert parts_of(scheduler.schedule()) == [(3, 100)]
+
+
+def test_a_batch_sequence_that_was_passed_over_often_enough_runs_and_is_not_set_back() -> None:
+    scheduler, model = make(seqs=1)
+    batch = sequence(0, prompt(4, 99), 3, priority=1)
+    scheduler.add(batch)
+    run_step(scheduler, model)
+    ended = []
+    for i in range(1, 30):
+        scheduler.add(sequence(i, prompt(3, i), 1))
+        ended += [seq_id for seq_id, _ in run_step(scheduler, model).finished]
+    assert batch.tokens[4:] == answer(prompt(4, 99), 3)
+    assert batch.num_preempted == 1
+    # Eight interactive ones ran before it; then it ran to its end, and they again.
+    assert ended[:10] == [1, 2, 3, 4, 5, 6, 7, 8, 0, 9]
+
+
+def test_a_batch_sequence_is_set_back_so_many_times_and_no_more() -> None:
+    scheduler, model = make(seqs=1)
+    batch = sequence(0, prompt(4, 99), 30, priority=1)
+    scheduler.add(batch)
+    run_step(scheduler, model)
+    for i in range(1, 9):
+        scheduler.add(sequence(i, prompt(3, i), 1))
+        run_step(scheduler, model)
+        run_step(scheduler, model)
+    assert batch.num_preempted == _MOST_PREEMPTIONS
+    assert scheduler.num_waiting == 4
+
+
+def test_those_that_are_set_back_keep_their_order() -> None:
+    scheduler, model = make(seqs=3)
+    for i in (1, 2, 3):
+        scheduler.add(sequence(i, prompt(4, i), 12, priority=1))
+    scheduler.add(sequence(4, prompt(4, 4), 12, priority=1))
+    run_step(scheduler, model)
+    for i in (7, 8):
+        scheduler.add(sequence(i, prompt(4, i), 1))
+    run_step(scheduler, model)
+    assert [seq.seq_id for seq in scheduler.running] == [1]
+    run_step(scheduler, model)
+    assert [seq.seq_id for seq in scheduler.running] == [1, 2, 3]
+
+
+def test_an_interactive_sequence_does_not_wait_for_a_block_that_a_batch_one_computes() -> None:
+    scheduler, model = make(num_blocks=256, budget=100)
+    scheduler.allowance = 40
+    system = prompt(60)
+    scheduler.add(sequence(0, prompt(3, 1), 9))
+    run_step(scheduler, model)
+    scheduler.add(sequence(1, [*system, 1], 2, priority=1))
+    run_step(scheduler, model)
+    scheduler.add(sequence(2, [*system, 2], 2))
+    scheduler.add(sequence(3, [*system, 3], 2))
+    step = scheduler.schedule()
+    # 20 of the 61 tokens are in the cache; the third waits for the second, which is quick.
+    assert parts_of(step)[:2] == [(0, 1), (2, 41)]
+    assert step is not None
+    assert 3 not in dict(parts_of(step))
+    scheduler.complete(step, model.run(step))
+    scheduler.check_integrity()
+    assert (3, 1) in parts_of(scheduler.schedule())
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_answers_do_not_show_that_a_sequence_was_set_back(overlap: bool) -> None:
+    scheduler, model = make(num_blocks=24, seqs=2, budget=40)
+    scheduler.allowance = 30
+    wanted: dict[int, list[int]] = {}
+    answers: dict[int, list[int]] = {}
+    pipeline = Pipeline(scheduler, model, overlap=overlap)
+    for i in range(60):
+        urgent = i % 6 == 5
+        text, count = prompt(4 + i % 17, i), 3 if urgent else 12
+        wanted[i] = answer(text, count)
+        scheduler.add(sequence(i, text, count, priority=0 if urgent else 1))
+        for seq_id, tokens in pipeline.step().tokens:
+            answers.setdefault(seq_id, []).extend(tokens)
+    while pipeline.has_work:
+        for seq_id, tokens in pipeline.step().tokens:
+            answers.setdefault(seq_id, []).extend(tokens)
+    assert scheduler.num_preemptions > 5
+    assert answers == wanted
+    assert scheduler.pool.num_free == 24

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from front_parts import READY, job_of
+from millrace_schemas import Lane
 from millrace_worker.frames import Load, Ready
 from millrace_worker.front.admission import Admission
 from millrace_worker.front.job import Job
@@ -14,37 +15,69 @@ def names(admitted: list) -> list[str]:
     return [job.id for job, _ in admitted]
 
 
-def test_capacity_is_rows_and_a_look_ahead() -> None:
+def places(jobs: Admission, load: Load = FREE, ready: Ready = READY) -> tuple[int, int]:
+    """Jobs of the interactive and of the batch lane that may be leased."""
+    room = jobs.room(ready, load)
+    return room.of(Lane.INTERACTIVE), room.of(Lane.BATCH)
+
+
+def test_room_is_rows_and_a_look_ahead() -> None:
     jobs = Admission(3)
-    assert jobs.capacity(READY, FREE) == 16 + 8
+    assert places(jobs) == (16 + 8, 16 + 8)
     wide = Ready("fake", 100, 256, 16, 10_000, 1000)
-    assert jobs.capacity(wide, Load(free_blocks=10_000)) == 256 + 32
+    assert places(jobs, Load(free_blocks=10_000), wide) == (256 + 32, 256 + 32)
     for n in range(10):
         jobs.add(job_of(f"j{n}"))
-    jobs.preparing = 2
-    assert jobs.capacity(READY, FREE) == 24 - 12
-    jobs.preparing = 20
-    assert jobs.capacity(READY, FREE) == 0
+    jobs.prepares(Lane.INTERACTIVE, 2)
+    assert places(jobs) == (24 - 12, 24 - 12)
 
 
-def test_capacity_ends_where_waiting_prompts_fill_the_free_blocks() -> None:
+@pytest.mark.parametrize("lane", Lane)
+def test_a_full_lane_leaves_the_other_an_eighth_of_its_own(lane: Lane) -> None:
+    jobs = Admission(3)
+    for n in range(20):
+        jobs.add(job_of(f"j{n}", lane=lane))
+    jobs.prepares(lane, 4)
+    other = Lane.BATCH if lane is Lane.INTERACTIVE else Lane.INTERACTIVE
+    room = jobs.room(READY, FREE)
+    assert (room.of(lane), room.of(other)) == (0, 24 // 8)
+    jobs.add(job_of("other", lane=other))
+    room = jobs.room(READY, FREE)
+    assert (room.of(lane), room.of(other)) == (0, 24 // 8 - 1)
+
+
+def test_room_ends_where_waiting_prompts_fill_the_free_blocks() -> None:
     jobs = Admission(3)
     running = job_of("running")
     jobs.add(running)
     jobs.admit()
     running.scheduled = True
     tight = Load(free_blocks=4)
-    assert jobs.capacity(READY, tight) > 0
-    jobs.add(job_of("waiting", prompt=(1,) * 70))
-    # 71 tokens need five blocks of sixteen.
-    assert jobs.capacity(READY, tight) == 0
-    assert jobs.capacity(READY, Load(free_blocks=6)) > 0
+    assert min(places(jobs, tight)) > 0
+    # 71 tokens need five blocks of sixteen, ten of them all that there are.
+    for n in range(10):
+        jobs.add(job_of(f"waiting{n}", prompt=(1,) * 70))
+    assert places(jobs, tight) == (0, 0)
+    assert min(places(jobs, Load(free_blocks=51))) > 0
+
+
+def test_blocks_of_the_batch_lane_are_the_interactive_ones_to_have() -> None:
+    jobs = Admission(3)
+    for n in range(8):
+        jobs.add(job_of(f"batch{n}", prompt=(1,) * 70, lane=Lane.BATCH))
+    for job, _ in jobs.admit()[:7]:
+        job.scheduled = True
+    tight = Load(free_blocks=2)
+    assert places(jobs, tight) == (16, 0)
+    urgent = job_of("urgent", prompt=(1,) * 70)
+    jobs.add(urgent)
+    assert places(jobs, tight) == (15, 0)
 
 
 def test_an_idle_engine_has_all_its_blocks() -> None:
     jobs = Admission(3)
     jobs.add(job_of("waiting"))
-    assert jobs.capacity(READY, Load(free_blocks=0)) > 0
+    assert min(places(jobs, Load(free_blocks=0))) > 0
 
 
 def test_admits_each_job_once() -> None:
@@ -66,7 +99,7 @@ def test_a_job_on_its_last_delivery_runs_alone() -> None:
     jobs.add(job_of("a"))
     jobs.admit()
     jobs.add(job_of("last", attempt=3))
-    assert jobs.capacity(READY, FREE) == 0
+    assert jobs.room(READY, FREE).shared == 0
     assert jobs.admit() == []
     a = jobs.get("a")
     assert a is not None

@@ -6,8 +6,9 @@ import time
 import pytest
 
 from millrace_schemas import GROUP, Lane, Request, encode
-from millrace_worker.stream.consumer import BATCH_FIRST_EVERY
+from millrace_worker.stream.consumer import BATCH_FIRST_EVERY, MOST_BATCH
 from millrace_worker.stream.lease import Verdict
+from millrace_worker.stream.room import Room
 from queue_probe import QueueProbe
 from stream_parts import Parts, with_parts
 
@@ -40,6 +41,37 @@ def test_batch_is_not_starved(redis_url: str, probe: QueueProbe) -> None:
         lanes = [job.lease.lane for job in parts.taken]
         assert lanes.count(Lane.BATCH) == 3
         assert lanes[:BATCH_FIRST_EVERY] == [Lane.INTERACTIVE] * (BATCH_FIRST_EVERY - 1) + [Lane.BATCH]
+
+    with_parts(redis_url, body)
+
+
+def test_a_read_brings_few_batch_jobs_and_what_each_lane_has_room_for(redis_url: str, probe: QueueProbe) -> None:
+    async def body(parts: Parts) -> None:
+        for lane in (Lane.BATCH, Lane.INTERACTIVE):
+            for _ in range(MOST_BATCH + 5):
+                probe.submit([1], lane=lane)
+        assert await parts.consumer.next(Room(0, {Lane.INTERACTIVE: 3, Lane.BATCH: 2}), wait=False) == 5
+        assert await parts.consumer.next(Room(1, {Lane.INTERACTIVE: 1, Lane.BATCH: 1}), wait=False) == 2
+        assert await parts.consumer.next(Room(1), wait=False) == 1
+        assert await parts.consumer.next(Room(0, {Lane.INTERACTIVE: 1}, frozenset({Lane.INTERACTIVE})), wait=True) == 0
+        lanes = [job.lease.lane for job in parts.taken]
+        assert (lanes.count(Lane.INTERACTIVE), lanes.count(Lane.BATCH)) == (5, 3)
+        assert await parts.consumer.next(100, wait=False) == MOST_BATCH * 2
+
+    with_parts(redis_url, body)
+
+
+def test_a_full_batch_lane_lets_an_interactive_job_end_the_wait(redis_url: str, probe: QueueProbe) -> None:
+    async def body(parts: Parts) -> None:
+        parts.consumer._block = 60.0
+        probe.submit([1], lane=Lane.BATCH)
+        full = Room(0, {Lane.INTERACTIVE: 3})
+        assert await parts.consumer.next(full, wait=True) == 0, "not for ever: there may soon be room"
+        read = asyncio.create_task(parts.consumer.next(full, wait=True))
+        job = probe.submit([1])
+        while not await read:
+            read = asyncio.create_task(parts.consumer.next(full, wait=True))
+        assert [leased.lease.job_id for leased in parts.taken] == [job]
 
     with_parts(redis_url, body)
 

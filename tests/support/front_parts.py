@@ -50,9 +50,10 @@ def job_of(
     checkpoint: tuple[int, ...] = (),
     max_tokens: int = 20,
     stop_token_ids: tuple[int, ...] = (),
+    lane: Lane = Lane.INTERACTIVE,
     **fields: Any,
 ) -> Job:
     request = request_of(prompt, **fields)
     params = SequenceParams(max_tokens, request.sampling.min_tokens, stop_token_ids=stop_token_ids)
-    leased = leased_job(request, attempt=attempt, checkpoint=checkpoint, name=name)
+    leased = leased_job(request, attempt=attempt, checkpoint=checkpoint, name=name, lane=lane)
     return Job(leased, request, list(prompt), params, TOOLS)

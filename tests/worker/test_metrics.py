@@ -47,12 +47,21 @@ def request(first: int, count: int = 10, lane: Lane = Lane.INTERACTIVE) -> Reque
     return Request(model=MODEL, prompt_token_ids=(first, 2, 3), sampling=Sampling(max_tokens=count), lane=lane)
 
 
+def until_registered(client: Client) -> None:
+    """A worker serves a moment before its heartbeat has registered the model."""
+    limit = time.monotonic() + 15
+    while not client.models():
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+
+
 def test_counters_move_with_jobs(redis_url: str, tmp_path: Path) -> None:
     with WorkerProcess(redis_url, tmp_path, metrics_port=0) as worker, Client(redis_url, model=MODEL) as client:
         idle = scrape(worker)
         assert idle.value("millrace_worker_ready", model=MODEL) == 1
         assert idle.value("millrace_kv_cache_blocks") == 1000
         assert idle.value("millrace_jobs_finished_total") == 0
+        until_registered(client)
         jobs = client.submit_many([request(i) for i in range(1, 21)] + [request(i, lane=Lane.BATCH) for i in range(5)])
         for job in jobs:
             job.result(timeout=20)
@@ -79,6 +88,7 @@ def test_counters_move_with_jobs(redis_url: str, tmp_path: Path) -> None:
 def test_what_runs_and_what_waits(redis_url: str, tmp_path: Path) -> None:
     slow = ("--step", "0.05", "--rows", "2")
     with WorkerProcess(redis_url, tmp_path, metrics_port=0, engine=slow) as worker, Client(redis_url) as client:
+        until_registered(client)
         jobs = client.submit_many([request(i, 200) for i in range(1, 7)])
         found = until(worker, lambda page: page.value("millrace_num_requests_running") == 2)
         assert found.value("millrace_leases") == 6
@@ -94,8 +104,7 @@ def test_failures_count(redis_url: str, tmp_path: Path) -> None:
         WorkerProcess(redis_url, tmp_path, metrics_port=0, max_attempts=1) as worker,
         Client(redis_url, model=MODEL) as client,
     ):
-        while not client.models():
-            time.sleep(0.05)
+        until_registered(client)
         with pytest.raises(JobFailed):
             client.submit_many([request(POISON)])[0].result(timeout=20)
         found = until(
@@ -109,6 +118,7 @@ def test_failures_count(redis_url: str, tmp_path: Path) -> None:
 
 def test_a_job_taken_over_is_a_redelivery(redis_url: str, tmp_path: Path) -> None:
     with Client(redis_url) as client, WorkerProcess(redis_url, tmp_path, engine=("--step", "0.05")) as first:
+        until_registered(client)
         (job,) = client.submit_many([request(1, 100)])
         limit = time.monotonic() + 10
         while job.record().state != "in_progress":

@@ -7,6 +7,9 @@ from millrace_schemas import MillraceError, decode, encode
 from millrace_schemas.batch import BulkFile
 from millrace_schemas.keys import BULK_FILES_EXPIRING, bulk_file, bulk_files_of
 
+#: Files that are read in one round trip.
+_READ = 256
+
 
 class FileNotFound(MillraceError, LookupError):
     """The id was never made here, or the file was deleted, or its time is over."""
@@ -38,16 +41,38 @@ class FileStore:
             raise FileNotFound(f"there is no file {file_id}")
         return found
 
-    async def all(self, tenant: str = "", *, newest_first: bool = True) -> list[BulkFile]:
-        """Of tenant "" those of all."""
-        command = "ZREVRANGE" if newest_first else "ZRANGE"
-        (ids,) = await self._connection.run((command, bulk_files_of(tenant), 0, -1))
-        if not ids:
-            return []
-        (found,) = await self._connection.run(("MGET", *(bulk_file(name.decode()) for name in ids)))
-        files = [decode(data, BulkFile) for data in found if data is not None]
+    async def page(
+        self,
+        tenant: str = "",
+        *,
+        count: int = 100,
+        after: str | None = None,
+        purpose: str | None = None,
+        newest_first: bool = True,
+    ) -> list[BulkFile]:
+        """At most `count` files behind the one that is called `after`; of tenant "" those of all.
+
+        Raises FileNotFound when `after` is none of them.
+        """
+        index, start = bulk_files_of(tenant), 0
+        rank, part = ("ZREVRANK", "ZREVRANGE") if newest_first else ("ZRANK", "ZRANGE")
+        if after is not None:
+            (found,) = await self._connection.run((rank, index, after))
+            if found is None:
+                raise FileNotFound(f"there is no file {after}")
+            start = found + 1
+        files: list[BulkFile] = []
         now = await self._now()
-        return [file for file in files if not _is_over(file, now)]
+        while len(files) < count:
+            most = min(_READ, count - len(files)) if purpose is None else _READ
+            (ids,) = await self._connection.run((part, index, start, start + most - 1))
+            if not ids:
+                break
+            start += len(ids)
+            (records,) = await self._connection.run(("MGET", *(bulk_file(name.decode()) for name in ids)))
+            there = [decode(data, BulkFile) for data in records if data is not None]
+            files += [file for file in there if not _is_over(file, now) and purpose in (None, file.purpose)]
+        return files[:count]
 
     async def delete(self, file: BulkFile) -> None:
         indexes = sorted({bulk_files_of(""), bulk_files_of(file.tenant)})

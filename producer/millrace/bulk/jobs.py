@@ -93,7 +93,9 @@ class BatchJobs:
         """Of no use to anybody: their answers are in a part. A million of them would fill Redis for a day."""
         for chunk in _chunks(ids):
             keys = (key for job_id in chunk for key in (self._keys.job(job_id), self._keys.result(job_id)))
-            await self._connection.run(("UNLINK", *keys))
+            # Of one that has not ended, nobody could tell any more whose it was.
+            counted = [("ZREM", self._keys.unfinished(self._batch.tenant), *chunk)] if self._batch.tenant else []
+            await self._connection.run(("UNLINK", *keys), *counted)
 
     async def _load(self, job_id: str, result: Result) -> tuple[str, Result] | None:
         """With its choices, wherever the worker has put them."""

@@ -261,10 +261,11 @@ class Pump:
         """Jobs that are gone, results included, are made anew: Redis lost them, or nobody collected them in time."""
         gone = await self._jobs.lost(list(self._under_way))
         for job_id in gone:
-            line = self._under_way.pop(job_id)
+            line = self._under_way[job_id]
             found = await asyncio.to_thread(self._reader.again, line)
             if found is None:
                 raise InputChanged(f"{self._owned.batch.input} has no line {line.number} any more")
+            del self._under_way[job_id]
             if self._ending is not None:
                 self._skip(found)
             else:

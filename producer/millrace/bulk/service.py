@@ -21,7 +21,7 @@ from millrace.connection import load_script
 from millrace_schemas.keys import BATCHES_DUE, BULK_FILES_EXPIRING
 
 from . import log
-from .tasks import Runtime, configure, enqueue_step, enqueue_sweep, queue
+from .tasks import Runtime, configure, enqueue_step, enqueue_sweep, queue, waiting_in
 
 #: Seconds between two looks for batches that are due, and batches that one look hands out.
 _LOOK_EVERY = 0.2
@@ -65,13 +65,16 @@ class BulkService:
             self._stop()
 
     def _hand_out(self) -> bool:
-        """Makes an RQ job for every batch that is due. False: Redis is away."""
+        """Makes an RQ job for every batch that is due and has none that waits. False: Redis is away."""
         try:
             hold = max(self._runtime.settings.lease, 5.0)
             source, _ = load_script("batch_due")
             ids: list[bytes] = self._redis.eval(source, 1, BATCHES_DUE, str(_MOST), str(hold))
+            # Where many batches take turns, one waits longer than it is held: more and more of its turns would wait.
+            waiting = waiting_in(self._queue) if ids else set()
             for batch_id in ids:
-                enqueue_step(self._queue, batch_id.decode())
+                if batch_id.decode() not in waiting:
+                    enqueue_step(self._queue, batch_id.decode())
         except (RedisError, OSError) as e:
             log.redis_away(str(e))
             return False

@@ -123,23 +123,26 @@ class Step:
         return self._settings.pause
 
     async def _complain(self, owned: Owned, problem: str) -> None:
-        if await self._store.complain(owned.batch.id, problem):
+        if await self._store.complain(owned, problem):
             log.batch_waits(owned.batch, problem)
 
     async def _work(self, owned: Owned, turn: Turn) -> bool:
         """Whether all lines of a shard have ended."""
         batch = owned.batch
         source: Input = MissingInput(batch.input)
+        pump: Pump | None = None
         jobs = BatchJobs(self._client, self._connection, batch)
         if owned.answered:
             await jobs.forget([jobs.id(number) for number in owned.answered])
             await self._store.forgot(owned)
         try:
             source = await self._open(owned)
-            return await self._pump(Pump(self._store, jobs, owned, source, self._settings), owned, turn)
+            pump = Pump(self._store, jobs, owned, source, self._settings)
+            return await self._pump(pump, owned, turn)
         except InputChanged as e:
             await self._store.fail(batch.id, BatchError("input_changed", str(e)))
-            await Pump(self._store, jobs, owned, source, self._settings).give_up()
+            # Of jobs that were made since the last commit no other pump knows.
+            await (pump or Pump(self._store, jobs, owned, source, self._settings)).give_up()
             return True
         finally:
             source.close()

@@ -256,11 +256,11 @@ class BatchStore:
             [owned.batch.id, owned.token, owned.name, "" if again is None else again],
         )
 
-    async def complain(self, batch_id: str, problem: str) -> bool:
-        """Says why a batch does not move; the next commit takes it back. False: that was known, or it is not there."""
-        key, problem = batch_key(batch_id), problem[:1000]
-        ((record, known),) = await self._connection.run(("HMGET", key, "record", "problem"))
-        if record is None or known == problem.encode():
+    async def complain(self, owned: Owned, problem: str) -> bool:
+        """Says why a batch does not move; the next commit takes it back. False: that was known, or others have it."""
+        key, problem = batch_key(owned.batch.id), problem[:1000]
+        ((owner, known),) = await self._connection.run(("HMGET", key, f"owner{owned.name}", "problem"))
+        if owner != owned.token.encode() or known == problem.encode():
             return False
         await self._connection.run(("HSET", key, "problem", problem))
         return True

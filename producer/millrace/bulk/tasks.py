@@ -7,6 +7,9 @@ import secrets
 from dataclasses import dataclass, field
 
 import redis
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry as RedisRetry
 from rq import Queue, Retry
 
 from millrace.async_client import AsyncClient
@@ -57,9 +60,17 @@ def enqueue_sweep(target: Queue) -> None:
     target.enqueue(sweep_files, job_id=f"sweep-{secrets.token_hex(8)}", result_ttl=0, failure_ttl=3600)
 
 
+def waiting_in(target: Queue) -> set[str]:
+    """Batches whose turns wait in the queue."""
+    return {job_id.rpartition("-")[0] for job_id in target.get_job_ids()}
+
+
 def waiting_beside(target: Queue, batch_id: str) -> int:
-    """How many turns of other batches wait in the queue."""
-    return len({job_id.rpartition("-")[0] for job_id in target.get_job_ids()} - {batch_id})
+    """How many turns of other batches wait in the queue; none when Redis is away, as the turn itself will say."""
+    try:
+        return len(waiting_in(target) - {batch_id})
+    except (RedisError, OSError):
+        return 0
 
 
 def step(batch_id: str) -> None:
@@ -77,7 +88,8 @@ def sweep_files() -> None:
 
 async def _step(batch_id: str, runtime: Runtime) -> None:
     connection = Connection(runtime.redis_url)
-    turns = queue(redis.Redis.from_url(runtime.redis_url))
+    # The turn's own loop waits for it.
+    turns = queue(redis.Redis.from_url(runtime.redis_url, retry=RedisRetry(NoBackoff(), 0), socket_timeout=1))
     try:
         async with AsyncClient(runtime.redis_url) as client:
             await Step(connection, client, runtime.settings, lambda: waiting_beside(turns, batch_id)).run(batch_id)

@@ -86,7 +86,7 @@ class Whole:
         try:
             finding, version, size = await self._look_through(owned)
         except (StorageError, InputChanged) as e:
-            if isinstance(e, StorageError) and not e.lasting:
+            if isinstance(e, StorageError) and not e.lasting and await self._store.now() < owned.batch.expires_at:
                 raise
             code = e.code if isinstance(e, StorageError) else "input_changed"
             await self._finish(owned, BatchEvent.FAIL, errors=(BatchError(code, str(e)),))

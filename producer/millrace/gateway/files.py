@@ -73,14 +73,13 @@ async def list_files(request: Request) -> Response:
     if order not in ("asc", "desc"):
         raise invalid("order must be asc or desc", param="order")
     _, seen = seen_by(request)
-    found = await FileStore(connection_of(request)).all(seen or "", newest_first=order == "desc")
+    try:
+        found = await FileStore(connection_of(request)).page(
+            seen or "", count=limit + 1, after=after, purpose=purpose, newest_first=order == "desc"
+        )
+    except FileNotFound:
+        raise ApiError(404, f"this list has no file {after!r:.80}", code="file_not_found", param="after") from None
     files = [file for file in found if seen is None or file.tenant == seen]
-    if after is not None:
-        at = next((i for i, file in enumerate(files) if file.id == after), None)
-        if at is None:
-            raise ApiError(404, f"this list has no file {after!r:.80}", code="file_not_found", param="after")
-        files = files[at + 1 :]
-    files = [file for file in files if purpose is None or file.purpose == purpose]
     return JSONResponse(page([describe(file) for file in files[:limit]], more=len(files) > limit))
 
 

@@ -14,6 +14,6 @@ end
 local clock = redis.call('TIME')
 local again = string.format('%.6f', clock[1] + clock[2] / 1000000 + ARGV[4])
 if tonumber(ARGV[4]) > 0 then redis.call('HSET', KEYS[1], lease, again) end
--- Sooner when other shards are.
-redis.call('ZADD', KEYS[2], 'LT', again, ARGV[1])
+-- Sooner when other shards are; not at all when the last one was done and others have brought the batch to its end.
+redis.call('ZADD', KEYS[2], 'XX', 'LT', again, ARGV[1])
 return 1

@@ -29,6 +29,9 @@ class BlockPool:
     def is_free(self, block: int) -> bool:
         return self._references[block] == 0
 
+    def references(self, block: int) -> int:
+        return self._references[block]
+
     def lookup(self, block_hash: bytes) -> int | None:
         """The block that holds this content, if any does."""
         return self._block_of.get(block_hash)

@@ -12,7 +12,7 @@ import torch
 from millrace_schemas import ErrorCode
 from millrace_worker.config import EngineConfig
 from millrace_worker.errors import ModelError
-from millrace_worker.frames import AddSequence, Ready, Refusal, StepOutput
+from millrace_worker.frames import AddSequence, Ready, Refusal, SequenceParams, StepOutput
 from millrace_worker.model_path import resolve_model
 from millrace_worker.models import load_model
 from millrace_worker.models.batch import ForwardBatch
@@ -21,11 +21,16 @@ from millrace_worker.models.decoder import Decoder
 
 from . import kv_cache
 from .block_pool import BlockPool
+from .pace import Pace
 from .runner import Launched, ModelRunner
 from .scheduler import Scheduler
 from .sequence import Sequence
+from .step import SEQUENCE_COST
 
 log = structlog.get_logger()
+
+#: Steps of one sequence at the start.
+_SMALL_STEPS = 4
 
 
 class Engine:
@@ -62,6 +67,8 @@ class Engine:
             max_num_batched_tokens=config.max_num_batched_tokens,
             enable_prefix_caching=config.enable_prefix_caching,
         )
+        self._pace = Pace(config.max_num_batched_tokens + config.max_num_seqs * SEQUENCE_COST)
+        self.scheduler.allowance = self._pace.allowance
         self.runner = ModelRunner(
             model,
             cache,
@@ -81,6 +88,7 @@ class Engine:
         self._steps = 0
         self._refused: list[Refusal] = []
         self._finished: list[tuple[int, str]] = []
+        self._take_small_steps()
         log.info(
             "engine ready", model=config.model, dtype=str(cache.dtype).removeprefix("torch."), **_sizes(self.ready)
         )
@@ -126,9 +134,21 @@ class Engine:
             finished += completion.finished
         refused, self._refused = self._refused, []
         self._steps += 1
-        sequences, batched = (len(step.scheduled), step.num_tokens) if step is not None else (0, 0)
         seconds = time.perf_counter() - began
+        if launched is not None:
+            # With two steps in flight it was the one before that was waited for.
+            self._pace.observe(launched.step.cost, seconds)
+            self.scheduler.allowance = self._pace.allowance
+        sequences, batched = (len(step.scheduled), step.num_tokens) if step is not None else (0, 0)
         return StepOutput(self._steps, tokens, finished, refused, started, load, seconds, sequences, batched)
+
+    def _take_small_steps(self) -> None:
+        """How quick a step can be, before jobs come: full ones alone would not tell."""
+        count = min(_SMALL_STEPS, self.ready.max_model_len - 1)
+        self.scheduler.add(Sequence(0, [0], [], SequenceParams(max_tokens=count, temperature=0.0), priority=1))
+        while self.has_work:
+            self.step()
+        self._steps, self.wait_seconds = 0, 0.0
 
     def reset_prefix_cache(self) -> None:
         """Forgets all cached blocks that no sequence holds. For benchmarks."""

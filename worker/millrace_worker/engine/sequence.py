@@ -6,6 +6,9 @@ from enum import Enum, auto
 
 from millrace_worker.frames import SequenceParams
 
+#: Priority, and rank, of sequences that somebody waits for. All others give way to them.
+URGENT = 0
+
 
 class SequenceState(Enum):
     #: Holds no blocks; to be scheduled (again).
@@ -29,10 +32,12 @@ class Sequence:
         "num_cached",
         "num_computed",
         "num_pending",
+        "num_preempted",
         "num_prompt",
         "order",
         "params",
         "priority",
+        "rank",
         "row",
         "seq_id",
         "state",
@@ -46,10 +51,13 @@ class Sequence:
         self.tokens = [*prompt, *generated]
         self.num_prompt = len(prompt)
         self.params = params
-        #: Lower runs first.
+        #: As the front gave it; URGENT is the interactive lane.
         self.priority = priority
-        #: Position in the order of first admission; the youngest of the lowest priority is preempted first.
+        #: Lower runs first: the priority, until the sequence has been passed over too often and is moved up.
+        self.rank = priority
+        #: Position in the order of first admission; the youngest of the highest rank is preempted first.
         self.order = 0
+        self.num_preempted = 0
         self.state = SequenceState.WAITING
         self.num_computed = 0
         #: Tokens that scheduled steps will have sampled, and that are not in `tokens` yet: 0 or 1.

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from .sequence import Sequence
 
+#: What a sequence costs a step beyond its tokens, in tokens: its context is read.
+SEQUENCE_COST = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Scheduled:
@@ -27,3 +30,8 @@ class Step:
     scheduled: tuple[Scheduled, ...]
     num_decodes: int
     num_tokens: int
+
+    @property
+    def cost(self) -> int:
+        """What the step takes of a device, in tokens of a prompt; see SEQUENCE_COST."""
+        return self.num_tokens + SEQUENCE_COST * len(self.scheduled)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from millrace_schemas import Lane
 from millrace_worker.frames import Load, Ready
+from millrace_worker.stream.room import Room
 
 from .job import Job
 
 #: The look-ahead is this share of the engine's rows, and at least _LEAST_AHEAD jobs.
 _AHEAD_SHARE = 8
 _LEAST_AHEAD = 8
+#: Beyond the seats that the lanes share, each of them has an eighth as many to itself.
+_OWN_SHARE = 8
 
 
 class Admission:
@@ -29,7 +33,7 @@ class Admission:
         self._alone: set[Job] = set()
         self._next_seq_id = 1
         #: Jobs leased whose prompts are being tokenized.
-        self.preparing = 0
+        self._preparing = dict.fromkeys(Lane, 0)
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -51,6 +55,15 @@ class Admission:
     def num_waiting(self) -> int:
         """Jobs that are to be given to the engine."""
         return len(self._waiting)
+
+    @property
+    def preparing(self) -> int:
+        """Jobs leased whose prompts are being tokenized."""
+        return sum(self._preparing.values())
+
+    def prepares(self, lane: Lane, change: int) -> None:
+        """`change` more jobs of this lane are being prepared."""
+        self._preparing[lane] += change
 
     @property
     def engine_busy(self) -> bool:
@@ -105,17 +118,34 @@ class Admission:
             admitted.append((job, seq_id))
         return admitted
 
-    def capacity(self, ready: Ready, load: Load) -> int:
-        """Jobs to lease now: free rows and a small look-ahead, as long as the waiting prompts find free blocks."""
-        held = len(self._jobs) + self.preparing
+    def room(self, ready: Ready, load: Load) -> Room:
+        """Jobs to lease now: free rows and a small look-ahead, as long as the waiting prompts find free blocks.
+
+        A full batch lane keeps neither seats nor blocks from the interactive one, to which the engine gives them.
+        """
         if self._alone:
-            return 0
-        ahead = max(_LEAST_AHEAD, ready.max_num_seqs // _AHEAD_SHARE)
-        rows = max(0, ready.max_num_seqs + ahead - held)
-        needed = sum(_blocks(job, ready.block_size) for job in self._jobs.values() if not job.scheduled)
+            return Room(0)
+        held = dict(self._preparing)
+        #: Blocks of jobs that wait for them, and of interactive ones that may have theirs.
+        needed, kept = dict.fromkeys(Lane, 0), 0
+        for job in self._jobs.values():
+            lane = job.lease.lane
+            held[lane] += 1
+            if not job.scheduled:
+                needed[lane] += _blocks(job, ready.block_size)
+            elif lane is Lane.INTERACTIVE:
+                kept += _blocks(job, ready.block_size)
         # An idle engine may have sent no frame since its last sequence was aborted.
         free = load.free_blocks if self._in_engine else ready.num_blocks
-        return rows if needed == 0 or needed < free else 0
+        urgent, all_needed = needed[Lane.INTERACTIVE], sum(needed.values())
+        full = set()
+        if urgent and urgent >= max(free, ready.num_blocks - kept):
+            full.add(Lane.INTERACTIVE)
+        if all_needed and all_needed >= free:
+            full.add(Lane.BATCH)
+        seats = ready.max_num_seqs + max(_LEAST_AHEAD, ready.max_num_seqs // _AHEAD_SHARE)
+        own = {lane: seats // _OWN_SHARE - count for lane, count in held.items()}
+        return Room(seats - sum(held.values()), own, frozenset(full))
 
 
 def _blocks(job: Job, block_size: int) -> int:

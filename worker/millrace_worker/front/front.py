@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 import redis
 import redis.asyncio
 import structlog
 
-from millrace_schemas import ErrorCode, ErrorInfo, InvalidRequest, Request
+from millrace_schemas import ErrorCode, ErrorInfo, InvalidRequest, Lane, Request
 from millrace_schemas.aio import end_tasks
 from millrace_worker.errors import EngineDied
 from millrace_worker.frames import Ready, StepOutput
@@ -23,6 +23,7 @@ from millrace_worker.stream.heartbeat import Report, Watchdog
 from millrace_worker.stream.lease import LeasedJob, LeaseTable, Verdict
 from millrace_worker.stream.publisher import Publisher
 from millrace_worker.stream.reclaim import Reclaimer
+from millrace_worker.stream.room import Room
 
 from .engine_link import EngineLink
 from .intake import prepare, read_request
@@ -36,6 +37,8 @@ log = structlog.get_logger(__name__)
 #: Restarts in a row that fail before the worker gives up, hands its jobs over and exits.
 _START_TRIES = 5
 _ALIVE_EVERY = 0.2
+#: Seconds between two tries to end the read that a drain waits for, and for all of them.
+_READ_ENDS_EVERY, _READ_ENDS = 0.05, 5.0
 #: An engine that lived this long, in seconds, did not die of how it was started.
 _HEALTHY = 60.0
 
@@ -78,6 +81,11 @@ class Front:
         self._ready: Ready | None = None
         self._serving = False
         self._reading = True
+        #: Set while no read is under way.
+        self._at_rest = asyncio.Event()
+        self._at_rest.set()
+        #: Batch jobs are prepared one after the other, and the loop looks at everything else between two of them.
+        self._batch_turn = asyncio.Lock()
         self._stopping = False
         #: Why the worker has to give up, once it has.
         self.failure: EngineDied | None = None
@@ -110,9 +118,14 @@ class Front:
             await end_tasks(*tasks)
 
     async def stop_reading(self) -> None:
-        """No job is begun from now on."""
+        """No job is begun from now on; what a read brought that was under way is held, and is given back."""
         self._reading = False
-        await self.wake_reader()
+        limit = time.monotonic() + _READ_ENDS
+        while not self._at_rest.is_set() and time.monotonic() < limit:
+            # More than once: one that comes just before the read blocks does nothing.
+            await self.wake_reader()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._at_rest.wait(), _READ_ENDS_EVERY)
 
     async def wait_settled(self, timeout: float) -> bool:
         """True once no job is held, False after `timeout` seconds."""
@@ -153,24 +166,31 @@ class Front:
     async def _read_loop(self) -> None:
         backoff = Backoff(0.05, 2.0)
         while True:
-            room = self._capacity()
-            if room <= 0:
+            room = self._room()
+            if not room:
                 await self._wait_for_room()
                 continue
+            self._at_rest.clear()
             try:
-                taken = await self._queue.reclaimer.claim(room) if self._queue.reclaimer.due else 0
-                if not taken:
-                    await self._queue.consumer.next(room, wait=True)
+                await self._read(room)
                 backoff.reset()
             except (redis.RedisError, OSError) as e:
                 log.warning("cannot read the queue; trying again", error=str(e))
                 self._queue.reclaimer.outage()
+                self._at_rest.set()
                 await backoff.sleep()
+            finally:
+                self._at_rest.set()
 
-    def _capacity(self) -> int:
+    async def _read(self, room: Room) -> None:
+        taken = await self._queue.reclaimer.claim(room) if self._queue.reclaimer.due else 0
+        if not taken and self._reading:
+            await self._queue.consumer.next(room, wait=True)
+
+    def _room(self) -> Room:
         if not (self._reading and self._serving) or self._ready is None:
-            return 0
-        return self.running.jobs.capacity(self._ready, self.running.load)
+            return Room(0)
+        return self.running.jobs.room(self._ready, self.running.load)
 
     async def _wait_for_room(self) -> None:
         self.running.room.clear()
@@ -185,7 +205,7 @@ class Front:
         if previous is not None:
             # Leased anew under a newer attempt: the one that runs here has lost its lease.
             self.running.lost(previous.lease)
-        self.running.jobs.preparing += 1
+        self.running.jobs.prepares(leased.lease.lane, 1)
         self.running.spawn(self._prepare(leased))
 
     def _count(self, leased: LeasedJob) -> None:
@@ -199,7 +219,8 @@ class Front:
     async def _prepare(self, leased: LeasedJob) -> None:
         """Makes a leased job run, gives it back while the worker drains, or ends it."""
         try:
-            ready = await self._job_or_ending(leased)
+            async with self._turn(leased.lease.lane):
+                ready = await self._job_or_ending(leased)
             if isinstance(ready, Ending):
                 await self.running.finish(ready)
             elif not self._reading:
@@ -207,7 +228,16 @@ class Front:
             elif leased.lease in self._queue.leases:
                 self.running.begin(ready)
         finally:
-            self.running.jobs.preparing -= 1
+            self.running.jobs.prepares(leased.lease.lane, -1)
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, lane: Lane) -> AsyncIterator[None]:
+        if lane is not Lane.BATCH:
+            yield
+            return
+        async with self._batch_turn:
+            await asyncio.sleep(0)
+            yield
 
     async def _job_or_ending(self, leased: LeasedJob) -> Job | Ending:
         """Whatever is wrong with one job's content stays with that job."""

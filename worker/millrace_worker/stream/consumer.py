@@ -16,14 +16,17 @@ from millrace_schemas import GROUP, Lane, QueueKeys
 from .connection import Backoff
 from .lease import HANDED_OVER, HANDOVER_IDLE, LIVE_TTL, Lease, LeasedJob, LeaseTable, Verdict, number
 from .progress import tokens_from
+from .room import Room
 from .scripts import LEASE, LEAVE, Call, run
 
 log = structlog.get_logger(__name__)
 
 #: Every this many reads the batch lane is asked first, so that interactive jobs never starve it.
 BATCH_FIRST_EVERY = 8
-#: Most seconds that an idle read blocks.
-_LONGEST_BLOCK = 2.0
+#: Most batch jobs of one read, so that what comes of a read never keeps an interactive job for long.
+MOST_BATCH = 32
+#: Most seconds that an idle read blocks, and seconds where only one lane is read: the other may soon have room.
+_LONGEST_BLOCK, _ONE_LANE_BLOCK = 2.0, 0.02
 
 
 def block_for(lease: float) -> float:
@@ -82,13 +85,14 @@ class JobConsumer:
                 if not str(e).startswith("BUSYGROUP"):
                     raise
 
-    async def next(self, count: int, *, wait: bool) -> int:
-        """Leases at most `count` new jobs and returns how many; with `wait` it blocks for `block` seconds for one.
+    async def next(self, room: Room | int, *, wait: bool) -> int:
+        """Leases as many new jobs as there is room for, and returns how many; with `wait` it blocks for the first one.
 
+        At most MOST_BATCH of the batch lane. It blocks for `block` seconds, less where only one lane has room.
         Raises redis.RedisError and OSError. A group that is gone (FLUSHALL, a failover) is created again, with a pause.
         """
         try:
-            found = await self._read(count, wait)
+            found = await self._read(room if isinstance(room, Room) else Room(room), wait)
         except redis.ResponseError as e:
             if not str(e).startswith("NOGROUP"):
                 raise
@@ -143,24 +147,30 @@ class JobConsumer:
                 if "NOGROUP" not in str(e):
                     raise
 
-    async def _read(self, count: int, wait: bool) -> list[Entries]:
+    async def _read(self, room: Room, wait: bool) -> list[Entries]:
         self._reads += 1
         order = _LANES if self._reads % BATCH_FIRST_EVERY else _LANES[::-1]
+        lanes = tuple(lane for lane in order if room.of(lane))
+        if wait and len(lanes) == 1:
+            return await self._wait(lanes, _most(room, lanes[0]), min(self._block, _ONE_LANE_BLOCK))
         found: list[Entries] = []
-        left = count
-        for lane in order:
-            if left > 0:
-                found += await self._group_read(self._client, (lane,), left, None)
-                left = count - sum(len(e.ids) for e in found)
-        if found or not wait:
+        for lane in lanes:
+            if count := _most(room, lane):
+                entries = await self._group_read(self._client, (lane,), count, None)
+                room = room.less(lane, sum(len(e.ids) for e in entries))
+                found += entries
+        if found or not wait or not lanes:
             return found
         # COUNT is for each stream: with room for one job only one lane can be waited on, in turn.
-        lanes = _LANES if count > 1 else (order[0],)
+        alone = room.less(lanes[0], 1).of(lanes[1]) == 0
+        return await self._wait(lanes[:1] if alone else lanes, 1, self._block)
+
+    async def _wait(self, lanes: Sequence[Lane], count: int, seconds: float) -> list[Entries]:
         if self._connection_id is None:
             # A client of one connection, so this id is the one that blocks.
             self._connection_id = int(await self._blocking.client_id())
         try:
-            return await self._group_read(self._blocking, lanes, 1, self._block)
+            return await self._group_read(self._blocking, lanes, count, seconds)
         except (redis.ConnectionError, redis.TimeoutError, OSError):
             self._connection_id = None
             raise
@@ -190,6 +200,11 @@ def _leased(row: Sequence[bytes], lane: Lane, now: float) -> LeasedJob:
         started_at=number(started, now),
         leased_at=now,
     )
+
+
+def _most(room: Room, lane: Lane) -> int:
+    """Jobs that one read of this lane may take."""
+    return min(room.of(lane), MOST_BATCH) if lane is Lane.BATCH else room.of(lane)
 
 
 def _text(value: bytes | str) -> str:

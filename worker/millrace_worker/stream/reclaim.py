@@ -12,6 +12,7 @@ from millrace_schemas import GROUP, Lane, QueueKeys
 
 from .consumer import Entries, JobConsumer
 from .lease import HANDOVER_LEAST_IDLE, LeaseTable
+from .room import Room
 from .scripts import CLAIM, Call, run
 
 
@@ -52,8 +53,12 @@ class Reclaimer:
     def due(self) -> bool:
         return self._away or self._handover or time.monotonic() >= self._next
 
-    async def claim(self, count: int) -> int:
-        """Takes over and leases at most `count` jobs; returns how many. Raises redis.RedisError and OSError."""
+    async def claim(self, room: Room | int) -> int:
+        """Takes over and leases as many jobs as there is room for; returns how many.
+
+        Raises redis.RedisError and OSError.
+        """
+        room = room if isinstance(room, Room) else Room(room)
         if self._away:
             await self._client.ping()
             self._away = False
@@ -61,34 +66,37 @@ class Reclaimer:
         now = time.monotonic()
         taken = 0
         if self._handover:
-            taken += await self._sweep(count, HANDOVER_LEAST_IDLE)
-            self._handover = taken >= count
+            taken, room = await self._sweep(room, HANDOVER_LEAST_IDLE)
+            # What had no room is looked for again.
+            self._handover = not all(room.of(lane) for lane in Lane)
         if now >= self._next and now >= self._quiet_until:
-            taken += await self._step(count - taken)
+            taken += await self._step(room)
         if now >= self._next:
             self._next = now + self._lease / 4 * random.uniform(0.75, 1.25)
         return taken
 
-    async def _sweep(self, count: int, idle_ms: int) -> int:
-        """Walks the whole of both lanes' pending entries."""
+    async def _sweep(self, room: Room, idle_ms: int) -> tuple[int, Room]:
+        """Walks the whole of both lanes' pending entries; how many were taken, and the room that is left."""
         taken = 0
         for lane in Lane:
             cursor = "0-0"
-            while taken < count:
-                cursor, found = await self._claim(lane, cursor, idle_ms, count - taken)
+            while count := room.of(lane):
+                cursor, found = await self._claim(lane, cursor, idle_ms, count)
                 taken += found
+                room = room.less(lane, found)
                 if cursor == "0-0":
                     break
-        return taken
+        return taken, room
 
-    async def _step(self, count: int) -> int:
+    async def _step(self, room: Room) -> int:
         """One piece of each lane, from where the last one ended."""
         taken = 0
         for lane in Lane:
-            if taken < count:
+            if count := room.of(lane):
                 idle = int(self._lease * 1000)
-                self._cursors[lane], found = await self._claim(lane, self._cursors[lane], idle, count - taken)
+                self._cursors[lane], found = await self._claim(lane, self._cursors[lane], idle, count)
                 taken += found
+                room = room.less(lane, found)
         return taken
 
     async def _claim(self, lane: Lane, cursor: str, idle_ms: int, count: int) -> tuple[str, int]:

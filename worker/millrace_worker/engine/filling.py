@@ -1,0 +1,62 @@
+"""A step while it is filled."""
+
+from __future__ import annotations
+
+from .sequence import URGENT
+from .step import SEQUENCE_COST, Scheduled, Step
+
+#: Of the allowance, what the batch lane has in any step, as a share and at least: a sequence and some tokens.
+_LEAST_SHARE = 8
+LEAST_COST = 2 * SEQUENCE_COST
+
+
+class Filling:
+    """What is scheduled so far and what may still be.
+
+    `tokens` is the budget of all. `allowance` is what the step should cost, in the units of Step.cost: what urgent
+    sequences leave of it is for the others, which always have some. None: it may cost anything.
+    """
+
+    def __init__(self, tokens: int, allowance: int | None):
+        self.tokens = tokens
+        self.scheduled: list[Scheduled] = []
+        #: Lowest rank that lost a sequence. What was taken back may have a token on its way, and is not started again
+        #: in the same step; and whoever lost blocks has no room for more.
+        self.preempted: int | None = None
+        self._left = allowance
+        self._least = 0 if allowance is None else max(LEAST_COST, allowance // _LEAST_SHARE)
+
+    @property
+    def is_bounded(self) -> bool:
+        return self._left is not None
+
+    def most(self, rank: int) -> int:
+        """Tokens that the next sequence of this rank may have."""
+        if rank == URGENT or self._left is None:
+            return self.tokens
+        return max(0, min(self.tokens, self._left - SEQUENCE_COST))
+
+    def add(self, part: Scheduled) -> None:
+        self.scheduled.append(part)
+        self.tokens -= part.count
+        if self._left is not None:
+            self._left -= part.count + SEQUENCE_COST
+
+    def urgent_done(self) -> None:
+        """All of rank URGENT are in: the others begin."""
+        if self._left is not None:
+            self._left = max(self._left, self._least)
+
+    def note_preempted(self, rank: int) -> None:
+        self.preempted = rank if self.preempted is None else min(self.preempted, rank)
+
+    def may_start(self, rank: int) -> bool:
+        return self.preempted is None or rank < self.preempted
+
+    def step(self) -> Step | None:
+        """The step, one-token rows first; None for an empty one."""
+        if not self.scheduled:
+            return None
+        decodes = [s for s in self.scheduled if s.count == 1]
+        rest = [s for s in self.scheduled if s.count > 1]
+        return Step((*decodes, *rest), len(decodes), sum(s.count for s in self.scheduled))
