@@ -24,7 +24,7 @@ def test_a_file_is_the_same_wherever_its_share_is_mounted(tmp_path: Path, monkey
 
     monkeypatch.setattr(local_storage.os, "fstat", elsewhere)
     there = LocalInput(path)
-    path.write_text("two\n")
+    path.write_text("other\n")
     changed = LocalInput(path)
     for source in (here, there, changed):
         source.close()
