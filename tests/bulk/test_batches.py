@@ -64,6 +64,20 @@ def test_other_endpoints(redis_url: str, batches: Batches, bulk: BulkThread, tmp
     assert text == "HELLO"
 
 
+@pytest.mark.parametrize("name", ["background", "webhook"])
+def test_what_means_nothing_in_a_line(
+    redis_url: str, batches: Batches, bulk: BulkThread, tmp_path: Path, name: str
+) -> None:
+    """Rather than being dropped without a word."""
+    body = {"model": "demo", "input": "hello", name: True if name == "background" else "https://example.com/hook"}
+    line = json.dumps({"custom_id": "a", "method": "POST", "url": "/v1/responses", "body": body})
+    with FakeWorker(redis_url):
+        view = batches.ended(batches.make(written(str(tmp_path / "in.jsonl"), [line]), str(tmp_path)))
+    _, errors = outcome(view)
+    assert errors["a"]["response"]["status_code"] == 400
+    assert errors["a"]["response"]["body"]["error"]["param"] == name
+
+
 def test_files_in_s3(redis_url: str, batches: Batches, s3_env: S3Server, tmp_path: Path) -> None:
     data = "".join(chat_line(f"r{n}") + "\n" for n in range(300)).encode()
     # Not in its directory: the server remembers for a while what is there.

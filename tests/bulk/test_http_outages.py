@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import openai
 import pytest
 
@@ -13,6 +17,7 @@ from bulk_parts import chat_line
 from fake_worker import register
 from faulty_s3 import FaultyS3
 from gateway_server import GatewayServer
+from millrace.bulk.local_storage import LocalStorage
 from millrace.embedded import EmbeddedRedis
 from millrace.gateway import GatewaySettings
 
@@ -132,3 +137,35 @@ def test_metadata_that_is_none(client: openai.OpenAI, metadata: Any) -> None:
             extra_body={"metadata": metadata},
         )
     assert error.value.param == "metadata"
+
+
+def test_storage_that_is_slow_holds_up_nobody_else(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More uploads wait for it than the gateway has threads for all else."""
+    uploads = min(32, (os.cpu_count() or 1) + 4)
+    arrived, slow = threading.Semaphore(0), threading.Event()
+    join = LocalStorage.join
+
+    def joined(storage: LocalStorage, url: str, pieces: Iterator[bytes]) -> int:
+        arrived.release()
+        assert slow.wait(60)
+        return join(storage, url, pieces)
+
+    monkeypatch.setattr(LocalStorage, "join", joined)
+    large = {"model": "nobody", "messages": [{"role": "user", "content": "x" * 400_000}]}
+    settings = GatewaySettings(files=f"file://{tmp_path}")
+    with (
+        GatewayServer(redis_url, settings) as gateway,
+        client_of(gateway) as client,
+        ThreadPoolExecutor(uploads) as all_,
+    ):
+        try:
+            sent = [all_.submit(client.files.create, file=("in", DATA), purpose="batch") for _ in range(uploads)]
+            for _ in range(uploads):
+                assert arrived.acquire(timeout=20)
+            answer = httpx2.post(f"{gateway.url}/v1/chat/completions", json=large, timeout=10)
+            assert answer.status_code == 404
+        finally:
+            slow.set()
+        assert all(file.result().bytes == len(DATA) for file in sent)

@@ -46,6 +46,9 @@ def fields_of(row: Row) -> dict[str, Any]:
         if asked.background:
             raise invalid("background has no meaning in a batch; leave it out", param="background")
         fields = asked.fields
+        if "webhook" in fields:
+            # Its job is gone as soon as it is collected, and nobody could be told of it.
+            raise invalid("webhook has no meaning in a line; give it to the batch", param="webhook")
     if fields["stream"]:
         raise invalid("stream must be false in a batch", param="stream")
     return fields

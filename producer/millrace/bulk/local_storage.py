@@ -136,7 +136,8 @@ def _unfinished(path: Path) -> list[Path]:
 
 
 def _version(found: os.stat_result) -> str:
-    return f"{found.st_dev}-{found.st_ino}-{found.st_mtime_ns}-{found.st_size}"
+    # Without the device: a share has another number on every machine, and after every mount.
+    return f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}"
 
 
 def _sync_directory(path: Path) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.concurrency import iterate_in_threadpool
 from starlette.requests import Request
@@ -33,6 +34,9 @@ PURPOSES = (PURPOSE, "batch_output")
 EXPIRES = "expires_after"
 FIELDS = frozenset({"purpose", f"{EXPIRES}[anchor]", f"{EXPIRES}[seconds]"})
 MAX_LISTED = 10_000
+#: Storage that is slow holds up those who wait for it, and no large body or look-up of an address elsewhere.
+_THREADS = ThreadPoolExecutor(32, thread_name_prefix="files")
+T = TypeVar("T")
 
 
 async def create(request: Request) -> Response:
@@ -53,7 +57,7 @@ async def create(request: Request) -> Response:
         file_id = new_file_id()
         url = f"{place}{file_id}.jsonl"
         with _stored(url):
-            await asyncio.to_thread(storage_of(url).join, url, upload.blocks())
+            await _in_thread(storage_of(url).join, url, upload.blocks())
     finally:
         upload.file.close()
     now = await client_of(request)._backend.now()
@@ -92,7 +96,7 @@ async def content(request: Request) -> Response:
     file = await _find(request)
     with _stored(file.location):
         try:
-            source = await asyncio.to_thread(storage_of(file.location).open, file.location)
+            source = await _in_thread(storage_of(file.location).open, file.location)
         except StorageError as e:
             if e.code != "not_found":
                 raise
@@ -112,7 +116,7 @@ async def delete(request: Request) -> Response:
     """Whether a batch still reads it is for the caller to know."""
     file = await _find(request)
     with _stored(file.location):
-        await asyncio.to_thread(storage_of(file.location).remove, file.location)
+        await _in_thread(storage_of(file.location).remove, file.location)
     await FileStore(connection_of(request)).delete(file)
     return JSONResponse({"id": file.id, "object": "file", "deleted": True})
 
@@ -188,6 +192,10 @@ def _stored(url: str) -> Iterator[None]:
     except StorageError as e:
         log.error("storage: %s", e)
         raise unavailable("the place where files are kept cannot be used right now", "storage_unavailable") from e
+
+
+async def _in_thread(do: Callable[..., T], *args: object) -> T:
+    return await asyncio.get_running_loop().run_in_executor(_THREADS, do, *args)
 
 
 def _blocks(source: Input) -> Iterator[bytes]:
