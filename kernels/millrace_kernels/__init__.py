@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .linear import linear, norm_gated_linear, norm_linear
 from .paged_decode import paged_decode
 from .paged_prefill import paged_prefill
 from .rms_norm import rms_norm, rms_norm_residual
@@ -12,6 +13,9 @@ from .silu_mul import silu_mul
 from .store_kv import store_kv
 
 __all__ = [
+    "linear",
+    "norm_gated_linear",
+    "norm_linear",
     "paged_decode",
     "paged_prefill",
     "rms_norm",

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from ._attention import attend, load_tile
+from ._dependent import await_inputs, dependent_launch
 from ._launch import check_dtype, check_queries, check_same_device, check_shape, multiprocessors, use_triton
 
 _LOG2_E = 1.4426950408889634
@@ -63,12 +64,14 @@ def _paged_decode_kernel(
     TILE: tl.constexpr,
     MIN_CHUNK: tl.constexpr,
     SPLIT: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """One program a (KV head, sequence, split): all query heads of the group are the rows of one tile.
 
     out is [S, Hq, D], or with SPLIT the float32 partial results [S, Hq, splits, D] beside lse [S, Hq, splits], the
     base-2 logarithms of their weights.
     """
+    await_inputs(PDL)
     kv_head, seq, split = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     context = tl.load(context_ptr + seq)
     row, dim = tl.arange(0, GROUP_PAD), tl.arange(0, DIM_PAD)
@@ -105,9 +108,17 @@ def _paged_decode_kernel(
 
 @triton.jit(do_not_specialize=["num_splits"])
 def _merge_kernel(
-    partial_ptr, lse_ptr, out_ptr, num_splits, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, SPLITS_PAD: tl.constexpr
+    partial_ptr,
+    lse_ptr,
+    out_ptr,
+    num_splits,
+    HEAD_DIM: tl.constexpr,
+    DIM_PAD: tl.constexpr,
+    SPLITS_PAD: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """One program a row of out: the mean of its partial results, weighted by 2^lse, -inf for an unused split."""
+    await_inputs(PDL)
     row = tl.program_id(0).to(tl.int64)
     split, dim = tl.arange(0, SPLITS_PAD), tl.arange(0, DIM_PAD)
     lse = tl.load(lse_ptr + row * num_splits + split, mask=split < num_splits, other=float("-inf"))
@@ -207,6 +218,7 @@ def _launch_decode(
         SPLIT=num_splits > 1,
         num_warps=4 if row_bytes > 256 or group_pad > 16 or kv.element_size() == 4 else 2,
         num_stages=2 if kv.element_size() == 4 else 3,
+        **dependent_launch(q),
     )
     if num_splits > 1:
         _merge_kernel[(seqs * heads,)](
@@ -218,4 +230,5 @@ def _launch_decode(
             DIM_PAD=dim_pad,
             SPLITS_PAD=triton.next_power_of_2(num_splits),
             num_warps=4,
+            **dependent_launch(q),
         )

@@ -6,6 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ._dependent import await_inputs, dependent_launch
 from ._launch import check_dtype, check_kv, check_rows, check_same_device, check_shape, use_triton
 from .rms_norm import rms_norm_reference
 from .rotary import rotary_reference
@@ -92,8 +93,10 @@ def _rotary_store_kernel(
     PAD: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     NORM: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """One program a token. Keys go to the cache alone, queries stay where they are."""
+    await_inputs(PDL)
     token = tl.program_id(0).to(tl.int64)
     dim = tl.arange(0, PAD)[None, :]
     row = cos_sin_ptr + tl.load(positions_ptr + token) * cos_sin_row
@@ -196,5 +199,6 @@ def rotary_store(
         BLOCK_SIZE=kv.shape[3],
         NORM=q_norm is not None,
         num_warps=max(1, min(8, q_pad * pad // 256)),
+        **dependent_launch(q),
     )
     return None
