@@ -1,4 +1,4 @@
-"""The product of one row and a weight matrix: every weight is read once, the norm before and the gate behind with it."""
+"""The product of one row and a weight matrix, with the norm before and the gate behind: weights are read once."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def gemv(
     gated: bool = False,
     blocks: tuple[int, int, int, int] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(result [1, N], x + residual) of x [1, K] and weight [N, K], or [2 * N, K] when gated; all contiguous, checked."""
+    """(result [1, N], x + residual) of x [1, K] and weight [N, K], [2 * N, K] when gated; contiguous, checked."""
     k, columns = weight.shape[1], weight.shape[0] // (2 if gated else 1)
     out = x.new_empty(1, columns)
     summed = x if residual is None else torch.empty_like(x)

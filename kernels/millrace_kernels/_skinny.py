@@ -1,4 +1,4 @@
-"""The product of a few rows and a weight matrix: columns are the tall side of the tensor cores, so few rows fill them."""
+"""The product of a few rows and a weight matrix, whose columns are the tall side of the tensor cores' tiles."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _skinny_kernel(
     AHEAD: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """One program a (BLOCK_N columns, SPLIT_K of K). out is [rows, N], or with several splits float32 [splits, rows, N].
+    """One program a (BLOCK_N columns, SPLIT_K of K). out is [rows, N], with several splits float32 [splits, rows, N].
 
     GATED: weights are [2 * COLUMNS, K], gates and then values.
     """
@@ -112,7 +112,7 @@ def skinny(
     gated: bool = False,
     blocks: tuple[int, int, int, int, int, int] | None = None,
 ) -> torch.Tensor:
-    """x [1 to MAX_ROWS, K] times weight [N, K], or [2 * N, K] when gated; checked, weights contiguous."""
+    """Give x [1 to MAX_ROWS, K] times weight [N, K], or [2 * N, K] when gated; checked, weights contiguous."""
     rows, k, columns = x.shape[0], weight.shape[1], weight.shape[0] // (2 if gated else 1)
     block_n, block_k, splits, warps, stages, ahead = blocks or _blocks(columns, k, rows, gated)
     split_k = triton.cdiv(triton.cdiv(k, splits), block_k) * block_k

@@ -42,7 +42,7 @@ def norm_gated_linear_reference(
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """x [T, K] times weight [N, K] transposed, plus bias [N]; accumulated in float32."""
+    """Give x [T, K] times weight [N, K] transposed, plus bias [N]; accumulated in float32."""
     _check(x, weight, bias)
     if _is_row(x, weight, bias):
         return gemv(x, weight, bias)[0]

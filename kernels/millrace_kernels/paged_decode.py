@@ -177,6 +177,13 @@ def _splits(programs: int, longest: int, processors: int) -> int:
     return max(1, min(-(-8 * processors // programs), longest // _MIN_CHUNK, _MAX_SPLITS))
 
 
+def _tiles(dim_pad: int, group_pad: int, itemsize: int) -> tuple[int, int, int]:
+    """(TILE, num_warps, num_stages)"""
+    row_bytes = dim_pad * itemsize
+    tile = max(16, min(64, 16384 // row_bytes))
+    return tile, 4 if row_bytes > 256 or group_pad > 16 or itemsize == 4 else 2, 2 if itemsize == 4 else 3
+
+
 def _launch_decode(
     q: torch.Tensor,
     kv: torch.Tensor,
@@ -189,7 +196,8 @@ def _launch_decode(
     seqs, heads, head_dim = q.shape
     _, _, kv_heads, block_size, _ = kv.shape
     group, dim_pad = heads // kv_heads, max(16, triton.next_power_of_2(head_dim))
-    group_pad, row_bytes = max(16, triton.next_power_of_2(group)), dim_pad * kv.element_size()
+    group_pad = max(16, triton.next_power_of_2(group))
+    tile, warps, stages = _tiles(dim_pad, group_pad, kv.element_size())
     result, lse = out, None
     if num_splits > 1:
         result = q.new_empty(seqs, heads, num_splits, head_dim, dtype=torch.float32)
@@ -213,11 +221,11 @@ def _launch_decode(
         HEAD_DIM=head_dim,
         DIM_PAD=dim_pad,
         BLOCK_SIZE=block_size,
-        TILE=max(16, min(64, 16384 // row_bytes)),
+        TILE=tile,
         MIN_CHUNK=_MIN_CHUNK,
         SPLIT=num_splits > 1,
-        num_warps=4 if row_bytes > 256 or group_pad > 16 or kv.element_size() == 4 else 2,
-        num_stages=2 if kv.element_size() == 4 else 3,
+        num_warps=warps,
+        num_stages=stages,
         **dependent_launch(q),
     )
     if num_splits > 1:
