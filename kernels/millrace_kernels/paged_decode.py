@@ -41,7 +41,7 @@ def paged_decode_reference(
 
 
 # What changes from step to step is not specialised on: each new mix would be compiled in the middle of the work.
-@triton.jit(do_not_specialize=["tables_ptr", "context_ptr", "num_splits", "table_row"])
+@triton.jit(do_not_specialize=["tables_ptr", "context_ptr", "num_splits", "min_chunk", "table_row"])
 def _paged_decode_kernel(
     q_ptr,
     kv_ptr,
@@ -51,6 +51,7 @@ def _paged_decode_kernel(
     lse_ptr,
     scale_log2,
     num_splits,
+    min_chunk,
     q_seq,
     q_head,
     kv_block,
@@ -62,7 +63,6 @@ def _paged_decode_kernel(
     DIM_PAD: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     TILE: tl.constexpr,
-    MIN_CHUNK: tl.constexpr,
     SPLIT: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -79,7 +79,7 @@ def _paged_decode_kernel(
     slot = (seq * (KV_HEADS * GROUP) + head) * num_splits + split
     begin, end = 0, context
     if SPLIT:
-        chunk = tl.maximum(tl.cdiv(tl.cdiv(context, num_splits), TILE) * TILE, MIN_CHUNK)
+        chunk = tl.maximum(tl.cdiv(tl.cdiv(context, num_splits), TILE) * TILE, min_chunk)
         begin = split * chunk
         end = tl.minimum(begin + chunk, context)
         if begin >= end:
@@ -211,6 +211,7 @@ def _launch_decode(
         lse,
         scale * _LOG2_E,
         num_splits,
+        _MIN_CHUNK,
         q.stride(0),
         q.stride(1),
         kv.stride(0),
@@ -222,7 +223,6 @@ def _launch_decode(
         DIM_PAD=dim_pad,
         BLOCK_SIZE=block_size,
         TILE=tile,
-        MIN_CHUNK=_MIN_CHUNK,
         SPLIT=num_splits > 1,
         num_warps=warps,
         num_stages=stages,
