@@ -41,11 +41,17 @@ def prefetch(pointers, PDL: tl.constexpr):
 
 def dependent_launch(tensor: torch.Tensor) -> dict[str, Any]:
     """Arguments of a kernel with the constant PDL, launched on the tensor's device."""
-    if tensor.is_cuda and _supported(tensor.device.index):
+    if tensor.is_cuda and _capability(tensor.device.index) >= (9, 0):
         return {"PDL": True, "launch_pdl": True}
     return {"PDL": False}
 
 
+def is_hopper(tensor: torch.Tensor) -> bool:
+    """Whether the tensor's device is of the kind that block sizes were measured on."""
+    return tensor.is_cuda and _capability(tensor.device.index)[0] == 9
+
+
 @functools.cache
-def _supported(index: int) -> bool:
-    return torch.version.hip is None and torch.cuda.get_device_capability(index) >= (9, 0)
+def _capability(index: int) -> tuple[int, int]:
+    """(0, 0) of a device that is not Nvidia's."""
+    return (0, 0) if torch.version.hip else torch.cuda.get_device_capability(index)

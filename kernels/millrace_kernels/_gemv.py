@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ._dependent import await_inputs, dependent_launch, prefetch
+from ._dependent import await_inputs, dependent_launch
 
 
 @triton.jit
@@ -37,13 +37,12 @@ def _gemv_kernel(
     ADD: tl.constexpr,
     GATED: tl.constexpr,
     BIAS: tl.constexpr,
-    AHEAD: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """BLOCK_N columns of the result a program. BLOCK_K spans the warps, so that the row is laid out as the weights are.
 
     The sum of squares for the norm is taken on the way, and scales the result at the end. GATED: weights are
-    [2 * COLUMNS, K], gates and then values. Of the rest of its weights, a program asks for AHEAD tiles before it waits.
+    [2 * COLUMNS, K], gates and then values.
     """
     column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
     k = tl.arange(0, BLOCK_K)[None, :]
@@ -53,15 +52,6 @@ def _gemv_kernel(
     value_tile = tile
     if GATED:
         value_tile = _load_tile(below + k, column, k, COLUMNS, K, BLOCK_N, BLOCK_K)
-    if AHEAD > 0:
-        line: tl.constexpr = 128 // (weight_ptr.dtype.element_ty.primitive_bitwidth // 8)
-        lines: tl.constexpr = BLOCK_K // line
-        for i in tl.static_range(1, AHEAD + 1):
-            if (i + 1) * BLOCK_K <= K and COLUMNS % BLOCK_N == 0:
-                at = i * BLOCK_K + tl.arange(0, lines)[None, :] * line
-                prefetch(weights + at, PDL)
-                if GATED:
-                    prefetch(below + at, PDL)
     await_inputs(PDL)
 
     acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
@@ -102,10 +92,12 @@ def _gemv_kernel(
     tl.store(out_ptr + row, result, mask=live)
 
 
-def _blocks(columns: int, k: int, gated: bool) -> tuple[int, int, int, int]:
-    """(BLOCK_N, BLOCK_K, num_warps, AHEAD)"""
-    block_k = max(16, min(1024, triton.next_power_of_2(k)))
-    return (2 if gated or columns <= 4096 else 4), block_k, max(1, block_k // 256), 3
+def _blocks(columns: int, k: int, gated: bool) -> tuple[int, int, int]:
+    """(BLOCK_N, BLOCK_K, num_warps): what was fastest on an H200, of blocks that fill its memory's pipeline."""
+    block_n = 2 if columns <= 2048 else 8 if columns >= 65536 else 4
+    longest = 2048 if k >= 4096 and (block_n == 8 or gated or columns <= 4096) else 1024
+    block_k = max(16, min(longest, triton.next_power_of_2(k)))
+    return block_n, block_k, max(1, block_k // 256)
 
 
 def gemv(
@@ -117,13 +109,13 @@ def gemv(
     norm: torch.Tensor | None = None,
     eps: float = 0.0,
     gated: bool = False,
-    blocks: tuple[int, int, int, int] | None = None,
+    blocks: tuple[int, int, int] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(result [1, N], x + residual) of x [1, K] and weight [N, K], [2 * N, K] when gated; contiguous, checked."""
     k, columns = weight.shape[1], weight.shape[0] // (2 if gated else 1)
     out = x.new_empty(1, columns)
     summed = x if residual is None else torch.empty_like(x)
-    block_n, block_k, warps, ahead = blocks or _blocks(columns, k, gated)
+    block_n, block_k, warps = blocks or _blocks(columns, k, gated)
     _gemv_kernel[(triton.cdiv(columns, block_n),)](
         x,
         residual,
@@ -141,7 +133,6 @@ def gemv(
         ADD=residual is not None,
         GATED=gated,
         BIAS=bias is not None,
-        AHEAD=ahead,
         num_warps=warps,
         **dependent_launch(x),
     )

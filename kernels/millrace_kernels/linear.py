@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import torch
 
+from ._dependent import is_hopper
 from ._gemv import gemv
 from ._launch import INTERPRETED, check_dtype, check_float, check_rows, check_same_device, check_shape, use_triton
-from ._skinny import MAX_ROWS, skinny
+from ._skinny import skinny, worthwhile
 from .rms_norm import rms_norm, rms_norm_reference, rms_norm_residual, rms_norm_residual_reference
 from .silu_mul import silu_mul, silu_mul_reference
+
+#: Longest row whose norm every program of a product takes again, instead of a launch of its own.
+_LONGEST_JOINED = 4096
 
 
 def linear_reference(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -62,9 +66,12 @@ def norm_linear(
     Of one row, the norm may stay in float32 where other numbers of rows round it.
     """
     _check(x, weight, bias, residual, norm)
-    if _is_row(x, weight, bias, residual, norm):
+    joined = x.shape[1] <= _LONGEST_JOINED
+    if joined and _is_row(x, weight, bias, residual, norm):
         return gemv(x, weight, bias, residual=residual, norm=norm, eps=eps)
     normed, summed = _norm(x, residual, norm, eps)
+    if _is_row(normed, weight, bias):
+        return gemv(normed, weight, bias)[0], summed
     return _product(normed, weight, bias), summed
 
 
@@ -83,10 +90,13 @@ def norm_gated_linear(
     _check(x, weight, bias, residual, norm)
     if weight.shape[0] % 2:
         raise ValueError(f"weight has {weight.shape[0]} rows; it needs an even number, gates and then values")
-    if _is_row(x, weight, bias, residual, norm):
+    joined = x.shape[1] <= _LONGEST_JOINED
+    if joined and _is_row(x, weight, bias, residual, norm):
         return gemv(x, weight, bias, residual=residual, norm=norm, eps=eps, gated=True)
     normed, summed = _norm(x, residual, norm, eps)
-    if _are_few(normed, weight):
+    if _is_row(normed, weight, bias):
+        return gemv(normed, weight, bias, gated=True)[0], summed
+    if _are_few(normed, weight, gated=True):
         return skinny(normed, weight, bias, gated=True), summed
     return silu_mul(_product(normed, weight, bias)), summed
 
@@ -108,11 +118,13 @@ def _is_row(x: torch.Tensor, *others: torch.Tensor | None) -> bool:
     return all(tensor is None or tensor.is_contiguous() for tensor in (x, *others))
 
 
-def _are_few(x: torch.Tensor, weight: torch.Tensor) -> bool:
+def _are_few(x: torch.Tensor, weight: torch.Tensor, *, gated: bool = False) -> bool:
     """Whether skinny takes these. In float32 the tensor cores would round."""
-    if not 0 < x.shape[0] <= MAX_ROWS or not use_triton(x) or not weight.is_contiguous():
+    if x.shape[0] == 0 or not use_triton(x) or not weight.is_contiguous():
         return False
-    return INTERPRETED or x.dtype != torch.float32
+    if not worthwhile(weight.shape[0] // (2 if gated else 1), x.shape[0], gated):
+        return False
+    return INTERPRETED or (x.dtype != torch.float32 and is_hopper(x))
 
 
 def _check(
