@@ -63,6 +63,43 @@ def throughput(
 
 
 @app.command()
+def kernels(
+    model: Annotated[str, typer.Option(help=f"A shape ({', '.join(MODELS)}), or a directory with a config.json.")],
+    rows: Annotated[str, typer.Option(help="Comma-separated numbers of rows, or of sequences.")] = "1,8,32,64,128,256",
+    context: Annotated[int, typer.Option(min=1, help="Tokens of each sequence, and of the prefill.")] = 1024,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a figure.")] = False,
+) -> None:
+    """Each kernel by itself, in bfloat16, beside torch doing the same; needs a CUDA device."""
+    import torch
+
+    from millrace_worker.models.config import load_config
+
+    from . import kernel_bench
+    from .environment import describe
+    from .kernel_table import show
+
+    try:
+        counts = tuple(int(count) for count in rows.split(","))
+        if min(counts) < 1:
+            raise ValueError(f"--rows is {rows!r}; every number must be at least 1")
+        config = load_config(model_directory(model))
+        if not torch.cuda.is_available():
+            raise ValueError(f"kernels run on a CUDA device, and torch {torch.__version__} sees none")
+        figures = kernel_bench.run(config, torch.device("cuda"), torch.bfloat16, rows=counts, context=context)
+    except (MillraceError, ValueError) as e:
+        typer.echo(f"error: {e}", err=True)
+        raise typer.Exit(1) from e
+    environment = describe()
+    if as_json:
+        for figure in figures:
+            typer.echo(
+                json.dumps({"model": model, "context": context, **msgspec.structs.asdict(figure), **environment})
+            )
+    else:
+        show(model, figures, environment)
+
+
+@app.command()
 def gateway(
     seconds: Annotated[float, typer.Option(min=0.5, help="Of each timed part.")] = 10.0,
     polls: Annotated[int, typer.Option(min=1, help="Clients that wait for results, at once.")] = 1000,

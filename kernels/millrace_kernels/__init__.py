@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+from .linear import linear, norm_gated_linear, norm_linear
 from .paged_decode import paged_decode
 from .paged_prefill import paged_prefill
 from .rms_norm import rms_norm, rms_norm_residual
-from .rotary import rotary
 from .rotary_store import rotary_store
 from .sample import sample
 from .silu_mul import silu_mul
-from .store_kv import store_kv
 
 __all__ = [
+    "linear",
+    "norm_gated_linear",
+    "norm_linear",
     "paged_decode",
     "paged_prefill",
     "rms_norm",
     "rms_norm_residual",
-    "rotary",
     "rotary_store",
     "sample",
     "silu_mul",
-    "store_kv",
 ]

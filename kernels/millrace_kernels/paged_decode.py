@@ -7,11 +7,10 @@ import triton
 import triton.language as tl
 
 from ._attention import attend, load_tile
+from ._dependent import await_inputs, dependent_launch
 from ._launch import check_dtype, check_queries, check_same_device, check_shape, multiprocessors, use_triton
 
 _LOG2_E = 1.4426950408889634
-#: Fewest tokens that are worth a program of their own when a context is split.
-_MIN_CHUNK = 256
 _MAX_SPLITS = 64
 
 
@@ -40,7 +39,7 @@ def paged_decode_reference(
 
 
 # What changes from step to step is not specialised on: each new mix would be compiled in the middle of the work.
-@triton.jit(do_not_specialize=["tables_ptr", "context_ptr", "num_splits", "table_row"])
+@triton.jit(do_not_specialize=["tables_ptr", "context_ptr", "num_splits", "min_chunk", "table_row"])
 def _paged_decode_kernel(
     q_ptr,
     kv_ptr,
@@ -50,6 +49,7 @@ def _paged_decode_kernel(
     lse_ptr,
     scale_log2,
     num_splits,
+    min_chunk,
     q_seq,
     q_head,
     kv_block,
@@ -61,14 +61,15 @@ def _paged_decode_kernel(
     DIM_PAD: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     TILE: tl.constexpr,
-    MIN_CHUNK: tl.constexpr,
     SPLIT: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """One program a (KV head, sequence, split): all query heads of the group are the rows of one tile.
 
     out is [S, Hq, D], or with SPLIT the float32 partial results [S, Hq, splits, D] beside lse [S, Hq, splits], the
     base-2 logarithms of their weights.
     """
+    await_inputs(PDL)
     kv_head, seq, split = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     context = tl.load(context_ptr + seq)
     row, dim = tl.arange(0, GROUP_PAD), tl.arange(0, DIM_PAD)
@@ -76,7 +77,7 @@ def _paged_decode_kernel(
     slot = (seq * (KV_HEADS * GROUP) + head) * num_splits + split
     begin, end = 0, context
     if SPLIT:
-        chunk = tl.maximum(tl.cdiv(tl.cdiv(context, num_splits), TILE) * TILE, MIN_CHUNK)
+        chunk = tl.maximum(tl.cdiv(tl.cdiv(context, num_splits), TILE) * TILE, min_chunk)
         begin = split * chunk
         end = tl.minimum(begin + chunk, context)
         if begin >= end:
@@ -105,9 +106,17 @@ def _paged_decode_kernel(
 
 @triton.jit(do_not_specialize=["num_splits"])
 def _merge_kernel(
-    partial_ptr, lse_ptr, out_ptr, num_splits, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, SPLITS_PAD: tl.constexpr
+    partial_ptr,
+    lse_ptr,
+    out_ptr,
+    num_splits,
+    HEAD_DIM: tl.constexpr,
+    DIM_PAD: tl.constexpr,
+    SPLITS_PAD: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """One program a row of out: the mean of its partial results, weighted by 2^lse, -inf for an unused split."""
+    await_inputs(PDL)
     row = tl.program_id(0).to(tl.int64)
     split, dim = tl.arange(0, SPLITS_PAD), tl.arange(0, DIM_PAD)
     lse = tl.load(lse_ptr + row * num_splits + split, mask=split < num_splits, other=float("-inf"))
@@ -160,10 +169,25 @@ def paged_decode(
 
 
 def _splits(programs: int, longest: int, processors: int) -> int:
-    """Into how many parts to cut contexts of up to `longest` tokens, so that a few programs wait for each processor."""
-    if programs >= 6 * processors:
-        return 1
-    return max(1, min(-(-8 * processors // programs), longest // _MIN_CHUNK, _MAX_SPLITS))
+    """Into how many parts to cut contexts of up to `longest` tokens, so that some programs wait for each processor."""
+    wanted = (8 * processors + programs) // (2 * programs)
+    return max(1, min(wanted, longest // _least_chunk(programs), _MAX_SPLITS))
+
+
+def _least_chunk(programs: int) -> int:
+    """Fewest tokens that are worth a program of their own when a context is split."""
+    return 64 if programs <= 16 else 128
+
+
+def _tiles(programs: int, splits: int, dim_pad: int, group_pad: int, itemsize: int) -> tuple[int, int, int]:
+    """(TILE, num_warps, num_stages)"""
+    row_bytes = dim_pad * itemsize
+    if row_bytes == 256 and itemsize == 2 and group_pad == 16:  # as measured on an H200
+        if splits == 1:
+            return 32, 1, 3
+        return (64, 4, 2) if 16 < programs < 192 else (64, 2, 3)
+    tile = max(16, min(64, 16384 // row_bytes))
+    return tile, 4 if row_bytes > 256 or group_pad > 16 or itemsize == 4 else 2, 2 if itemsize == 4 else 3
 
 
 def _launch_decode(
@@ -178,7 +202,8 @@ def _launch_decode(
     seqs, heads, head_dim = q.shape
     _, _, kv_heads, block_size, _ = kv.shape
     group, dim_pad = heads // kv_heads, max(16, triton.next_power_of_2(head_dim))
-    group_pad, row_bytes = max(16, triton.next_power_of_2(group)), dim_pad * kv.element_size()
+    group_pad = max(16, triton.next_power_of_2(group))
+    tile, warps, stages = _tiles(seqs * kv_heads, num_splits, dim_pad, group_pad, kv.element_size())
     result, lse = out, None
     if num_splits > 1:
         result = q.new_empty(seqs, heads, num_splits, head_dim, dtype=torch.float32)
@@ -192,6 +217,7 @@ def _launch_decode(
         lse,
         scale * _LOG2_E,
         num_splits,
+        _least_chunk(seqs * kv_heads),
         q.stride(0),
         q.stride(1),
         kv.stride(0),
@@ -202,11 +228,11 @@ def _launch_decode(
         HEAD_DIM=head_dim,
         DIM_PAD=dim_pad,
         BLOCK_SIZE=block_size,
-        TILE=max(16, min(64, 16384 // row_bytes)),
-        MIN_CHUNK=_MIN_CHUNK,
+        TILE=tile,
         SPLIT=num_splits > 1,
-        num_warps=4 if row_bytes > 256 or group_pad > 16 or kv.element_size() == 4 else 2,
-        num_stages=2 if kv.element_size() == 4 else 3,
+        num_warps=warps,
+        num_stages=stages,
+        **dependent_launch(q),
     )
     if num_splits > 1:
         _merge_kernel[(seqs * heads,)](
@@ -218,4 +244,5 @@ def _launch_decode(
             DIM_PAD=dim_pad,
             SPLITS_PAD=triton.next_power_of_2(num_splits),
             num_warps=4,
+            **dependent_launch(q),
         )

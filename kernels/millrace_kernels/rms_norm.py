@@ -6,6 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ._dependent import await_inputs, dependent_launch
 from ._launch import check_dtype, check_float, check_rows, check_same_device, check_shape, use_triton
 
 
@@ -39,8 +40,10 @@ def _rms_norm_kernel(
     WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
     RESIDUAL: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """ROWS rows a program; row r of x lies at (r // inner) * x_outer + (r % inner) * x_inner."""
+    await_inputs(PDL)
     row = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
     column = tl.arange(0, WIDTH)[None, :]
     live = (row < rows) & (column < COLUMNS)
@@ -125,6 +128,7 @@ def _launch_rms_norm(
         ROWS=tile,
         RESIDUAL=residual is not None,
         num_warps=max(1, min(16, tile * width // 512)),
+        **dependent_launch(x),
     )
 
 

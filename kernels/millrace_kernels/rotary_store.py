@@ -6,10 +6,9 @@ import torch
 import triton
 import triton.language as tl
 
+from ._dependent import await_inputs, dependent_launch
 from ._launch import check_dtype, check_kv, check_rows, check_same_device, check_shape, use_triton
 from .rms_norm import rms_norm_reference
-from .rotary import rotary_reference
-from .store_kv import store_kv_reference
 
 
 def rotary_store_reference(
@@ -29,8 +28,18 @@ def rotary_store_reference(
         k = rms_norm_reference(k, k_norm, eps)
     else:
         k = k.clone()
-    rotary_reference(q, k, cos_sin, positions)
-    store_kv_reference(k, v, kv, slot_mapping)
+    cos, sin = cos_sin[positions].unsqueeze(1).chunk(2, dim=-1)  # [T, 1, D / 2]
+    for x in (q, k):
+        first, second = x.chunk(2, dim=-1)
+        turned = first * cos - second * sin, second * cos + first * sin
+        first.copy_(turned[0])
+        second.copy_(turned[1])
+    kept = slot_mapping >= 0
+    if not bool(kept.all()):
+        k, v, slot_mapping = k[kept], v[kept], slot_mapping[kept]
+    blocks, offsets = slot_mapping // kv.shape[3], slot_mapping % kv.shape[3]
+    kv[:, 0][blocks, :, offsets] = k  # [T, Hkv, D]
+    kv[:, 1][blocks, :, offsets] = v
 
 
 @triton.jit
@@ -92,8 +101,10 @@ def _rotary_store_kernel(
     PAD: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     NORM: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """One program a token. Keys go to the cache alone, queries stay where they are."""
+    await_inputs(PDL)
     token = tl.program_id(0).to(tl.int64)
     dim = tl.arange(0, PAD)[None, :]
     row = cos_sin_ptr + tl.load(positions_ptr + token) * cos_sin_row
@@ -136,8 +147,10 @@ def rotary_store(
 ) -> None:
     """Turn q [T, Hq, D] in place, and put turned k and v [T, Hkv, D] at slot_mapping [T] of one layer's cache view.
 
-    The same as rms_norm of the heads (with q_norm and k_norm [D], or neither), rotary and store_kv one after the other,
-    see there; only k is left as it was. q, k and v may be strided views of a fused projection.
+    Before it, heads are normalised as by rms_norm with q_norm and k_norm [D], if they are given. cos_sin [P, D] in
+    float32 holds the cosines and then the sines of each position; positions [T] is int64. A slot (int64) is
+    block * block_size + offset; a negative one is padding and is skipped; no two tokens may name one slot. k is left as
+    it was. q, k and v may be strided views of a fused projection.
     """
     check_kv(kv)
     tokens, _, head_dim = q.shape
@@ -196,5 +209,6 @@ def rotary_store(
         BLOCK_SIZE=kv.shape[3],
         NORM=q_norm is not None,
         num_warps=max(1, min(8, q_pad * pad // 256)),
+        **dependent_launch(q),
     )
     return None

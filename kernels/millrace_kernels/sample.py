@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ._dependent import await_inputs, dependent_launch
 from ._gumbel import gumbel, gumbel_reference, philox_reference, philox_word
 from ._launch import check_dtype, check_float, check_rows, check_same_device, check_shape, multiprocessors, use_triton
 
@@ -171,9 +172,19 @@ def _first_of(values_ptr, ids_ptr, row, num_splits, vocab, SPLITS_PAD: tl.conste
 
 @triton.jit(do_not_specialize=["num_splits", "chunk"])
 def _best_kernel(
-    logits_ptr, best_ptr, best_id_ptr, vocab, row_stride, num_splits, chunk, FINITE: tl.constexpr, BLOCK: tl.constexpr
+    logits_ptr,
+    best_ptr,
+    best_id_ptr,
+    vocab,
+    row_stride,
+    num_splits,
+    chunk,
+    FINITE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """One program a (row, split)."""
+    await_inputs(PDL)
     row, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
     begin = split * chunk
     end = tl.minimum(begin + chunk, vocab)
@@ -200,8 +211,10 @@ def _draw_kernel(
     COLDEST: tl.constexpr,
     BLOCK: tl.constexpr,
     SPLITS_PAD: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """One program a (row, split), without filters: the sums are those of _sample_kernel, bit by bit."""
+    await_inputs(PDL)
     row, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
     best, best_id = _first_of(best_ptr, best_id_ptr, row, num_splits, vocab, SPLITS_PAD)
     temperature = tl.load(temperature_ptr + row)
@@ -229,8 +242,9 @@ def _draw_kernel(
 
 
 @triton.jit(do_not_specialize=["num_splits"])
-def _pick_kernel(score_ptr, score_id_ptr, ids_ptr, vocab, num_splits, SPLITS_PAD: tl.constexpr):
+def _pick_kernel(score_ptr, score_id_ptr, ids_ptr, vocab, num_splits, SPLITS_PAD: tl.constexpr, PDL: tl.constexpr):
     """One program a row."""
+    await_inputs(PDL)
     row = tl.program_id(0).to(tl.int64)
     _, chosen = _first_of(score_ptr, score_id_ptr, row, num_splits, vocab, SPLITS_PAD)
     tl.store(ids_ptr + row, chosen.to(tl.int64))
@@ -363,9 +377,9 @@ def _launch_unfiltered(
     splits, warps, pad = triton.cdiv(vocab, chunk), max(1, min(16, block // 256)), triton.next_power_of_2(blocks)
     best, score = (logits.new_empty(rows, splits, dtype=torch.float32) for _ in range(2))
     best_id, score_id = (logits.new_empty(rows, splits, dtype=torch.int32) for _ in range(2))
-    row_stride, grid = logits.stride(0), (rows, splits)
+    row_stride, grid, launch = logits.stride(0), (rows, splits), dependent_launch(logits)
     _best_kernel[grid](
-        logits, best, best_id, vocab, row_stride, splits, chunk, FINITE=_FINITE, BLOCK=block, num_warps=warps
+        logits, best, best_id, vocab, row_stride, splits, chunk, FINITE=_FINITE, BLOCK=block, num_warps=warps, **launch
     )
     _draw_kernel[grid](
         logits,
@@ -385,5 +399,6 @@ def _launch_unfiltered(
         BLOCK=block,
         SPLITS_PAD=pad,
         num_warps=warps,
+        **launch,
     )
-    _pick_kernel[(rows,)](score, score_id, ids, vocab, splits, SPLITS_PAD=pad, num_warps=1)
+    _pick_kernel[(rows,)](score, score_id, ids, vocab, splits, SPLITS_PAD=pad, num_warps=1, **launch)

@@ -6,6 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ._dependent import await_inputs, dependent_launch
 from ._launch import check_float, check_rows, check_shape, use_triton
 
 
@@ -15,7 +16,8 @@ def silu_mul_reference(gate_up: torch.Tensor) -> torch.Tensor:
 
 
 @triton.jit
-def _silu_mul_kernel(gate_up_ptr, out_ptr, row_stride, COLUMNS: tl.constexpr, WIDTH: tl.constexpr):
+def _silu_mul_kernel(gate_up_ptr, out_ptr, row_stride, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, PDL: tl.constexpr):
+    await_inputs(PDL)
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     live = column < COLUMNS
@@ -39,5 +41,7 @@ def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
         return out
     width = min(1024, triton.next_power_of_2(columns))
     grid = (rows, triton.cdiv(columns, width))
-    _silu_mul_kernel[grid](gate_up, out, gate_up.stride(0), COLUMNS=columns, WIDTH=width, num_warps=4)
+    _silu_mul_kernel[grid](
+        gate_up, out, gate_up.stride(0), COLUMNS=columns, WIDTH=width, num_warps=4, **dependent_launch(gate_up)
+    )
     return out

@@ -7,14 +7,15 @@ import torch
 
 from kernel_cases import DEVICE, paged
 from millrace_kernels import (
+    linear,
+    norm_gated_linear,
     paged_decode,
     paged_prefill,
     rms_norm,
     rms_norm_residual,
-    rotary,
+    rotary_store,
     sample,
     silu_mul,
-    store_kv,
 )
 
 pytestmark = pytest.mark.gpu
@@ -28,6 +29,7 @@ def test_a_captured_step_follows_its_inputs() -> None:
     slots = torch.full((SEQS,), -1, device=DEVICE)
     lens, positions = case.context_lens.clone(), case.context_lens.long() - 1
     weight = torch.randn(DIM, device=DEVICE).bfloat16()
+    weights = torch.randn(128, HEADS * DIM // 2, device=DEVICE).bfloat16()
     cos_sin = torch.randn(1000, DIM, device=DEVICE)
     cu = torch.arange(SEQS + 1, device=DEVICE, dtype=torch.int32)
     temperature = torch.tensor([0.0, 1.0, 0.7, 1.0], device=DEVICE)
@@ -37,15 +39,16 @@ def test_a_captured_step_follows_its_inputs() -> None:
     def step() -> tuple[torch.Tensor, ...]:
         work = fused.clone()
         q, k, v = work.split([HEADS, KV_HEADS, KV_HEADS], dim=1)
-        rotary(q, k, cos_sin, positions)
-        store_kv(k, v, case.kv, slots)
+        rotary_store(q, k, v, case.kv, slots, cos_sin, positions)
         whole = paged_decode(rms_norm(q, weight, 1e-6), case.kv, case.block_tables, lens, 0.125, num_splits=1)
         split = paged_decode(q, case.kv, case.block_tables, lens, 0.125, num_splits=3)
         prompt = paged_prefill(q, case.kv, case.block_tables, cu, lens, 1, 0.125)
         normed, _ = rms_norm_residual(whole.flatten(1), split.flatten(1), weight.repeat(HEADS), 1e-6)
         gated = silu_mul(normed)
+        row, summed = norm_gated_linear(gated[:1], gated[1:2], weight.repeat(HEADS // 2), weights, None, 1e-6)
+        few = linear(gated, weights)
         ids = sample(gated, temperature, top_k, top_p, min_p, positions, positions)
-        return whole, split, prompt, normed, gated, ids
+        return whole, split, prompt, normed, gated, row, summed, few, ids
 
     step()
     torch.cuda.synchronize()
@@ -62,8 +65,8 @@ def test_a_captured_step_follows_its_inputs() -> None:
     graph.replay()
     expected = step()
     for name, got, wanted in zip(
-        ("whole", "split", "prompt", "normed", "gated", "ids"), captured, expected, strict=True
+        ("whole", "split", "prompt", "normed", "gated", "row", "summed", "few", "ids"), captured, expected, strict=True
     ):
-        rows = 3 if name == "prompt" else SEQS  # the last row belongs to no sequence now
+        rows = 3 if name == "prompt" else len(got)  # the last row belongs to no sequence now
         assert torch.equal(got[:rows], wanted[:rows]), name
     assert torch.equal(captured[0][1], torch.zeros_like(captured[0][1]))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kernel_cases import DEVICE, assert_as_good, dense_attention
-from millrace_kernels import paged_decode, paged_prefill, store_kv
+from millrace_kernels import paged_decode, paged_prefill, rotary_store
 
 LAYERS, HEADS, BLOCK, DIM = 4, 8, 16, 128
 BLOCKS = 2**31 // (LAYERS * 2 * HEADS * BLOCK * DIM) + 8
@@ -26,7 +26,9 @@ def test_blocks_past_two_to_the_31st_element(layer: torch.Tensor) -> None:
     context = 2 * BLOCK + 5
     k, v = (torch.randn(context, HEADS, DIM, device=DEVICE).half() for _ in range(2))
     token = torch.arange(context, device=DEVICE)
-    store_kv(k, v, layer, pages.long()[token // BLOCK] * BLOCK + token % BLOCK)
+    cos_sin = torch.cat([torch.ones(1, DIM // 2, device=DEVICE), torch.zeros(1, DIM // 2, device=DEVICE)], dim=1)
+    slots = pages.long()[token // BLOCK] * BLOCK + token % BLOCK
+    rotary_store(k.clone(), k, v, layer, slots, cos_sin, torch.zeros_like(token))
     assert torch.equal(layer[BLOCKS - 1, 0, :, 0], k[0])
     assert torch.equal(layer[BLOCKS - 3, 1, :, 4], v[context - 1])
 

@@ -93,16 +93,20 @@ def test_no_sequences_give_no_rows() -> None:
 
 def test_splits_fill_the_device_but_stay_worth_it() -> None:
     assert _splits(1024, 8192, 132) == 1
-    assert _splits(8, 8192, 132) == 32  # no part shorter than 256 tokens
+    assert _splits(8, 2048, 132) == 32  # no part shorter than 64 tokens
     assert _splits(8, 1 << 17, 132) == 64
-    assert _splits(8, 100, 132) == 1
-    assert _splits(512, 8192, 132) * 512 >= 8 * 132
+    assert _splits(8, 50, 132) == 1
+    assert _splits(128, 8192, 132) * 128 >= 3 * 132
 
 
 @pytest.mark.gpu
-def test_many_long_sequences() -> None:
-    contexts = torch.randint(1, 3000, (200,)).tolist()
-    check(paged(contexts, 8, 128, 16, torch.bfloat16), 32)
+@pytest.mark.parametrize("seqs", [1, 6, 30, 60, 200])
+def test_many_long_sequences(seqs: int) -> None:
+    check(paged(torch.randint(1, 3000, (seqs,)).tolist(), 8, 128, 16, torch.bfloat16), 32)
+
+
+@pytest.mark.gpu
+def test_one_very_long_sequence() -> None:
     check(paged([20000], 8, 128, 16, torch.bfloat16), 32)
 
 

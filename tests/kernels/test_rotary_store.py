@@ -42,7 +42,7 @@ class Case:
 @pytest.mark.parametrize("normed", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_equals_the_three_ops(shape: tuple[int, int, int, int, int], dtype: torch.dtype, normed: bool) -> None:
+def test_equals_the_reference(shape: tuple[int, int, int, int, int], dtype: torch.dtype, normed: bool) -> None:
     case = Case(*shape, dtype)
     norms = case.norms if normed else []
     exact_q, exact_kv = case.reference(torch.float64, norms)
@@ -57,6 +57,44 @@ def test_equals_the_three_ops(shape: tuple[int, int, int, int, int], dtype: torc
     assert_as_good(case.kv[written], exact_kv[written], plain_kv[written])
     assert torch.equal(case.k, keys)
     assert torch.equal(case.v, values)
+
+
+def hugging_face(x: torch.Tensor, cos_sin: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Give x * cos + rotate_half(x) * sin, with cosines and sines doubled over the head."""
+    cos, sin = (part.repeat(1, 2)[:, None] for part in cos_sin[positions].chunk(2, dim=-1))
+    first, second = x.chunk(2, dim=-1)
+    return x * cos.to(x.dtype) + torch.cat([-second, first], dim=-1) * sin.to(x.dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_turns_as_hugging_face_does_and_writes_its_slots_alone(
+    shape: tuple[int, int, int, int, int], dtype: torch.dtype
+) -> None:
+    case = Case(*shape, dtype)
+    exact_q, exact_k = (hugging_face(x.double(), case.cos_sin.double(), case.positions) for x in (case.q, case.k))
+    plain_q, plain_k = (hugging_face(x, case.cos_sin, case.positions) for x in (case.q, case.k))
+    fused = case.fused.clone()
+    rotary_store(case.q, case.k, case.v, case.kv, case.slots, case.cos_sin, case.positions)
+    assert_as_good(case.q, exact_q, plain_q)
+    heads = case.q.shape[1]
+    assert torch.equal(case.fused[:, heads:], fused[:, heads:])
+    block = case.kv.shape[3]
+    empty = torch.ones(case.kv.shape[0], block, dtype=torch.bool)
+    for token, slot in enumerate(case.slots.tolist()):
+        if slot >= 0:
+            keys, values = case.kv[slot // block, :, :, slot % block]
+            assert_as_good(keys, exact_k[token], plain_k[token])
+            assert torch.equal(values, case.v[token])
+            empty[slot // block, slot % block] = False
+    assert case.kv.transpose(0, 3).transpose(1, 3)[empty.T.to(DEVICE)].isnan().all()
+
+
+def test_position_zero_turns_nothing() -> None:
+    case = Case(3, 4, 2, 64, 16, torch.float32)
+    before = case.q.clone()
+    rotary_store(case.q, case.k, case.v, case.kv, case.slots, case.cos_sin, torch.zeros_like(case.positions))
+    assert torch.equal(case.q, before)
 
 
 def test_no_tokens_write_nothing() -> None:

@@ -15,6 +15,7 @@ from millrace_worker.models.batch import ForwardBatch
 from millrace_worker.models.decoder import Decoder
 
 from .last_tokens import LastTokens
+from .packed import Field, PackedInputs, packed_bytes, pinned
 
 log = structlog.get_logger()
 
@@ -47,13 +48,10 @@ class DecodeGraphs:
         self._last_tokens = last_tokens
         self._sizes = graph_sizes(max_num_seqs)
         device = kv_cache.device
-        ints: dict[str, Any] = {"dtype": torch.int64, "device": device}
-        self._input_ids = torch.zeros(max_num_seqs, **ints)
-        self._positions = torch.zeros(max_num_seqs, **ints)
-        self._slots = torch.full((max_num_seqs,), -1, **ints)
-        self._rows = torch.arange(max_num_seqs, **ints)
+        buffer = torch.zeros(packed_bytes(_fields(self._sizes[-1])), dtype=torch.uint8, device=device)
+        self._inputs = {size: PackedInputs(buffer, _fields(size)) for size in self._sizes}
+        self._rows = torch.arange(max_num_seqs, dtype=torch.int64, device=device)
         self._tables = torch.zeros((max_num_seqs, max_blocks), dtype=torch.int32, device=device)
-        self._context = torch.zeros(max_num_seqs, dtype=torch.int32, device=device)
         self._no_prefill = torch.zeros(1, dtype=torch.int32, device=device)
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
 
@@ -61,7 +59,9 @@ class DecodeGraphs:
     def capture(self, pool: Any) -> None:
         """Captures all sizes into `pool`, the largest first, so that the smaller ones fit into its memory."""
         start, before = time.perf_counter(), torch.cuda.mem_get_info(self._kv_cache.device)[0]
+        none = np.zeros(0, dtype=np.int64)
         for size in reversed(self._sizes):
+            self._inputs[size].send(input_ids=none, positions=none, slots=none, context=none)
             batch = self._batch(size)
             # Whatever is compiled or allocated on first use must be there before the capture.
             self._forward(batch)
@@ -87,10 +87,7 @@ class DecodeGraphs:
         """
         n = len(input_ids)
         size = next(size for size in self._sizes if size >= n)
-        fill(self._input_ids[:size], input_ids, 0)
-        fill(self._positions[:size], positions, 0)
-        fill(self._slots[:size], slots, -1)
-        fill(self._context[:size], context, 0)
+        self._inputs[size].send(input_ids=input_ids, positions=positions, slots=slots, context=context)
         self._tables[:n, : tables.shape[1]].copy_(pinned(tables), non_blocking=True)
         graph, logits = self._graphs[size]
         graph.replay()
@@ -101,25 +98,24 @@ class DecodeGraphs:
         return self._model.forward(known, self._kv_cache)
 
     def _batch(self, size: int) -> ForwardBatch:
+        inputs = self._inputs[size].tensors
         return ForwardBatch(
-            input_ids=self._input_ids[:size],
-            positions=self._positions[:size],
-            slot_mapping=self._slots[:size],
+            input_ids=inputs["input_ids"],
+            positions=inputs["positions"],
+            slot_mapping=inputs["slots"],
             num_decodes=size,
             block_tables=self._tables[:size],
-            context_lens=self._context[:size],
+            context_lens=inputs["context"],
             cu_seqlens_q=self._no_prefill,
             max_query_len=0,
             logits_rows=self._rows[:size],
         )
 
 
-def fill(target: torch.Tensor, values: np.ndarray, padding: int) -> None:
-    """Sends `values`, and `padding` behind them, to `target` on the device."""
-    padded = np.full(len(target), padding, dtype=np.int32 if target.dtype == torch.int32 else np.int64)
-    padded[: len(values)] = values
-    target.copy_(pinned(padded), non_blocking=True)
-
-
-def pinned(array: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array)).pin_memory()
+def _fields(size: int) -> dict[str, Field]:
+    return {
+        "input_ids": Field(np.int64, size),
+        "positions": Field(np.int64, size),
+        "slots": Field(np.int64, size, padding=-1),
+        "context": Field(np.int32, size),
+    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,9 @@ import torch
 from millrace_worker.models.batch import ForwardBatch
 from millrace_worker.models.decoder import Decoder
 
-from .graphs import fill, pinned
 from .inputs import StepInputs
 from .last_tokens import LastTokens
+from .packed import Field, PackedInputs, packed_bytes, pinned
 
 log = structlog.get_logger()
 
@@ -32,36 +32,6 @@ def mixed_sizes(max_tokens: int) -> list[int]:
     limit = min(max_tokens, _MAX_TOKENS)
     sizes = [*range(32, 512, 32), *range(512, 1024, 64), *range(1024, _MAX_TOKENS + 1, 128)]
     return [*(size for size in sizes if size < limit), limit]
-
-
-@dataclass(frozen=True, slots=True)
-class _Sequences:
-    """Block tables and lengths of `rows` decodes and PREFILLS prefills, at fixed places on the device."""
-
-    rows: int
-    tables: torch.Tensor  # [rows + PREFILLS, max_blocks] int32
-    context: torch.Tensor  # [rows + PREFILLS] int32
-    bounds: torch.Tensor  # [PREFILLS + 1] int32
-
-    @classmethod
-    def make(cls, rows: int, max_blocks: int, device: torch.device) -> _Sequences:
-        return cls(
-            rows,
-            torch.zeros((rows + PREFILLS, max_blocks), dtype=torch.int32, device=device),
-            torch.zeros(rows + PREFILLS, dtype=torch.int32, device=device),
-            torch.zeros(PREFILLS + 1, dtype=torch.int32, device=device),
-        )
-
-    def put(self, inputs: StepInputs) -> None:
-        decodes = inputs.num_decodes
-        prefills = len(inputs.counts) - decodes
-        context = np.zeros(self.rows + prefills, dtype=np.int32)
-        context[:decodes], context[self.rows :] = inputs.context_lens[:decodes], inputs.context_lens[decodes:]
-        fill(self.context, context, 0)
-        fill(self.bounds, inputs.prefill_bounds, int(inputs.ends[-1]))
-        tables, width = pinned(inputs.block_tables), inputs.block_tables.shape[1]
-        self.tables[:decodes, :width].copy_(tables[:decodes], non_blocking=True)
-        self.tables[self.rows : self.rows + prefills, :width].copy_(tables[decodes:], non_blocking=True)
 
 
 class MixedGraphs:
@@ -86,13 +56,13 @@ class MixedGraphs:
         self._last_tokens = last_tokens
         self._max_num_seqs = max_num_seqs
         self._sizes = mixed_sizes(max_tokens)
-        device, longest = kv_cache.device, self._sizes[-1]
-        self._input_ids = torch.zeros(longest, dtype=torch.int64, device=device)
-        self._positions = torch.zeros_like(self._input_ids)
-        self._slots = torch.full_like(self._input_ids, -1)
-        self._logits_rows = torch.zeros(max_num_seqs, dtype=torch.int64, device=device)
-        self._sequences = {
-            rows: _Sequences.make(rows, max_blocks, device) for size in self._sizes for rows in self._rows(size)
+        device = kv_cache.device
+        fields = {(size, rows): _fields(size, rows) for size in self._sizes for rows in self._rows(size)}
+        buffer = torch.zeros(max(map(packed_bytes, fields.values())), dtype=torch.uint8, device=device)
+        self._inputs = {key: PackedInputs(buffer, wanted) for key, wanted in fields.items()}
+        #: Block tables of `rows` decodes and PREFILLS prefills, by `rows`.
+        self._tables = {
+            rows: torch.zeros((rows + PREFILLS, max_blocks), dtype=torch.int32, device=device) for _, rows in fields
         }
         self._graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
 
@@ -100,9 +70,12 @@ class MixedGraphs:
     def capture(self, pool: Any) -> None:
         """Captures all sizes into `pool`, the largest first, so that the smaller ones fit into its memory."""
         start, before = time.perf_counter(), torch.cuda.mem_get_info(self._kv_cache.device)[0]
+        none = np.zeros(0, dtype=np.int64)
         for size in reversed(self._sizes):
             for rows in self._rows(size):
-                batch = self._batch(size, self._sequences[rows])
+                inputs = self._inputs[size, rows]
+                inputs.send(**dict.fromkeys(inputs.tensors, none))
+                batch = self._batch(size, rows)
                 # Whatever is compiled or allocated on first use must be there before the capture.
                 self._forward(batch)
                 torch.cuda.synchronize()
@@ -126,15 +99,31 @@ class MixedGraphs:
         tokens = len(inputs.input_ids)
         size = next(size for size in self._sizes if size >= tokens)
         rows = next(rows for rows in self._rows(size) if rows >= inputs.num_decodes)
-        fill(self._input_ids[:size], inputs.input_ids, 0)
-        fill(self._positions[:size], inputs.positions, 0)
-        fill(self._slots[:size], inputs.slots, -1)
+        decodes, prefills = inputs.num_decodes, len(inputs.counts) - inputs.num_decodes
+        context = np.zeros(rows + prefills, dtype=np.int32)
+        context[:decodes], context[rows:] = inputs.context_lens[:decodes], inputs.context_lens[decodes:]
+        bounds = np.full(PREFILLS + 1, tokens, dtype=np.int32)
+        bounds[: prefills + 1] = inputs.prefill_bounds
         wanted = inputs.ends[inputs.samples] - 1
-        fill(self._logits_rows, wanted, 0)
-        self._sequences[rows].put(inputs)
+        self._inputs[size, rows].send(
+            input_ids=inputs.input_ids,
+            positions=inputs.positions,
+            slots=inputs.slots,
+            logits_rows=wanted,
+            context=context,
+            bounds=bounds,
+        )
+        self._put_tables(rows, inputs)
         graph, logits = self._graphs[size, rows]
         graph.replay()
         return logits[: len(wanted)]
+
+    def _put_tables(self, rows: int, inputs: StepInputs) -> None:
+        decodes, prefills = inputs.num_decodes, len(inputs.counts) - inputs.num_decodes
+        tables, width = pinned(inputs.block_tables), inputs.block_tables.shape[1]
+        target = self._tables[rows]
+        target[:decodes, :width].copy_(tables[:decodes], non_blocking=True)
+        target[rows : rows + prefills, :width].copy_(tables[decodes:], non_blocking=True)
 
     def _rows(self, size: int) -> list[int]:
         """For how many decodes there are graphs of `size` tokens."""
@@ -144,15 +133,27 @@ class MixedGraphs:
         known = replace(batch, input_ids=self._last_tokens.resolve(batch.input_ids))
         return self._model.forward(known, self._kv_cache)
 
-    def _batch(self, size: int, sequences: _Sequences) -> ForwardBatch:
+    def _batch(self, size: int, rows: int) -> ForwardBatch:
+        inputs = self._inputs[size, rows].tensors
         return ForwardBatch(
-            input_ids=self._input_ids[:size],
-            positions=self._positions[:size],
-            slot_mapping=self._slots[:size],
-            num_decodes=sequences.rows,
-            block_tables=sequences.tables,
-            context_lens=sequences.context,
-            cu_seqlens_q=sequences.bounds,
+            input_ids=inputs["input_ids"],
+            positions=inputs["positions"],
+            slot_mapping=inputs["slots"],
+            num_decodes=rows,
+            block_tables=self._tables[rows],
+            context_lens=inputs["context"],
+            cu_seqlens_q=inputs["bounds"],
             max_query_len=size,
-            logits_rows=self._logits_rows[: min(size, sequences.rows + PREFILLS)],
+            logits_rows=inputs["logits_rows"],
         )
+
+
+def _fields(size: int, rows: int) -> dict[str, Field]:
+    return {
+        "input_ids": Field(np.int64, size),
+        "positions": Field(np.int64, size),
+        "slots": Field(np.int64, size, padding=-1),
+        "logits_rows": Field(np.int64, min(size, rows + PREFILLS)),
+        "context": Field(np.int32, rows + PREFILLS),
+        "bounds": Field(np.int32, PREFILLS + 1),
+    }

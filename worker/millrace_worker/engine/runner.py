@@ -15,6 +15,7 @@ from .graphs import DecodeGraphs
 from .inputs import SequenceTables, StepInputs
 from .last_tokens import LastTokens
 from .mixed_graphs import MixedGraphs
+from .packed import Field, PackedInputs, packed_bytes
 from .step import Scheduled, Step
 
 
@@ -74,6 +75,11 @@ class ModelRunner:
         self.max_blocks = -(-max_model_len // self.block_size)
         self.tables = SequenceTables(max_num_seqs, self.max_blocks)
         self.last_tokens = LastTokens(max_num_seqs, self.device)
+        self._sampling_buffer = torch.zeros(
+            packed_bytes(_sampling_fields(max_num_seqs)), dtype=torch.uint8, device=self.device
+        )
+        #: By number of rows.
+        self._sampling: dict[int, PackedInputs] = {}
         #: Replays of decode steps, and of short steps with prefills, once `capture` was called.
         self.graphs: DecodeGraphs | None = None
         self.mixed_graphs: MixedGraphs | None = None
@@ -142,14 +148,21 @@ class ModelRunner:
             if part.seq.params.stop_token_ids
             and part.start + part.count < part.seq.num_prompt + part.seq.params.min_tokens
         ]
+        packed = self._sampling.get(len(rows))
+        if packed is None:
+            packed = PackedInputs(self._sampling_buffer, _sampling_fields(len(rows)))
+            self._sampling[len(rows)] = packed
+        packed.send(
+            temperature=tables.temperature[rows],
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            seeds=tables.seed[rows],
+            positions=np.fromiter((p.start + p.count for p in parts), np.int64, len(parts)),
+            rows=rows,
+        )
         return SamplingBatch(
-            temperature=self._tensor(tables.temperature[rows]),
-            top_k=self._tensor(top_k),
-            top_p=self._tensor(top_p),
-            min_p=self._tensor(min_p),
-            seeds=self._tensor(tables.seed[rows]),
-            positions=self._tensor(np.fromiter((p.start + p.count for p in parts), np.int64, len(parts))),
-            rows=self._tensor(rows),
+            **packed.tensors,
             any_filter=bool((top_k > 0).any() or (top_p < 1).any() or (min_p > 0).any()),
             banned=banned,
         )
@@ -175,3 +188,16 @@ class ModelRunner:
         if self.device.type == "cpu":
             return tensor
         return tensor.pin_memory().to(self.device, non_blocking=True)
+
+
+def _sampling_fields(rows: int) -> dict[str, Field]:
+    """The tensors of a SamplingBatch."""
+    return {
+        "temperature": Field(np.float32, rows),
+        "top_k": Field(np.int32, rows),
+        "top_p": Field(np.float32, rows),
+        "min_p": Field(np.float32, rows),
+        "seeds": Field(np.int64, rows),
+        "positions": Field(np.int64, rows),
+        "rows": Field(np.int64, rows),
+    }

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch.nn.functional import embedding, linear
+from torch.nn.functional import embedding
 
-from millrace_kernels import rms_norm, rms_norm_residual, rotary_store, silu_mul
+from millrace_kernels import linear, norm_gated_linear, norm_linear, rotary_store
 
 from .attention import PagedAttention
 from .batch import ForwardBatch
@@ -16,14 +16,13 @@ from .rope import cos_sin_table
 
 
 class DecoderLayer:
-    """One layer. Inputs are normalised already; the residual sum travels beside them in the model's dtype."""
+    """One layer. Beside each part's result travels the residual sum of those before it, in the model's dtype."""
 
     def __init__(self, config: ModelConfig, weights: Mapping[str, torch.Tensor]):
         """`weights` are this layer's tensors by their names in families.LAYER_WEIGHTS; those absent are not run."""
         self._heads, self._kv_heads, self._head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         self._eps = config.rms_norm_eps
-        self.input_norm = weights["input_norm"]
-        self.mlp_norm = weights["mlp_norm"]
+        self._input_norm, self._mlp_norm = weights["input_norm"], weights["mlp_norm"]
         self._q_norm, self._k_norm = weights.get("q_norm"), weights.get("k_norm")
         self._qkv_weight, self._qkv_bias = weights["qkv_weight"], weights.get("qkv_bias")
         self._o_weight, self._o_bias = weights["o_weight"], weights.get("o_bias")
@@ -33,24 +32,33 @@ class DecoderLayer:
     def queries(
         self,
         x: torch.Tensor,
+        residual: torch.Tensor | None,
         kv: torch.Tensor,
         attention: PagedAttention,
         cos_sin: torch.Tensor,
         positions: torch.Tensor,
-    ) -> torch.Tensor:
-        """Rotated queries [T, Hq, D] of x [T, H], after x's keys and values are in the cache."""
-        qkv = linear(x, self._qkv_weight, self._qkv_bias).view(x.shape[0], -1, self._head_dim)
-        q, k, v = qkv.split((self._heads, self._kv_heads, self._kv_heads), dim=1)  # views, [T, heads, D]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(rotated queries [T, Hq, D], x + residual [T, H]), after the keys and values are in the cache.
+
+        The first layer has no residual but x.
+        """
+        qkv, residual = norm_linear(x, residual, self._input_norm, self._qkv_weight, self._qkv_bias, self._eps)
+        heads = qkv.view(x.shape[0], -1, self._head_dim)
+        q, k, v = heads.split((self._heads, self._kv_heads, self._kv_heads), dim=1)  # views, [T, heads, D]
         slots = attention.slot_mapping
         rotary_store(q, k, v, kv, slots, cos_sin, positions, self._q_norm, self._k_norm, self._eps)
-        return q
+        return q, residual
 
     def project(self, attended: torch.Tensor) -> torch.Tensor:
         """Attention output [T, Hq, D] -> [T, H]."""
         return linear(attended.flatten(1), self._o_weight, self._o_bias)
 
-    def mlp(self, x: torch.Tensor) -> torch.Tensor:
-        return linear(silu_mul(linear(x, self._gate_up_weight, self._gate_up_bias)), self._down_weight, self._down_bias)
+    def mlp(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(the layer's result, x + residual), [T, H] each, of the projected attention x."""
+        gated, residual = norm_gated_linear(
+            x, residual, self._mlp_norm, self._gate_up_weight, self._gate_up_bias, self._eps
+        )
+        return linear(gated, self._down_weight, self._down_bias), residual
 
 
 class Decoder:
@@ -62,8 +70,6 @@ class Decoder:
         self._embed, self._norm = weights["embed"], weights["norm"]
         self._lm_head = weights["embed"] if config.tie_word_embeddings else weights["lm_head"]
         self._layers = [DecoderLayer(config, _of_layer(weights, i)) for i in range(config.num_layers)]
-        #: What normalises each layer's result: the next layer's input norm, at last the final norm.
-        self._next_norms = [*(layer.input_norm for layer in self._layers[1:]), self._norm]
         self._cos_sin = cos_sin_table(config.rope, config.head_dim, config.max_context, self.device)
 
     @property
@@ -83,21 +89,19 @@ class Decoder:
         Positions must lie below config.max_context; nobody checks that here, because it would wait for the device.
         """
         attention = PagedAttention(batch, self.config.head_dim)
-        eps, last = self.config.rms_norm_eps, self.config.num_layers - 1
-        residual = embedding(batch.input_ids, self._embed)
-        x = rms_norm(residual, self._layers[0].input_norm, eps)
-        for i, (layer, next_norm) in enumerate(zip(self._layers, self._next_norms, strict=True)):
+        last = self.config.num_layers - 1
+        x, residual = embedding(batch.input_ids, self._embed), None
+        for i, layer in enumerate(self._layers):
             kv = kv_cache[:, i]
-            q = layer.queries(x, kv, attention, self._cos_sin, batch.positions)
+            q, residual = layer.queries(x, residual, kv, attention, self._cos_sin, batch.positions)
             if i == last and not batch.logits_rows.shape[0]:
                 return x.new_empty(0, self.config.vocab_size)
             attended = attention.attend(q, kv)
             if i == last:
                 # What follows works on each token alone, so only the wanted ones go on.
                 attended, residual = attended[batch.logits_rows], residual[batch.logits_rows]
-            x, residual = rms_norm_residual(layer.project(attended), residual, layer.mlp_norm, eps)
-            x, residual = rms_norm_residual(layer.mlp(x), residual, next_norm, eps)
-        return linear(x, self._lm_head)
+            x, residual = layer.mlp(layer.project(attended), residual)
+        return norm_linear(x, residual, self._norm, self._lm_head, None, self.config.rms_norm_eps)[0]
 
 
 def _of_layer(weights: Mapping[str, torch.Tensor], layer: int) -> dict[str, torch.Tensor]:
