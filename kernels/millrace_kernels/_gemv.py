@@ -93,9 +93,9 @@ def _gemv_kernel(
 
 
 def _blocks(columns: int, k: int, gated: bool) -> tuple[int, int, int]:
-    """(BLOCK_N, BLOCK_K, num_warps): what was fastest on an H200, of blocks that fill its memory's pipeline."""
-    block_n = 2 if columns <= 2048 else 8 if columns >= 65536 else 4
-    longest = 2048 if k >= 4096 and (block_n == 8 or gated or columns <= 4096) else 1024
+    """(BLOCK_N, BLOCK_K, num_warps): what was fastest on an H200."""
+    block_n = 2 if gated or columns <= 2048 else 8 if columns >= 65536 else 4
+    longest = 512 if gated else 2048 if k >= 4096 else 1024
     block_k = max(16, min(longest, triton.next_power_of_2(k)))
     return block_n, block_k, max(1, block_k // 256)
 

@@ -12,7 +12,7 @@ from .rms_norm import rms_norm, rms_norm_reference, rms_norm_residual, rms_norm_
 from .silu_mul import silu_mul, silu_mul_reference
 
 #: Longest row whose norm every program of a product takes again, instead of a launch of its own.
-_LONGEST_JOINED = 4096
+_LONGEST_JOINED = 2048
 
 
 def linear_reference(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -122,7 +122,8 @@ def _are_few(x: torch.Tensor, weight: torch.Tensor, *, gated: bool = False) -> b
     """Whether skinny takes these. In float32 the tensor cores would round."""
     if x.shape[0] == 0 or not use_triton(x) or not weight.is_contiguous():
         return False
-    if not worthwhile(weight.shape[0] // (2 if gated else 1), x.shape[0], gated):
+    columns, k = weight.shape[0] // (2 if gated else 1), weight.shape[1]
+    if not worthwhile(columns, k, x.shape[0], gated):
         return False
     return INTERPRETED or (x.dtype != torch.float32 and is_hopper(x))
 

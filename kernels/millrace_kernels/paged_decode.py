@@ -170,7 +170,7 @@ def paged_decode(
 
 def _splits(programs: int, longest: int, processors: int) -> int:
     """Into how many parts to cut contexts of up to `longest` tokens, so that some programs wait for each processor."""
-    wanted = (8 * processors + programs) // (2 * programs)
+    wanted = (12 * processors + programs) // (2 * programs)
     return max(1, min(wanted, longest // _least_chunk(programs), _MAX_SPLITS))
 
 
@@ -183,9 +183,7 @@ def _tiles(programs: int, splits: int, dim_pad: int, group_pad: int, itemsize: i
     """(TILE, num_warps, num_stages)"""
     row_bytes = dim_pad * itemsize
     if row_bytes == 256 and itemsize == 2 and group_pad == 16:  # as measured on an H200
-        if splits == 1:
-            return 32, 1, 3
-        return (64, 4, 2) if 16 < programs < 192 else (64, 2, 3)
+        return (64, 4, 3) if splits == 1 else (64, 2, 3) if programs <= 32 else (64, 4, 2)
     tile = max(16, min(64, 16384 // row_bytes))
     return tile, 4 if row_bytes > 256 or group_pad > 16 or itemsize == 4 else 2, 2 if itemsize == 4 else 3
 
