@@ -150,3 +150,17 @@ def test_tenants_see_their_own(redis_url: str, gateway: GatewayServer) -> None:
         ):
             with pytest.raises(openai.NotFoundError):
                 look()
+
+
+def test_a_repeat_is_answered_when_its_file_is_gone(client: openai.OpenAI) -> None:
+    file_id = upload(client, chat_line("a"))
+
+    def create() -> Batch:
+        return client.batches.create(
+            input_file_id=file_id, endpoint="/v1/chat/completions", completion_window="24h",
+            extra_headers={"Idempotency-Key": "one"},
+        )  # fmt: skip
+
+    made = create()
+    client.files.delete(file_id)
+    assert create().id == made.id
