@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx2
+import msgspec
 import openai
 import pytest
 import redis
 from openai.types import Batch
 
-from bulk_parts import BulkThread, chat_line
+from bulk_parts import Batches, BulkThread, chat_line
 from fake_worker import FakeWorker, register
 from gateway_server import GatewayServer
 from key_maker import KeyMaker
+from millrace.bulk.described import describe
 from millrace.gateway import GatewaySettings
+from millrace_schemas.batch import BatchStatus
 
 
 @pytest.fixture
@@ -150,3 +154,27 @@ def test_tenants_see_their_own(redis_url: str, gateway: GatewayServer) -> None:
         ):
             with pytest.raises(openai.NotFoundError):
                 look()
+
+
+def test_a_repeat_is_answered_when_its_file_is_gone(client: openai.OpenAI) -> None:
+    file_id = upload(client, chat_line("a"))
+
+    def create() -> Batch:
+        return client.batches.create(
+            input_file_id=file_id, endpoint="/v1/chat/completions", completion_window="24h",
+            extra_headers={"Idempotency-Key": "one"},
+        )  # fmt: skip
+
+    made = create()
+    client.files.delete(file_id)
+    assert create().id == made.id
+
+
+def test_a_batch_that_is_about_to_end_is_not_cancelled(batches: Batches) -> None:
+    """Its lines have their answers already."""
+    batch_id = batches.make("/nowhere/in.jsonl", "/nowhere")
+    batches.do(lambda store: store.cancel(batch_id))
+    view = batches.view(batch_id)
+    assert describe(view)["cancelling_at"] is not None
+    ending = replace(view, batch=msgspec.structs.replace(view.batch, status=BatchStatus.FINALIZING))
+    assert (describe(ending)["status"], describe(ending)["cancelling_at"]) == ("finalizing", None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from millrace_schemas.batch import BATCH_TERMINAL, BatchStatus
+from millrace_schemas.batch import BatchStatus
 
 from .store import View
 
@@ -25,7 +25,7 @@ def describe(view: View) -> dict[str, Any]:
     """Also `problem`, which OpenAI has not: why it does not move."""
     batch, progress = view.batch, view.progress
     times: dict[str, float | None] = {name: getattr(batch, name) for name in _TIMES}
-    if view.cancel is not None and times["cancelling_at"] is None and batch.status not in BATCH_TERMINAL:
+    if times["cancelling_at"] is None and status_of(view) is BatchStatus.CANCELLING:
         times["cancelling_at"] = view.cancel
     errors = [
         {"code": error.code, "message": error.message, "line": error.line, "param": error.param}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from typing import Any
 
 from starlette.requests import Request
@@ -48,6 +49,11 @@ async def create(request: Request) -> Response:
     output_expires_after = read_expiry(body.get("output_expires_after"), "output_expires_after")
     connection, (tenant, seen) = connection_of(request), seen_by(request)
     store = BatchStore(connection)
+    batch_id = None if key is None else _id_of(tenant, key)
+    if batch_id is not None:
+        # Its file may be gone by now.
+        with suppress(BatchNotFound):
+            return JSONResponse(describe(await store.view(batch_id)))
     try:
         file = await FileStore(connection).get(body["input_file_id"], seen)
     except FileNotFound as e:
@@ -65,7 +71,7 @@ async def create(request: Request) -> Response:
         input_file_id=file.id,
         output_expires_after=output_expires_after,
         webhook=webhook or "",
-        batch_id=None if key is None else _id_of(tenant, key),
+        batch_id=batch_id,
     )
     await store.create(batch)
     return JSONResponse(describe(await store.view(batch.id)))
