@@ -18,7 +18,7 @@ _DEFAULTS = BulkSettings()
 
 def bulk(
     workers: Annotated[int, typer.Option(min=1, help="Processes, each of which works on one file at a time.")] = 1,
-    window: Annotated[int, typer.Option(min=1, help="Jobs of one file in its queue at once.")] = _DEFAULTS.window,
+    window: Annotated[int, typer.Option(min=1, help="Jobs of a shard in the queue at once.")] = _DEFAULTS.window,
     lease: Annotated[
         float, typer.Option(min=2.0, metavar="SECONDS", help="After which a file whose process died is taken up again.")
     ] = _DEFAULTS.lease,

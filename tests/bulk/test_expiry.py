@@ -229,3 +229,40 @@ def test_the_service_sweeps(do: Do[Any], made: Callable[..., BulkFile], redis_ur
     with BulkProcess(redis_url, tmp_path):
         until(lambda: not (tmp_path / "files" / "over").exists())
         until(lambda: not do(lambda connection: connection.run(("EXISTS", bulk_file(over.id))))[0])
+
+
+def test_an_upload_whose_gateway_died_goes(do: Do[Any], redis_url: str, tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/file-half.jsonl"
+    (tmp_path / ".file-half.jsonl.abc.part").write_text("half")
+
+    async def begin(connection: Connection) -> BulkFile:
+        now = await connection.now()
+        file = BulkFile(id="file-half", location=url, filename="f", size=1, created_at=now, purpose="batch")
+        await FileStore(connection).reserve(file, now + 1000)
+        return file
+
+    file = do(begin)
+    with pytest.raises(FileNotFound):
+        do(lambda connection: FileStore(connection).get(file.id))
+    assert do(lambda connection: FileStore(connection).page()) == []
+    assert swept(do) == 0
+    assert names(tmp_path) == {".file-half.jsonl.abc.part"}
+    assert swept(do, later=1100.0) == 1
+    assert names(tmp_path) == set()
+
+
+def test_an_upload_that_is_whole_stays(do: Do[Any], redis_url: str, tmp_path: Path) -> None:
+    (tmp_path / "whole").write_text("x")
+
+    async def whole(connection: Connection) -> BulkFile:
+        now = await connection.now()
+        file = BulkFile(
+            id="file-whole", location=f"file://{tmp_path}/whole", filename="f", size=1, created_at=now, purpose="batch"
+        )
+        await FileStore(connection).reserve(file, now + 10)
+        await FileStore(connection).put(file)
+        return file
+
+    file = do(whole)
+    assert swept(do, later=5000.0) == 0
+    assert do(lambda connection: FileStore(connection).get(file.id)) == file

@@ -67,8 +67,8 @@ def test_what_happens_in_between() -> None:
         log.redis_away("no")
         try:
             raise ValueError(SECRET)
-        except ValueError:
-            log.turn_failed("batch_1")
+        except ValueError as e:
+            log.turn_failed("batch_1", e)
     assert [(line["event"], line["log_level"]) for line in lines] == [
         ("batch taken", "debug"), ("batch began", "info"), ("batch waits", "warning"), ("batch waits", "warning"),
         ("parts left", "warning"), ("batch is cancelled", "info"), ("shard ended", "info"), ("shard lost", "warning"),
@@ -77,6 +77,9 @@ def test_what_happens_in_between() -> None:
     assert lines[0]["shard"] == 2
     assert (lines[2]["batch"], len(lines[2]["problem"])) == ("batch_2", 500)
     assert lines[6]["shard"] == 0
+    assert lines[9]["error"] == "ValueError"
+    assert lines[9]["where"][0].startswith("test_log.py:")
+    assert SECRET not in str(lines[9])
     assert all("tenant" not in line for line in lines)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from millrace.connection import Connection
 from millrace_schemas import MillraceError, decode, encode
 from millrace_schemas.batch import BulkFile
@@ -19,18 +21,27 @@ class FileStore:
     def __init__(self, connection: Connection):
         self._connection = connection
 
-    async def check(self) -> None:
-        """Raises QueueUnavailable when nothing could be put now."""
-        await self._connection.run(("TIME",))
+    async def reserve(self, file: BulkFile, until: float) -> None:
+        """Before its contents are written: nobody sees it, and it is swept `until` then unless it was `put`.
+
+        `until` is Unix time. Raises QueueUnavailable.
+        """
+        hidden = msgspec.structs.replace(file, expires_at=file.created_at)
+        await self._connection.run(
+            ("ZADD", BULK_FILES_EXPIRING, until, file.id), ("SET", bulk_file(file.id), encode(hidden))
+        )
 
     async def put(self, file: BulkFile) -> None:
         indexes = sorted({bulk_files_of(""), bulk_files_of(file.tenant)})
-        ending = () if file.expires_at is None else (("ZADD", BULK_FILES_EXPIRING, file.expires_at, file.id),)
+        expiring = (BULK_FILES_EXPIRING, file.expires_at, file.id)
+        # A file that is not to stay may have no record, but not the other way round.
+        before = () if file.expires_at is None else (("ZADD", *expiring),)
+        after = (("ZREM", BULK_FILES_EXPIRING, file.id),) if file.expires_at is None else ()
         await self._connection.run(
-            # First: a file that is not to stay may have no record, but not the other way round.
-            *ending,
+            *before,
             ("SET", bulk_file(file.id), encode(file)),
             *(("ZADD", index, file.created_at, file.id) for index in indexes),
+            *after,
         )
 
     async def get(self, file_id: str, tenant: str | None = None) -> BulkFile:

@@ -87,16 +87,15 @@ class LocalStorage:
         path = path_of(url)
         with _translated(path):
             size = _write(path, pieces)
-            # Of processes that died while they joined the same file.
-            for left in _unfinished(path):
-                with suppress(FileNotFoundError):
-                    left.unlink()
+            _remove_unfinished(path)
         return size
 
     def remove(self, url: str) -> None:
         path = path_of(url)
         with _translated(path):
             path.unlink(missing_ok=True)
+            if path.parent.exists():
+                _remove_unfinished(path)
 
     def remove_under(self, prefix: str) -> None:
         path = path_of(prefix)
@@ -128,11 +127,14 @@ def _write(path: Path, pieces: Iterator[bytes]) -> int:
     return size
 
 
-def _unfinished(path: Path) -> list[Path]:
-    """What was begun to become this file, and has not."""
+def _remove_unfinished(path: Path) -> None:
+    """What processes that died had begun to make into this file."""
     with os.scandir(path.parent) as found:
         names = [entry.name for entry in found]
-    return [path.parent / name for name in names if name.startswith(f".{path.name}.") and name.endswith(_UNFINISHED)]
+    for name in names:
+        if name.startswith(f".{path.name}.") and name.endswith(_UNFINISHED):
+            with suppress(FileNotFoundError):
+                (path.parent / name).unlink()
 
 
 def _version(found: os.stat_result) -> str:

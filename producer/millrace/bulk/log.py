@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -69,9 +71,11 @@ def shard_lost(batch: Batch | str, shard: int | None = None) -> None:
     log.warning("shard lost", **_fields(batch, shard))
 
 
-def turn_failed(batch_id: str) -> None:
-    """In an `except` block, for what nobody foresaw: with the traceback, without values of variables."""
-    log.exception("turn failed", batch=batch_id)
+def turn_failed(batch_id: str, error: BaseException) -> None:
+    """What nobody foresaw: its kind and where it was, innermost first. Its words may quote the file."""
+    frames = traceback.extract_tb(error.__traceback__)[-_FRAMES:]
+    where = [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in reversed(frames)]
+    log.error("turn failed", batch=batch_id, error=type(error).__name__, where=where)
 
 
 def redis_away(why: str) -> None:
@@ -80,7 +84,7 @@ def redis_away(why: str) -> None:
 
 
 _COUNTS = ("completed", "failed", "prompt_tokens", "completion_tokens", "cached_tokens")
-_NAMED, _LONGEST = 10, 500
+_NAMED, _LONGEST, _FRAMES = 10, 500, 12
 
 
 def _fields(batch: Batch | str, shard: int | None = None) -> dict[str, Any]:

@@ -151,6 +151,7 @@ class S3Storage:
         bucket, key = _split(url)
         with _translated(url):
             self._client.delete_object(Bucket=bucket, Key=key)
+        self._abort_unfinished(bucket, key)
 
     def remove_under(self, prefix: str) -> None:
         bucket, key = _split(prefix)

@@ -21,7 +21,7 @@ from millrace.connection import load_script
 from millrace_schemas.keys import BATCHES_DUE, BULK_FILES_EXPIRING
 
 from . import log
-from .tasks import Runtime, configure, enqueue_step, enqueue_sweep, queue, waiting_in
+from .tasks import SWEEP, Runtime, configure, enqueue_step, enqueue_sweep, queue, waiting_in
 
 #: Seconds between two looks for batches that are due, and batches that one look hands out.
 _LOOK_EVERY = 0.2
@@ -88,7 +88,7 @@ class BulkService:
         self._sweep_at = now + _SWEEP_EVERY
         # When Redis is away, the next look for batches says so.
         with suppress(RedisError, OSError):
-            if self._redis.zcount(BULK_FILES_EXPIRING, "-inf", time.time()):
+            if self._redis.zcount(BULK_FILES_EXPIRING, "-inf", time.time()) and SWEEP not in waiting_in(self._queue):
                 enqueue_sweep(self._queue)
 
     def _look_after_workers(self) -> None:

@@ -96,7 +96,7 @@ class Step:
         except MillraceError as e:
             again = await self._wait(owned, str(e))
         except Exception as e:  # noqa: BLE001 - a fault of ours may pass; a batch that nobody sees to does not
-            log.turn_failed(batch_id)
+            log.turn_failed(batch_id, e)
             # Its words may quote the file.
             again = await self._wait(owned, f"a turn broke off with {type(e).__name__}; the bulk worker's log has more")
         await self._store.leave(owned, again)

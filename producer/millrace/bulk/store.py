@@ -79,7 +79,9 @@ class BatchStore:
         """Makes the batch due; one that is there already stays as it is. Raises QueueUnavailable."""
         indexes = sorted({batches_of(""), batches_of(batch.tenant)})
         await self._connection.script(
-            "batch_create", [batch_key(batch.id), BATCHES_DUE, *indexes], [batch.id, encode(batch), batch.created_at]
+            "batch_create",
+            [batch_key(batch.id), BATCHES_DUE, *indexes],
+            [batch.id, encode(batch), batch.created_at, 2 * KEEP],
         )
 
     async def view(self, batch_id: str, tenant: str | None = None) -> View:

@@ -22,6 +22,8 @@ from .sweep import sweep
 QUEUE = "millrace-bulk"
 #: Of a job whose process died; sooner than the batch's lease ends, nothing would come of it.
 _RETRY = (5, 15, 30)
+#: What stands for a sweep where others have a batch.
+SWEEP = "sweep"
 #: Files that one round deletes.
 _SWEPT = 100
 
@@ -57,11 +59,11 @@ def enqueue_step(target: Queue, batch_id: str) -> None:
 
 
 def enqueue_sweep(target: Queue) -> None:
-    target.enqueue(sweep_files, job_id=f"sweep-{secrets.token_hex(8)}", result_ttl=0, failure_ttl=3600)
+    target.enqueue(sweep_files, job_id=f"{SWEEP}-{secrets.token_hex(8)}", result_ttl=0, failure_ttl=3600)
 
 
 def waiting_in(target: Queue) -> set[str]:
-    """Batches whose turns wait in the queue."""
+    """Batches whose turns wait in the queue, and SWEEP when one of those does."""
     return {job_id.rpartition("-")[0] for job_id in target.get_job_ids()}
 
 

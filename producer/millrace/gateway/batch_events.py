@@ -12,14 +12,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from millrace.bulk.described import describe
-from millrace.bulk.errors import BatchNotFound
 from millrace.bulk.glance import Glance, Paces
-from millrace.bulk.store import BatchStore, View
+from millrace.bulk.store import View
 from millrace_schemas import QueueUnavailable
 from millrace_schemas.batch import BATCH_TERMINAL
 
-from .errors import ApiError
-from .files import connection_of, seen_by
+from .batch_views import view_of
+from .files import connection_of
 from .sse import EventResponse, event
 
 #: Seconds between two looks: there are no more events. Where nothing changes they become fewer.
@@ -34,22 +33,16 @@ async def events(request: Request) -> Response:
 
     With the id of its end in it there is nothing to follow any more: 204, after which a browser asks no more.
     """
-    _, seen = seen_by(request)
     batch_id, known = request.path_params["id"], request.headers.get("last-event-id", "")
-    store = BatchStore(connection_of(request))
     paces: Paces = request.app.state.history.paces
-    view, glance = await _look(store, paces, batch_id, seen)
+    view, glance = await _look(request, paces, batch_id)
     if glance.is_over and _id_of(glance) == known:
         return Response(status_code=204)
     slot = request.app.state.slots.take()
-    return EventResponse(
-        _events(store, paces, view, glance, seen, known), settings=request.app.state.settings, slot=slot
-    )  # fmt: skip
+    return EventResponse(_events(request, paces, view, glance, known), settings=request.app.state.settings, slot=slot)
 
 
-async def _events(
-    store: BatchStore, paces: Paces, view: View, glance: Glance, seen: str | None, known: str
-) -> AsyncIterator[bytes]:
+async def _events(request: Request, paces: Paces, view: View, glance: Glance, known: str) -> AsyncIterator[bytes]:
     pause = _SHORTEST
     while True:
         now = _id_of(glance)
@@ -62,19 +55,16 @@ async def _events(
         await asyncio.sleep(pause)
         pause = min(pause * 1.25, _LONGEST)
         try:
-            view, glance = await _look(store, paces, glance.id, seen)
+            view, glance = await _look(request, paces, glance.id)
         except QueueUnavailable:
             # The client would come back to an error, and a browser would then stay away. The batch is where it was.
             continue
 
 
-async def _look(store: BatchStore, paces: Paces, batch_id: str, seen: str | None) -> tuple[View, Glance]:
+async def _look(request: Request, paces: Paces, batch_id: str) -> tuple[View, Glance]:
     """Raises ApiError, QueueUnavailable."""
-    try:
-        view = await store.view(batch_id, seen)
-    except BatchNotFound as e:
-        raise ApiError(404, str(e), code="batch_not_found", param="batch_id") from None
-    return view, paces.glance(view, await store.now())
+    view = await view_of(request, batch_id)
+    return view, paces.glance(view, await connection_of(request).now())
 
 
 def _id_of(glance: Glance) -> str:

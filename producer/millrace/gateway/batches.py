@@ -15,9 +15,10 @@ from millrace.bulk.errors import BatchNotFound
 from millrace.bulk.expiry import read_expiry
 from millrace.bulk.files import FileNotFound, FileStore
 from millrace.bulk.rows import ENDPOINTS
-from millrace.bulk.store import BatchStore, View
+from millrace.bulk.store import BatchStore
 from millrace.bulk.submitting import make_batch
 
+from .batch_views import shown, view_of
 from .body import idempotency_key, read_object
 from .errors import ApiError, JSONResponse, invalid
 from .files import PURPOSE, check_query, connection_of, limit_of, page, place_of, seen_by
@@ -53,7 +54,7 @@ async def create(request: Request) -> Response:
     if batch_id is not None:
         # Its file may be gone by now.
         with suppress(BatchNotFound):
-            return JSONResponse(describe(await store.view(batch_id)))
+            return JSONResponse(describe(shown(await store.view(batch_id), seen)))
     try:
         file = await FileStore(connection).get(body["input_file_id"], seen)
     except FileNotFound as e:
@@ -74,7 +75,7 @@ async def create(request: Request) -> Response:
         batch_id=batch_id,
     )
     await store.create(batch)
-    return JSONResponse(describe(await store.view(batch.id)))
+    return JSONResponse(describe(await view_of(request, batch.id)))
 
 
 async def list_batches(request: Request) -> Response:
@@ -86,28 +87,19 @@ async def list_batches(request: Request) -> Response:
         views = await BatchStore(connection_of(request)).newest(seen or "", limit + 1, after)
     except BatchNotFound:
         raise ApiError(404, f"this list has no batch {after!r:.80}", code="batch_not_found", param="after") from None
-    views = [view for view in views if seen is None or view.batch.tenant == seen]
+    views = [shown(view, seen) for view in views if seen is None or view.batch.tenant == seen]
     return JSONResponse(page([describe(view) for view in views[:limit]], more=len(views) > limit))
 
 
 async def retrieve(request: Request) -> Response:
-    return JSONResponse(describe(await _find(request)))
+    return JSONResponse(describe(await view_of(request, request.path_params["id"])))
 
 
 async def cancel(request: Request) -> Response:
     """The batch, which is `cancelling` until what was under way has ended. One that has ended stays as it is."""
-    view = await _find(request)
-    store = BatchStore(connection_of(request))
-    await store.cancel(view.batch.id)
-    return JSONResponse(describe(await store.view(view.batch.id)))
-
-
-async def _find(request: Request) -> View:
-    _, seen = seen_by(request)
-    try:
-        return await BatchStore(connection_of(request)).view(request.path_params["id"], seen)
-    except BatchNotFound as e:
-        raise ApiError(404, str(e), code="batch_not_found", param="batch_id") from None
+    view = await view_of(request, request.path_params["id"])
+    await BatchStore(connection_of(request)).cancel(view.batch.id)
+    return JSONResponse(describe(await view_of(request, view.batch.id)))
 
 
 def _id_of(tenant: str, key: str) -> str:

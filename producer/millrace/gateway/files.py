@@ -34,6 +34,8 @@ PURPOSES = (PURPOSE, "batch_output")
 EXPIRES = "expires_after"
 FIELDS = frozenset({"purpose", f"{EXPIRES}[anchor]", f"{EXPIRES}[seconds]"})
 MAX_LISTED = 10_000
+#: Seconds that an upload has to be written to its place; then it is taken for one whose gateway died.
+_UNFINISHED = 3600.0
 #: Storage that is slow holds up those who wait for it, and no large body or look-up of an address elsewhere.
 _THREADS = ThreadPoolExecutor(32, thread_name_prefix="files")
 T = TypeVar("T")
@@ -52,19 +54,19 @@ async def create(request: Request) -> Response:
             raise invalid(f"purpose must be {PURPOSE!r}", param="purpose")
         seconds = read_form_expiry(upload.fields, EXPIRES)
         store, (tenant, _) = FileStore(connection_of(request)), seen_by(request)
-        # Without Redis nobody would ever know of what is written now.
-        await store.check()
+        now = await client_of(request)._backend.now()
         file_id = new_file_id()
         url = f"{place}{file_id}.jsonl"
+        file = BulkFile(
+            id=file_id, location=url, filename=upload.filename, size=upload.size, created_at=now, purpose=PURPOSE,
+            expires_at=None if seconds is None else now + seconds, tenant=tenant,
+        )  # fmt: skip
+        # Whatever dies from here on, what was written by then is found and removed.
+        await store.reserve(file, now + _UNFINISHED)
         with _stored(url):
             await _in_thread(storage_of(url).join, url, upload.blocks())
     finally:
         upload.file.close()
-    now = await client_of(request)._backend.now()
-    file = BulkFile(
-        id=file_id, location=url, filename=upload.filename, size=upload.size, created_at=now, purpose=PURPOSE,
-        expires_at=None if seconds is None else now + seconds, tenant=tenant,
-    )  # fmt: skip
     await store.put(file)
     return JSONResponse(describe(file))
 
