@@ -18,9 +18,9 @@ def test_begins_with_a_share_of_the_budget() -> None:
     assert Pace(16).allowance == LEAST_COST
 
 
-def test_a_step_comes_to_take_twenty_milliseconds() -> None:
-    # Of which five are there for a step of any cost.
-    assert 70 <= settled(8192, 0.005, 0.0002) <= 75
+def test_a_step_comes_to_take_ten_milliseconds() -> None:
+    # Of which two are there for a step of any cost.
+    assert 78 <= settled(8192, 0.002, 0.0001) <= 80
 
 
 def test_a_slow_device_has_twice_its_quickest_step() -> None:
@@ -29,7 +29,7 @@ def test_a_slow_device_has_twice_its_quickest_step() -> None:
 
 
 def test_what_costs_nothing_is_not_bounded_and_what_costs_too_much_is_not_stopped() -> None:
-    assert settled(8192, 0.004, 0.000001) == 8192
+    assert settled(8192, 0.004, 0.0000005) == 8192
     assert settled(8192, 0.001, 1.0) == LEAST_COST
 
 

@@ -43,9 +43,11 @@ class Filling:
             self._left -= part.count + SEQUENCE_COST
 
     def urgent_done(self) -> None:
-        """All of rank URGENT are in: the others begin."""
-        if self._left is not None:
-            self._left = max(self._left, self._least)
+        """All of rank URGENT are in: the others begin. A step that makes somebody's first token is the shortest."""
+        if self._left is None:
+            return
+        first = any(part.samples and part.seq.num_generated == 0 for part in self.scheduled)
+        self._left = self._least if first else max(self._left, self._least)
 
     def note_preempted(self, rank: int) -> None:
         self.preempted = rank if self.preempted is None else min(self.preempted, rank)

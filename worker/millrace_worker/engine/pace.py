@@ -5,7 +5,7 @@ from __future__ import annotations
 from .filling import LEAST_COST
 
 #: Seconds of a step beside interactive sequences, or this many times the quickest step where that is more.
-_STEP_SECONDS = 0.02
+_STEP_SECONDS = 0.01
 _TIMES_QUICKEST = 2.0
 #: The share of the token budget that is allowed before anything is known.
 _FIRST_SHARE = 16
