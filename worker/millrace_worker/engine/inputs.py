@@ -58,23 +58,28 @@ class StepInputs:
     @classmethod
     def of(cls, step: Step, tables: SequenceTables, block_size: int) -> StepInputs:
         parts = step.scheduled
-        rows = np.fromiter((p.seq.row for p in parts), np.int64, len(parts))
-        starts = np.fromiter((p.start for p in parts), np.int64, len(parts))
-        counts = np.fromiter((p.count for p in parts), np.int64, len(parts))
-        ends = np.cumsum(counts)
-        # Position of each token: its sequence's start plus its distance from the sequence's first token in the step.
-        positions = np.arange(step.num_tokens) - np.repeat(ends - counts - starts, counts)
-        blocks = tables.blocks[np.repeat(rows, counts), positions // block_size].astype(np.int64)
+        rows = np.array([p.seq.row for p in parts], dtype=np.int64)
+        starts = np.array([p.start for p in parts], dtype=np.int64)
+        if step.num_decodes == len(parts):
+            counts, positions, token_rows = np.ones_like(rows), starts, rows
+            ends = np.arange(1, len(parts) + 1)
+        else:
+            counts = np.array([p.count for p in parts], dtype=np.int64)
+            ends = np.cumsum(counts)
+            # Of each token: its sequence's start plus its distance from the sequence's first token in the step.
+            positions = np.arange(step.num_tokens) - np.repeat(ends - counts - starts, counts)
+            token_rows = np.repeat(rows, counts)
+        places, offsets = np.divmod(positions, block_size)
         context = starts + counts
         return cls(
             input_ids=_token_ids(parts, step),
             positions=positions,
-            slots=blocks * block_size + positions % block_size,
+            slots=tables.blocks[token_rows, places].astype(np.int64) * block_size + offsets,
             block_tables=tables.blocks[rows, : -(-int(context.max()) // block_size)],
             context_lens=context.astype(np.int32),
             counts=counts,
             ends=ends,
-            samples=np.fromiter((p.samples for p in parts), np.bool_, len(parts)),
+            samples=np.array([p.samples for p in parts], dtype=np.bool_),
             num_decodes=step.num_decodes,
         )
 

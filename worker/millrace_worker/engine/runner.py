@@ -139,7 +139,7 @@ class ModelRunner:
         return self.model.forward(batch, self.kv_cache)
 
     def _sampling_batch(self, parts: list[Scheduled]) -> SamplingBatch:
-        rows = np.fromiter((p.seq.row for p in parts), np.int64, len(parts))
+        rows = np.array([p.seq.row for p in parts], dtype=np.int64)
         tables = self.tables
         top_k, top_p, min_p = tables.top_k[rows], tables.top_p[rows], tables.min_p[rows]
         banned = [
@@ -158,7 +158,7 @@ class ModelRunner:
             top_p=top_p,
             min_p=min_p,
             seeds=tables.seed[rows],
-            positions=np.fromiter((p.start + p.count for p in parts), np.int64, len(parts)),
+            positions=np.array([p.start + p.count for p in parts], dtype=np.int64),
             rows=rows,
         )
         return SamplingBatch(
