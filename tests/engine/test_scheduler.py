@@ -389,6 +389,15 @@ def test_the_batch_lane_has_some_of_every_step() -> None:
     assert parts_of(scheduler.schedule()) == [(2, 70), (1, LEAST_COST - SEQUENCE_COST)]
 
 
+def test_interactive_prompts_that_fill_every_step_leave_running_batch_sequences_some_tokens() -> None:
+    scheduler, _ = make(num_blocks=256, budget=16)
+    for i in (1, 2, 3):
+        scheduler.add(sequence(i, prompt(3, i), 9, priority=1))
+    scheduler.schedule()
+    scheduler.add(sequence(4, prompt(100, 4), 9))
+    assert parts_of(scheduler.schedule()) == [(1, 1), (2, 1), (4, 14)]
+
+
 def test_batch_sequences_that_do_not_fit_together_take_turns() -> None:
     scheduler, model = make(seqs=8)
     for i in range(1, 6):

@@ -44,7 +44,10 @@ class FakeModel:
 
     def _text(self, part: Scheduled) -> list[int]:
         tokens = part.seq.tokens
-        return tokens if part.start + part.count <= len(tokens) else [*tokens, self.last[part.seq.row]]
+        if part.start + part.count <= len(tokens):
+            return tokens
+        assert part.count == 1, "only the newest token of a decode may be unknown to the host"
+        return [*tokens, self.last[part.seq.row]]
 
     def _slot(self, seq: Sequence, position: int) -> int:
         return seq.block_table[position // self.block_size] * self.block_size + position % self.block_size

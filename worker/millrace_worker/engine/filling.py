@@ -14,11 +14,13 @@ class Filling:
     """What is scheduled so far and what may still be.
 
     `tokens` is the budget of all. `allowance` is what the step should cost, in the units of Step.cost: what urgent
-    sequences leave of it is for the others, which always have some. None: it may cost anything.
+    sequences leave of it is for the others, which always have some. None: it may cost anything. Where others run, a
+    few tokens of the budget are kept for them, too.
     """
 
-    def __init__(self, tokens: int, allowance: int | None):
-        self.tokens = tokens
+    def __init__(self, tokens: int, allowance: int | None, *, others_run: bool):
+        self._kept = min(LEAST_COST, tokens // _LEAST_SHARE) if others_run else 0
+        self.tokens = tokens - self._kept
         self.scheduled: list[Scheduled] = []
         #: Lowest rank that lost a sequence. What was taken back may have a token on its way, and is not started again
         #: in the same step; and whoever lost blocks has no room for more.
@@ -44,6 +46,7 @@ class Filling:
 
     def urgent_done(self) -> None:
         """All of rank URGENT are in: the others begin. A step that makes somebody's first token is the shortest."""
+        self.tokens += self._kept
         if self._left is None:
             return
         first = any(part.samples and part.seq.num_generated == 0 for part in self.scheduled)

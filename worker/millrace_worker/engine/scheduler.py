@@ -116,7 +116,8 @@ class Scheduler:
         allowance = self.allowance
         if allowance is not None and self._steps_without_urgent >= _ALERT_STEPS:
             allowance *= _TIMES_CALM
-        filling = Filling(self.max_num_batched_tokens, allowance)
+        others_run = bool(self.running) and self.running[-1].rank != URGENT
+        filling = Filling(self.max_num_batched_tokens, allowance, others_run=others_run)
         admitting = True
         for rank in list(self._waiting):
             self._advance(rank, filling)
