@@ -13,6 +13,8 @@ from millrace_schemas import keys as keys_module
 from millrace_schemas.keys import (
     API_KEYS,
     BATCHES_DUE,
+    BULK_FILES_EXPIRING,
+    BULK_QUEUE,
     WEBHOOK_CHANNELS,
     WEBHOOK_QUEUES,
     batch_key,
@@ -37,7 +39,9 @@ def every_key(queue: str) -> set[str]:
 
 def bulk_keys() -> set[str]:
     of_batch = {batch_key(ID), *batch_parts(ID), bulk_file(ID)}
-    return of_batch | {BATCHES_DUE, batches_of("acme"), bulk_files_of("acme")}
+    told = QueueKeys(BULK_QUEUE)
+    of_batch |= {told.webhooks, told.job(ID)}
+    return of_batch | {BATCHES_DUE, BULK_FILES_EXPIRING, batches_of("acme"), bulk_files_of("acme")}
 
 
 def test_the_docstring_lists_exactly_the_keys_that_are_built() -> None:
