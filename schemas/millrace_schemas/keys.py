@@ -40,7 +40,7 @@ Keys of bulk files share the hash tag `{@bulk}`:
                                                completion_tokens, cached_tokens, expired; shards, begun and open: how
                                                many there are, were begun, and have not ended; revision, owner and
                                                lease (Unix time) of the whole, and of each shard, as `owner:3`, with
-                                               progress (ShardProgress bytes), answered (lines whose jobs are to go), done
+                                               progress (ShardProgress bytes), answered (lines whose jobs go), done
     millrace:{@bulk}:output:<id>      list     Part bytes: pieces of the output file, in order
     millrace:{@bulk}:errors:<id>      list     likewise, of the error file
     millrace:{@bulk}:due              zset     id of a batch without an end -> Unix time at which to see to it
