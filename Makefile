@@ -1,13 +1,13 @@
 # The first run of any target installs into .venv; later runs use neither pip nor the network.
 #   PYTHON=python3.12   the Python to make .venv with
 #   ARGS="..."          passed on by demo, test and bench
-#   JOBS=2              processes that share the tests
+#   JOBS=3              processes that share the tests, which wait for servers and processes half of the time
 .DEFAULT_GOAL := help
 .PHONY: help demo test check format bench clean
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-JOBS ?= 2
+JOBS ?= 3
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
