@@ -35,6 +35,7 @@ app = typer.Typer(no_args_is_help=True, help="Files of prompts, worked off by `m
 BatchId = Annotated[str, typer.Argument(metavar="ID", help="Of a batch.")]
 Watch = Annotated[bool, typer.Option("--watch", help="Show its progress until it has ended.")]
 _TABLES = "Of tables"
+_ONLY_TABLES = (".csv", ".parquet", ".pq")
 
 
 @app.command()
@@ -75,6 +76,7 @@ def submit(
     body = {name: value for name, value in body.items() if value is not None}
     if column is None and (body or system is not None or id_column or model):
         raise typer.BadParameter("these options are for tables; name the prompts' column", param_hint="--column")
+    _check_source(source, column)
     rows = None
     if column is not None:
         if endpoint == "/v1/responses" and "max_tokens" in body:
@@ -102,6 +104,17 @@ def submit(
         print_json(_as_json(view))
     if watch:
         _watch(view.batch.id, as_json, redis_url)
+
+
+def _check_source(source: str, column: str | None) -> None:
+    """What can be told here and now, rather than by a batch that fails."""
+    if "://" not in source and not Path(source).is_file():
+        raise typer.BadParameter(
+            f"there is no file {source} here; one that only the bulk workers see is file:///PATH", param_hint="INPUT"
+        )
+    suffix = Path(source).suffix.lower()
+    if column is None and suffix in _ONLY_TABLES:
+        raise typer.BadParameter(f"a {suffix} file is a table; name the prompts' column", param_hint="--column")
 
 
 @app.command()

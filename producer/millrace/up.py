@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -29,11 +29,14 @@ from .connection import Connection
 from .demo_tasks import PROMPT_OF_TASK, make_example, system_prompt
 from .demo_worker import MODEL, DemoWorker
 from .embedded import EmbeddedRedis
+from .errors import WorkerDied
 from .termination import terminated_as_exit
 
 #: Where clients look unless they are told otherwise.
 REDIS_PORT = 6379
 _POLL = 0.5
+#: Lines of its log that a bulk worker which has ended leaves behind.
+_LAST_LINES = 20
 #: A worker that dies is found by others after this many seconds; here it is the only one.
 _LEASE = 30.0
 
@@ -48,7 +51,7 @@ def up(
         int, typer.Option(min=0, max=65535, help="Of the private Redis; when it is taken, or 0: any free one.")
     ] = REDIS_PORT,
 ) -> None:
-    """Start a Redis, a worker and the HTTP gateway, here and for this machine only. Ctrl-C stops all of it."""
+    """Start a Redis, a worker, a bulk worker and the HTTP gateway, for this machine only. Ctrl-C stops all of it."""
     check_installed("up")
     from .gateway.server import listen, run
 
@@ -59,27 +62,33 @@ def up(
                 tempfile.TemporaryDirectory(prefix="millrace-up-") as directory,
                 _redis(redis_url, redis_port) as url,
                 DemoWorker(url, Path(directory) / "worker.log", model=model, lease=_LEASE) as worker,
-                _bulk(url, Path(directory) / "bulk.log"),
+                _bulk(url, Path(directory) / "bulk.log") as check_bulk,
             ):
                 # What was imported stays: collections need not look at it, and hold up the loop for less.
                 gc.freeze()
-                run(_serve(sock, url, worker, url_of_place(str(Path(directory) / "files"))))
+                run(_serve(sock, url, worker, check_bulk, url_of_place(str(Path(directory) / "files"))))
         except KeyboardInterrupt:
             typer.echo("stopped", err=True)
 
 
 @contextmanager
-def _bulk(url: str, log: Path) -> Iterator[None]:
-    """The bulk worker, where it is installed."""
+def _bulk(url: str, log: Path) -> Iterator[Callable[[], None]]:
+    """The bulk worker, where it is installed; what is yielded raises WorkerDied once it has ended."""
     if importlib.util.find_spec("rq") is None:
-        yield
+        yield lambda: None
         return
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "millrace", "bulk", "--redis-url", url], stdout=output, stderr=output
         )
+
+    def check() -> None:
+        if (code := process.poll()) is not None:
+            last = "\n".join(log.read_text(errors="replace").splitlines()[-_LAST_LINES:])
+            raise WorkerDied(f"the bulk worker ended with code {code}; its last lines:", last)
+
     try:
-        yield
+        yield check
     finally:
         process.terminate()
         process.wait()
@@ -108,8 +117,10 @@ def _is_free(port: int) -> bool:
     return True
 
 
-async def _serve(sock: socket.socket, redis_url: str, worker: DemoWorker, files: str) -> None:
-    """Serves until a signal comes. Raises WorkerDied when the worker ends before that."""
+async def _serve(
+    sock: socket.socket, redis_url: str, worker: DemoWorker, check_bulk: Callable[[], None], files: str
+) -> None:
+    """Serves until a signal comes. Raises WorkerDied when a worker ends before that."""
     from .gateway import GatewaySettings
     from .gateway.connections import allow_files
     from .gateway.hosts import LOOPBACK
@@ -128,7 +139,7 @@ async def _serve(sock: socket.socket, redis_url: str, worker: DemoWorker, files:
 
         async def watch() -> None:
             try:
-                await _follow(client, worker, f"{url_of(sock)}/v1", redis_url)
+                await _follow(client, worker, check_bulk, f"{url_of(sock)}/v1", redis_url)
             finally:
                 server.should_exit = True
 
@@ -141,8 +152,10 @@ async def _serve(sock: socket.socket, redis_url: str, worker: DemoWorker, files:
             await end_tasks(watching)
 
 
-async def _follow(client: AsyncClient, worker: DemoWorker, url: str, redis_url: str) -> None:
-    """Says when the model is there and how to talk to it, then looks after the worker. Raises WorkerDied."""
+async def _follow(
+    client: AsyncClient, worker: DemoWorker, check_bulk: Callable[[], None], url: str, redis_url: str
+) -> None:
+    """Says when the model is there and how to talk to it, then looks after both workers. Raises WorkerDied."""
     typer.echo(f"Redis      {redis_url}\ngateway    {url}\nworker     loading {worker.served_name} ...", err=True)
     while not (found := [info for info in await client.models() if info.name == worker.served_name]):
         worker.check("before it was ready")
@@ -151,6 +164,7 @@ async def _follow(client: AsyncClient, worker: DemoWorker, url: str, redis_url: 
     typer.echo(_curl_line(url, worker.served_name, chat=found[0].has_chat_template))
     while True:
         worker.check("while it served")
+        check_bulk()
         await asyncio.sleep(_POLL)
 
 

@@ -66,20 +66,28 @@ def test_a_file_that_is_wrong(redis_url: str, run: Run, bulk: BulkThread, tmp_pa
 
 
 def test_what_cannot_be_submitted(run: Run, batches: Batches, tmp_path: Path) -> None:
+    source = written(str(tmp_path / "in.jsonl"), [chat_line("a")])
     for args, words in (
-        (("in.jsonl", "--window", "8d"), "completion_window"),
+        ((source, "--window", "8d"), "completion_window"),
         (("ftp://host/in.jsonl",), "no place for files"),
         (("s3://",), "names no bucket"),
-        (("in.jsonl", "--endpoint", "/v1/embeddings"), "endpoint must be one of"),
+        ((source, "--endpoint", "/v1/embeddings"), "endpoint must be one of"),
     ):
         code, _, err = run("submit", *args)
         assert (code, words in err) == (1, True), err
-    assert run("submit", "in.jsonl", "--system", "be brief")[0] == 2
+    table = written(str(tmp_path / "in.csv"), ["text", "hello"])
+    for args, words in (
+        ((source, "--system", "be brief"), "name the prompts' column"),
+        ((table,), "a .csv file is a table"),
+        (("gone.jsonl",), "there is no file gone.jsonl here"),
+    ):
+        code, _, err = run("submit", *args)
+        assert (code, words in " ".join(err.replace("│", " ").split())) == (2, True), err
     assert run("status", "batch_none")[0] == 1
 
 
 def test_cancel_before_anybody_looked(run: Run, batches: Batches, tmp_path: Path) -> None:
-    batch_id = run("submit", str(tmp_path / "in.jsonl"))[1].strip()
+    batch_id = run("submit", written(str(tmp_path / "in.jsonl"), [chat_line("a")]))[1].strip()
     assert run("cancel", batch_id)[1].strip() == "cancelling"
     assert run("resume", batch_id)[1].strip() == "cancelling"
     assert "cancelling" in run("status", batch_id)[1]

@@ -322,7 +322,7 @@ def test_a_place_that_is_away_for_the_whole_window(
     with BulkThread(redis_url, SOON):
         view = batches.ended(batches.make(source, str(tmp_path / "out"), window="1s"))
     assert view.batch.status is BatchStatus.FAILED
-    assert view.batch.errors == (BatchError("storage_failed", "no room here"),)
+    assert view.batch.errors == (BatchError("storage_failed", "the output cannot be written: no room here"),)
 
 
 class S3Worker(FakeWorker):

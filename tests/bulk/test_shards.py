@@ -254,3 +254,15 @@ def test_whoever_comes_too_late_changes_nothing_of_an_ended_batch(store: Store, 
     store.leave(slow, 0.0)
     assert store.view(batch.id).problem is None
     assert not raw.zcard(BATCHES_DUE)
+
+
+def test_a_batch_that_nobody_works_on_says_so(store: Store, redis_url: str) -> None:
+    batch = begun(store, 1)
+    assert store.view(batch.id).problem is None
+    with redis.Redis.from_url(redis_url) as client:
+        client.zadd(BATCHES_DUE, {batch.id: time.time() - 60})
+        assert "no `millrace bulk` runs" in store.view(batch.id).problem
+        assert "no `millrace bulk` runs" in store.newest()[0].problem
+    # One that runs hands it out.
+    assert store.due(10, 15.0) == [batch.id]
+    assert store.view(batch.id).problem is None

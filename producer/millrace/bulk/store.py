@@ -21,6 +21,9 @@ KEEP = 30 * 86_400
 COUNTS = ("completed", "failed", "prompt_tokens", "completion_tokens", "cached_tokens")
 _VIEWED = ("record", "cancel", "problem", "checked", *COUNTS, "expired")
 _LISTED = 100
+#: Seconds since a batch was due after which no bulk worker runs: one that does looks several times a second.
+_NOBODY_AFTER = 15.0
+_NOBODY = "nobody works on it: no `millrace bulk` runs on this Redis"
 _NUMBERS = msgspec.msgpack.Decoder(tuple[int, ...])
 _NUMBERS_TO = msgspec.msgpack.Encoder()
 
@@ -273,19 +276,31 @@ class BatchStore:
         return [decode(part, Part) for part in output], [decode(part, Part) for part in errors]
 
     async def _views(self, ids: Sequence[str]) -> list[View | None]:
-        replies = await self._connection.run(*(("HMGET", batch_key(batch_id), *_VIEWED) for batch_id in ids))
-        return [None if reply[0] is None else _view(*reply) for reply in replies]
+        if not ids:
+            return []
+        looks = (("HMGET", batch_key(batch_id), *_VIEWED) for batch_id in ids)
+        due, *replies = await self._connection.run(("ZMSCORE", BATCHES_DUE, *ids), *looks)
+        late = await self.now() - _NOBODY_AFTER
+        return [
+            None if reply[0] is None else _view(*reply, is_unattended=score is not None and float(score) < late)
+            for score, reply in zip(due, replies, strict=True)
+        ]
 
 
 def _view(
-    record: bytes, cancel: bytes | None, problem: bytes | None, checked: bytes | None, *counts: bytes | None
+    record: bytes,
+    cancel: bytes | None,
+    problem: bytes | None,
+    checked: bytes | None,
+    *counts: bytes | None,
+    is_unattended: bool,
 ) -> View:
     named = {name: int(count) for name, count in zip(COUNTS, counts, strict=False) if count}
     return View(
         decode(record, Batch),
         BatchProgress(checked=float(checked or 0), expired=bool(counts[-1]), **named),
         float(cancel) if cancel else None,
-        problem.decode(errors="replace") if problem else None,
+        problem.decode(errors="replace") if problem else _NOBODY if is_unattended else None,
     )
 
 

@@ -115,7 +115,10 @@ class Whole:
         """
         batch = owned.batch
         probe = parts_prefix(batch) + "probe"
-        await asyncio.to_thread(storage_of(batch.output).write, probe, b"")
+        try:
+            await asyncio.to_thread(storage_of(batch.output).write, probe, b"")
+        except StorageError as e:
+            raise StorageError(f"the output cannot be written: {e}", code=e.code, lasting=e.lasting) from e
         source = await asyncio.to_thread(storage_of(batch.input).open, batch.input)
 
         def alive(share: float) -> None:
