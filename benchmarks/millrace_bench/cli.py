@@ -177,7 +177,8 @@ def chaos(
 
     environment = describe_host()
     try:
-        found = bulk_chaos.run(bulk_chaos.Load(lines=lines, seed=seed, kills_per_minute=kills_per_minute))
+        with terminated_as_exit():
+            found = bulk_chaos.run(bulk_chaos.Load(lines=lines, seed=seed, kills_per_minute=kills_per_minute))
     except (MillraceError, RuntimeError) as e:
         typer.echo(f"error: {e}", err=True)
         raise typer.Exit(1) from e
