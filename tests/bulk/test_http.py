@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -105,6 +106,25 @@ def test_a_batch_that_is_cancelled(redis_url: str, client: openai.OpenAI, bulk: 
     assert batch.status == "cancelled"
     assert batch.request_counts is not None
     assert batch.request_counts.completed + batch.request_counts.failed == 200
+
+
+def test_a_batch_that_expires(redis_url: str, client: openai.OpenAI, bulk: BulkThread) -> None:
+    with FakeWorker(redis_url, hold=True) as worker:
+        made = client.batches.create(
+            input_file_id=upload(client, *(chat_line(f"r{n}") for n in range(200))),
+            endpoint="/v1/chat/completions",
+            completion_window="2s",
+        )
+        time.sleep(2.5)
+        worker.release()
+        batch = ended(client, made.id)
+    assert batch.status == "expired"
+    assert batch.expired_at is not None
+    assert batch.error_file_id is not None
+    lines = [json.loads(line) for line in client.files.content(batch.error_file_id).text.splitlines()]
+    assert {line["error"]["code"] for line in lines} == {"batch_expired"}
+    answered = 0 if batch.output_file_id is None else len(client.files.content(batch.output_file_id).text.splitlines())
+    assert answered + len(lines) == 200
 
 
 def test_files(client: openai.OpenAI, gateway: GatewayServer) -> None:
