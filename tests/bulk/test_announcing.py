@@ -204,7 +204,7 @@ def test_commands(
     monkeypatch.setenv("MILLRACE_REDIS_URL", redis_url)
     monkeypatch.setenv("COLUMNS", "200")
     run = CliRunner().invoke
-    source = str(tmp_path / "in.jsonl")
+    source = written(str(tmp_path / "in.jsonl"), [chat_line("a")])
     batch_id = run(cli.app, ["batch", "submit", source, "--webhook", "https://shop.example/hooks"]).stdout.strip()
     batch = bulk_worker.do(lambda connection: BatchStore(connection).view(batch_id)).batch
     assert batch.webhook == "https://shop.example/hooks"

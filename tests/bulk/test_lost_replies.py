@@ -69,7 +69,8 @@ def test_each_reply_may_be_lost(redis_url: str, redis_server: EmbeddedRedis, bat
             batch_id = batches.make(source, str(tmp_path / "out"))
             assert_whole(redis_url, batches, batch_id, worker)
         lost = Counter(proxy.dropped)
-    assert all(lost[marks(name)] for name in SCRIPTS), lost
+    # A batch that is over within a second need not be kept.
+    assert all(lost[marks(name)] for name in SCRIPTS if name != "batch_keep"), lost
     assert lost[b"UNLINK"] == lost[b"MGET"] == 1
 
 

@@ -87,6 +87,8 @@ def test_deadline_of_a_queued_job(redis_url: str, probe: QueueProbe, tmp_path: P
         for job in running:
             probe.cancel_running(job)
         probe.wait(running)
+        # The entry of a job that expired unread goes when a worker comes to it.
+        probe.wait_for("empty lanes", lambda: not any(map(probe.redis.xlen, probe.keys.lanes.values())))
     assert result.state is JobState.EXPIRED
     assert result.attempts == 0
     assert result.error is not None
