@@ -6,6 +6,7 @@ Run by bulk_chaos_worker; it speaks the frames of a real engine, and resumes wha
 from __future__ import annotations
 
 import argparse
+import select
 import socket
 import struct
 import time
@@ -31,17 +32,18 @@ class EchoEngine:
     def serve(self) -> None:
         """Until the other side says so, or is gone."""
         while self._read(wait=not self._running and not self._waiting):
+            # All that has come: the front sends a frame for each job of the batch lane.
+            while select.select([self._socket], [], [], 0)[0]:
+                if not self._read(wait=False):
+                    return
             if self._running or self._waiting:
                 self._step()
 
     def _read(self, *, wait: bool) -> bool:
-        """Takes what the front sent; False at the end."""
-        self._socket.setblocking(wait)
-        try:
-            head = self._socket.recv(4, socket.MSG_WAITALL)
-        except BlockingIOError:
+        """Takes a frame that the front sent, if there is one; False at the end."""
+        if not wait and not select.select([self._socket], [], [], 0)[0]:
             return True
-        self._socket.setblocking(True)
+        head = self._socket.recv(4, socket.MSG_WAITALL)
         if len(head) < 4:
             return False
         frame = unpack_to_engine(self._socket.recv(struct.unpack("<I", head)[0], socket.MSG_WAITALL))
