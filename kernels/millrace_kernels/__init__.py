@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .decode_plan import DecodePlan, PlanShape, SharedRun, plan_decode
 from .linear import linear, norm_gated_linear, norm_linear
 from .paged_decode import paged_decode
 from .paged_prefill import paged_prefill
@@ -11,11 +12,15 @@ from .sample import sample
 from .silu_mul import silu_mul
 
 __all__ = [
+    "DecodePlan",
+    "PlanShape",
+    "SharedRun",
     "linear",
     "norm_gated_linear",
     "norm_linear",
     "paged_decode",
     "paged_prefill",
+    "plan_decode",
     "rms_norm",
     "rms_norm_residual",
     "rotary_store",

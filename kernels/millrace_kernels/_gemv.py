@@ -109,11 +109,12 @@ def gemv(
     norm: torch.Tensor | None = None,
     eps: float = 0.0,
     gated: bool = False,
+    out: torch.Tensor | None = None,
     blocks: tuple[int, int, int] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(result [1, N], x + residual) of x [1, K] and weight [N, K], [2 * N, K] when gated; contiguous, checked."""
     k, columns = weight.shape[1], weight.shape[0] // (2 if gated else 1)
-    out = x.new_empty(1, columns)
+    out = x.new_empty(1, columns) if out is None else out
     summed = x if residual is None else torch.empty_like(x)
     block_n, block_k, warps = blocks or _blocks(columns, k, gated)
     _gemv_kernel[(triton.cdiv(columns, block_n),)](

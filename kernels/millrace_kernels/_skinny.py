@@ -124,6 +124,7 @@ def skinny(
     bias: torch.Tensor | None,
     *,
     gated: bool = False,
+    out: torch.Tensor | None = None,
     blocks: tuple[int, int, int, int, int, int] | None = None,
 ) -> torch.Tensor:
     """Give x [1 to MAX_ROWS, K] times weight [N, K], or [2 * N, K] when gated; checked, weights contiguous."""
@@ -131,7 +132,7 @@ def skinny(
     block_n, block_k, splits, warps, stages, ahead = blocks or _blocks(columns, k, rows, gated)
     split_k = triton.cdiv(triton.cdiv(k, splits), block_k) * block_k
     splits = triton.cdiv(k, split_k)
-    out = x.new_empty(rows, columns)
+    out = x.new_empty(rows, columns) if out is None else out
     partial = out if splits == 1 else x.new_empty(splits, rows, columns, dtype=torch.float32)
     _skinny_kernel[(triton.cdiv(columns, block_n), splits)](
         x,

@@ -6,7 +6,16 @@ import torch
 
 from ._dependent import is_hopper
 from ._gemv import gemv
-from ._launch import INTERPRETED, check_dtype, check_float, check_rows, check_same_device, check_shape, use_triton
+from ._launch import (
+    INTERPRETED,
+    check_contiguous,
+    check_dtype,
+    check_float,
+    check_rows,
+    check_same_device,
+    check_shape,
+    use_triton,
+)
 from ._skinny import skinny, worthwhile
 from .rms_norm import rms_norm, rms_norm_reference, rms_norm_residual, rms_norm_residual_reference
 from .silu_mul import silu_mul, silu_mul_reference
@@ -60,19 +69,26 @@ def norm_linear(
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     eps: float,
+    *,
+    out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(linear(rms_norm(x + residual, norm)), x + residual) for x and residual [T, K]; without residual, x is the sum.
 
-    Of one row, the norm may stay in float32 where other numbers of rows round it.
+    Of one row, the norm may stay in float32 where other numbers of rows round it. The product is put into `out` [T, N],
+    if that is given.
     """
     _check(x, weight, bias, residual, norm)
+    if out is not None:
+        check_shape("out", out, x.shape[0], weight.shape[0])
+        check_dtype("out", out, x.dtype)
+        check_contiguous("out", out)
     joined = x.shape[1] <= _LONGEST_JOINED
     if joined and _is_row(x, weight, bias, residual, norm):
-        return gemv(x, weight, bias, residual=residual, norm=norm, eps=eps)
+        return gemv(x, weight, bias, residual=residual, norm=norm, eps=eps, out=out)
     normed, summed = _norm(x, residual, norm, eps)
     if _is_row(normed, weight, bias):
-        return gemv(normed, weight, bias)[0], summed
-    return _product(normed, weight, bias), summed
+        return gemv(normed, weight, bias, out=out)[0], summed
+    return _product(normed, weight, bias, out), summed
 
 
 def norm_gated_linear(
@@ -101,8 +117,16 @@ def norm_gated_linear(
     return silu_mul(_product(normed, weight, bias)), summed
 
 
-def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    return skinny(x, weight, bias) if _are_few(x, weight) else linear_reference(x, weight, bias)
+def _product(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    if _are_few(x, weight):
+        return skinny(x, weight, bias, out=out)
+    if out is None:
+        return linear_reference(x, weight, bias)
+    if bias is not None:
+        return torch.addmm(bias, x, weight.t(), out=out)
+    return torch.mm(x, weight.t(), out=out)
 
 
 def _norm(

@@ -1,4 +1,4 @@
-"""Attention of one query token a sequence over its paged context."""
+"""Attention of one query token a sequence over its paged context, as a plan cuts it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import triton.language as tl
 from ._attention import attend, load_tile
 from ._dependent import await_inputs, dependent_launch
 from ._launch import check_dtype, check_queries, check_same_device, check_shape, multiprocessors, use_triton
+from ._merge import merge
+from ._shared_run import attend_shared
+from .decode_plan import DecodePlan, PlanShape, plan_decode
 
 _LOG2_E = 1.4426950408889634
-_MAX_SPLITS = 64
 
 
 def paged_decode_reference(
@@ -39,55 +41,47 @@ def paged_decode_reference(
 
 
 # What changes from step to step is not specialised on: each new mix would be compiled in the middle of the work.
-@triton.jit(do_not_specialize=["tables_ptr", "context_ptr", "num_splits", "min_chunk", "table_row"])
+@triton.jit(do_not_specialize=["tables_ptr", "tasks_ptr", "table_line"])
 def _paged_decode_kernel(
     q_ptr,
     kv_ptr,
     tables_ptr,
-    context_ptr,
+    tasks_ptr,
     out_ptr,
+    partial_ptr,
     lse_ptr,
     scale_log2,
-    num_splits,
-    min_chunk,
-    q_seq,
+    q_row,
     q_head,
     kv_block,
-    table_row,
+    table_line,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     GROUP_PAD: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     DIM_PAD: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
+    TASK_WIDTH: tl.constexpr,
     TILE: tl.constexpr,
-    SPLIT: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """One program a (KV head, sequence, split): all query heads of the group are the rows of one tile.
+    """One program a (KV head, task): all query heads of the group are the rows of one tile.
 
-    out is [S, Hq, D], or with SPLIT the float32 partial results [S, Hq, splits, D] beside lse [S, Hq, splits], the
-    base-2 logarithms of their weights.
+    A task with a slot gives the float32 partial result [slot, Hq, D] beside lse [slot, Hq], the base-2 logarithm of its
+    weight; one without gives a row of out [S, Hq, D].
     """
     await_inputs(PDL)
-    kv_head, seq, split = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
-    context = tl.load(context_ptr + seq)
-    row, dim = tl.arange(0, GROUP_PAD), tl.arange(0, DIM_PAD)
-    head = kv_head * GROUP + row
-    slot = (seq * (KV_HEADS * GROUP) + head) * num_splits + split
-    begin, end = 0, context
-    if SPLIT:
-        chunk = tl.maximum(tl.cdiv(tl.cdiv(context, num_splits), TILE) * TILE, min_chunk)
-        begin = split * chunk
-        end = tl.minimum(begin + chunk, context)
-        if begin >= end:
-            tl.store(lse_ptr + slot, tl.full([GROUP_PAD], float("-inf"), tl.float32), mask=row < GROUP)
-            return
-
-    q_live = (row < GROUP)[:, None] & (dim < HEAD_DIM)[None, :]
-    q = tl.load(q_ptr + seq * q_seq + head[:, None] * q_head + dim[None, :], mask=q_live, other=0.0)
+    kv_head, record = tl.program_id(0), tasks_ptr + tl.program_id(1) * TASK_WIDTH
+    row, line = tl.load(record).to(tl.int64), tl.load(record + 1).to(tl.int64)
+    begin, end, slot = tl.load(record + 2), tl.load(record + 3), tl.load(record + 4).to(tl.int64)
+    if row < 0:
+        return
+    member, dim = tl.arange(0, GROUP_PAD), tl.arange(0, DIM_PAD)
+    head = kv_head * GROUP + member
+    q_live = (member < GROUP)[:, None] & (dim < HEAD_DIM)[None, :]
+    q = tl.load(q_ptr + row * q_row + head[:, None] * q_head + dim[None, :], mask=q_live, other=0.0)
     head_ptr = kv_ptr + kv_head.to(tl.int64) * (BLOCK_SIZE * HEAD_DIM)
-    table_ptr = tables_ptr + seq * table_row
+    table_ptr = tables_ptr + line * table_line
     acc = tl.zeros([GROUP_PAD, DIM_PAD], tl.float32)
     top = tl.full([GROUP_PAD], float("-inf"), tl.float32)
     total = tl.zeros([GROUP_PAD], tl.float32)
@@ -99,36 +93,13 @@ def _paged_decode_kernel(
 
     # An empty context has a total of zero and gives zeros.
     acc = acc / tl.where(total > 0, total, 1.0)[:, None]
-    tl.store(out_ptr + slot[:, None] * HEAD_DIM + dim[None, :], acc, mask=q_live)
-    if SPLIT:
-        tl.store(lse_ptr + slot, top + tl.log2(total), mask=row < GROUP)
-
-
-@triton.jit(do_not_specialize=["num_splits"])
-def _merge_kernel(
-    partial_ptr,
-    lse_ptr,
-    out_ptr,
-    num_splits,
-    HEAD_DIM: tl.constexpr,
-    DIM_PAD: tl.constexpr,
-    SPLITS_PAD: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    """One program a row of out: the mean of its partial results, weighted by 2^lse, -inf for an unused split."""
-    await_inputs(PDL)
-    row = tl.program_id(0).to(tl.int64)
-    split, dim = tl.arange(0, SPLITS_PAD), tl.arange(0, DIM_PAD)
-    lse = tl.load(lse_ptr + row * num_splits + split, mask=split < num_splits, other=float("-inf"))
-    top = tl.max(lse, axis=0)
-    # With no split in use, -inf minus -inf would be NaN.
-    weights = tl.exp2(lse - tl.where(top == float("-inf"), 0.0, top))
-    live = (weights > 0)[:, None] & (dim < HEAD_DIM)[None, :]
-    place = (row * num_splits + split)[:, None] * HEAD_DIM + dim[None, :]
-    partial = tl.load(partial_ptr + place, mask=live, other=0.0)
-    total = tl.sum(weights, axis=0)
-    merged = tl.sum(partial * weights[:, None], axis=0) / tl.where(total > 0, total, 1.0)
-    tl.store(out_ptr + row * HEAD_DIM + dim, merged, mask=dim < HEAD_DIM)
+    if slot < 0:
+        row_place = (row * (KV_HEADS * GROUP) + head)[:, None] * HEAD_DIM + dim[None, :]
+        tl.store(out_ptr + row_place, acc.to(out_ptr.dtype.element_ty), mask=q_live)
+    else:
+        slot_head = slot * (KV_HEADS * GROUP) + head
+        tl.store(partial_ptr + slot_head[:, None] * HEAD_DIM + dim[None, :], acc, mask=q_live)
+        tl.store(lse_ptr + slot_head, top + tl.log2(total), mask=member < GROUP)
 
 
 def paged_decode(
@@ -138,84 +109,80 @@ def paged_decode(
     context_lens: torch.Tensor,
     scale: float,
     *,
-    num_splits: int | None = None,
+    lines: torch.Tensor | None = None,
+    plan: DecodePlan | None = None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attention of q [S, Hq, D] over contexts of context_lens [S] (int32) tokens, the query's own included.
 
-    kv is one layer's cache view; block_tables [S, M] (int32) lists each sequence's blocks, and what it holds past the
-    context is not read. A context of 0 gives zeros. num_splits cuts each context so that few sequences fill the device;
-    None settles it from shapes alone.
+    kv is one layer's cache view. block_tables [L, M] (int32) lists blocks, and what it holds past a context is not
+    read; `lines` [S] (int32) says which line is whose, None that line s is of row s. A context of 0 gives zeros.
+
+    `plan` is of the same contexts and lines, and what kernels go by; rows that it does not name are not written. None
+    makes one, for which the context lengths are read on the host.
     """
     check_queries(q, kv, block_tables, out)
     seqs = q.shape[0]
-    check_shape("block_tables", block_tables, seqs, None)
     check_shape("context_lens", context_lens, seqs)
     check_dtype("context_lens", context_lens, torch.int32)
-    check_same_device(q=q, kv=kv, block_tables=block_tables, context_lens=context_lens)
-    if num_splits is not None and num_splits < 1:
-        raise ValueError(f"num_splits is {num_splits}; it must be at least 1, or None")
+    tensors = {"q": q, "kv": kv, "block_tables": block_tables, "context_lens": context_lens}
+    if lines is None:
+        check_shape("block_tables", block_tables, seqs, None)
+    else:
+        check_shape("lines", lines, seqs)
+        check_dtype("lines", lines, torch.int32)
+        tensors["lines"] = lines
+    check_same_device(**tensors)
     if not use_triton(q):
-        result = paged_decode_reference(q, kv, block_tables, context_lens, scale)
+        tables = block_tables if lines is None else block_tables[lines.long()]
+        result = paged_decode_reference(q, kv, tables, context_lens, scale)
         return result if out is None else out.copy_(result)
     if out is None:
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    if seqs == 0:
-        return out
-    if num_splits is None:
-        num_splits = _splits(seqs * kv.shape[2], block_tables.shape[1] * kv.shape[3], multiprocessors(q))
-    _launch_decode(q, kv, block_tables, context_lens, scale, num_splits, out)
+    if seqs:
+        _launch_decode(q, kv, block_tables, plan or _plan(q, kv, context_lens, lines), scale, out)
     return out
 
 
-def _splits(programs: int, longest: int, processors: int) -> int:
-    """Into how many parts to cut contexts of up to `longest` tokens, so that some programs wait for each processor."""
-    wanted = (12 * processors + programs) // (2 * programs)
-    return max(1, min(wanted, longest // _least_chunk(programs), _MAX_SPLITS))
+def _plan(q: torch.Tensor, kv: torch.Tensor, context_lens: torch.Tensor, lines: torch.Tensor | None) -> DecodePlan:
+    """Reads the lengths on the host."""
+    lengths = context_lens.cpu().numpy()
+    where = torch.arange(len(lengths)) if lines is None else lines.cpu()
+    shape = PlanShape(len(lengths), kv.shape[2], q.shape[1] // kv.shape[2], multiprocessors(q))
+    arrays = plan_decode(lengths, where.numpy(), shape)
+    return DecodePlan.of(shape, {name: torch.from_numpy(array).to(q.device) for name, array in arrays.items()})
 
 
-def _least_chunk(programs: int) -> int:
-    """Fewest tokens that are worth a program of their own when a context is split."""
-    return 64 if programs <= 16 else 128
-
-
-def _tiles(programs: int, splits: int, dim_pad: int, group_pad: int, itemsize: int) -> tuple[int, int, int]:
-    """(TILE, num_warps, num_stages)"""
+def _tiles(tasks: int, cut: bool, dim_pad: int, group_pad: int, itemsize: int) -> tuple[int, int, int]:
+    """(TILE, num_warps, num_stages) for so many programs."""
     row_bytes = dim_pad * itemsize
     if row_bytes == 256 and itemsize == 2 and group_pad == 16:  # as measured on an H200
-        return (64, 4, 3) if splits == 1 else (64, 2, 3) if programs <= 32 else (64, 4, 2)
+        return (64, 4, 3) if not cut else (64, 2, 3) if tasks <= 32 else (64, 4, 2)
     tile = max(16, min(64, 16384 // row_bytes))
     return tile, 4 if row_bytes > 256 or group_pad > 16 or itemsize == 4 else 2, 2 if itemsize == 4 else 3
 
 
 def _launch_decode(
-    q: torch.Tensor,
-    kv: torch.Tensor,
-    block_tables: torch.Tensor,
-    context_lens: torch.Tensor,
-    scale: float,
-    num_splits: int,
-    out: torch.Tensor,
+    q: torch.Tensor, kv: torch.Tensor, block_tables: torch.Tensor, plan: DecodePlan, scale: float, out: torch.Tensor
 ) -> None:
-    seqs, heads, head_dim = q.shape
+    _, heads, head_dim = q.shape
     _, _, kv_heads, block_size, _ = kv.shape
     group, dim_pad = heads // kv_heads, max(16, triton.next_power_of_2(head_dim))
     group_pad = max(16, triton.next_power_of_2(group))
-    tile, warps, stages = _tiles(seqs * kv_heads, num_splits, dim_pad, group_pad, kv.element_size())
-    result, lse = out, None
-    if num_splits > 1:
-        result = q.new_empty(seqs, heads, num_splits, head_dim, dtype=torch.float32)
-        lse = q.new_empty(seqs, heads, num_splits, dtype=torch.float32)
-    _paged_decode_kernel[(kv_heads, seqs, num_splits)](
+    tile, warps, stages = _tiles(plan.shape.rows * kv_heads, True, dim_pad, group_pad, kv.element_size())
+    partial = q.new_empty(plan.shape.slots, heads, head_dim, dtype=torch.float32)
+    lse = q.new_empty(plan.shape.slots, heads, dtype=torch.float32)
+    if plan.shared is not None:
+        attend_shared(q, kv, block_tables, plan, scale * _LOG2_E, partial, lse)
+    _paged_decode_kernel[(kv_heads, plan.tasks.shape[0])](
         q,
         kv,
         block_tables,
-        context_lens,
-        result,
+        plan.tasks,
+        out,
+        partial,
         lse,
         scale * _LOG2_E,
-        num_splits,
-        _least_chunk(seqs * kv_heads),
         q.stride(0),
         q.stride(1),
         kv.stride(0),
@@ -226,21 +193,11 @@ def _launch_decode(
         HEAD_DIM=head_dim,
         DIM_PAD=dim_pad,
         BLOCK_SIZE=block_size,
+        TASK_WIDTH=plan.tasks.shape[1],
         TILE=tile,
-        SPLIT=num_splits > 1,
         num_warps=warps,
         num_stages=stages,
         **dependent_launch(q),
     )
-    if num_splits > 1:
-        _merge_kernel[(seqs * heads,)](
-            result,
-            lse,
-            out,
-            num_splits,
-            HEAD_DIM=head_dim,
-            DIM_PAD=dim_pad,
-            SPLITS_PAD=triton.next_power_of_2(num_splits),
-            num_warps=4,
-            **dependent_launch(q),
-        )
+    if plan.merges.shape[0]:
+        merge(partial, lse, plan.merges, out, kv_heads)

@@ -10,6 +10,8 @@ from ._attention import attend, load_tile
 from ._launch import check_dtype, check_queries, check_same_device, check_shape, use_triton
 
 _LOG2_E = 1.4426950408889634
+#: Query rows of the tallest tile.
+_TALLEST = 256
 
 
 def paged_prefill_reference(
@@ -61,11 +63,12 @@ def _find_sequence(cu_ptr, num_seqs, tile, GROUP: tl.constexpr, TILE_M: tl.const
 
 
 # What changes from step to step is not specialised on: each new mix would be compiled in the middle of the work.
-@triton.jit(do_not_specialize=["tables_ptr", "cu_ptr", "context_ptr", "num_seqs", "table_row"])
+@triton.jit(do_not_specialize=["tables_ptr", "lines_ptr", "cu_ptr", "context_ptr", "num_seqs", "table_line"])
 def _paged_prefill_kernel(
     q_ptr,
     kv_ptr,
     tables_ptr,
+    lines_ptr,
     cu_ptr,
     context_ptr,
     out_ptr,
@@ -74,12 +77,13 @@ def _paged_prefill_kernel(
     q_token,
     q_head,
     kv_block,
-    table_row,
+    table_line,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     DIM_PAD: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
+    LINES: tl.constexpr,
     TILE_M: tl.constexpr,
     TILE_N: tl.constexpr,
 ):
@@ -103,7 +107,8 @@ def _paged_prefill_kernel(
     q_place = token_row * q_token + head * q_head
     q = tl.load(q_ptr + q_place[:, None] + dim[None, :], mask=q_live, other=0.0)
     head_ptr = kv_ptr + kv_head.to(tl.int64) * (BLOCK_SIZE * HEAD_DIM)
-    table_ptr = tables_ptr + seq.to(tl.int64) * table_row
+    line = tl.load(lines_ptr + seq) if LINES else seq
+    table_ptr = tables_ptr + line.to(tl.int64) * table_line
     acc = tl.zeros([TILE_M, DIM_PAD], tl.float32)
     top = tl.full([TILE_M], float("-inf"), tl.float32)
     total = tl.zeros([TILE_M], tl.float32)
@@ -136,26 +141,33 @@ def paged_prefill(
     max_query_len: int,
     scale: float,
     *,
+    lines: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attention of q [T, Hq, D], whose rows cu_seqlens_q[s] to cu_seqlens_q[s + 1] are the last tokens of context s.
 
     Other rows are not looked at, and what they give is undefined; where `out` is given, theirs there stay.
 
-    cu_seqlens_q [S + 1], context_lens [S] and block_tables [S, M] are int32; a context includes its query tokens, whose
-    keys and values are in the cache already. max_query_len is the largest number of query tokens of a sequence.
+    cu_seqlens_q [S + 1], context_lens [S] and block_tables [L, M] are int32; a context includes its query tokens, whose
+    keys and values are in the cache already. `lines` [S] (int32) says which line of the tables is whose, None that line
+    s is of sequence s. max_query_len is the largest number of query tokens of a sequence.
     """
     check_queries(q, kv, block_tables, out)
-    seqs = block_tables.shape[0]
-    check_shape("cu_seqlens_q", cu_seqlens_q, seqs + 1)
-    check_dtype("cu_seqlens_q", cu_seqlens_q, torch.int32)
-    check_shape("context_lens", context_lens, seqs)
-    check_dtype("context_lens", context_lens, torch.int32)
-    check_same_device(q=q, kv=kv, block_tables=block_tables, cu_seqlens_q=cu_seqlens_q, context_lens=context_lens)
+    seqs = context_lens.shape[0]
+    wanted = {"cu_seqlens_q": (cu_seqlens_q, seqs + 1), "context_lens": (context_lens, seqs)}
+    if lines is None:
+        check_shape("block_tables", block_tables, seqs, None)
+    else:
+        wanted["lines"] = lines, seqs
+    for name, (tensor, count) in wanted.items():
+        check_shape(name, tensor, count)
+        check_dtype(name, tensor, torch.int32)
+    check_same_device(q=q, kv=kv, block_tables=block_tables, **{name: tensor for name, (tensor, _) in wanted.items()})
     if q.shape[0] and max_query_len < 1:
         raise ValueError(f"max_query_len is {max_query_len} for {q.shape[0]} query tokens; it must be at least 1")
     if not use_triton(q):
-        result = paged_prefill_reference(q, kv, block_tables, cu_seqlens_q, context_lens, scale)
+        tables = block_tables if lines is None else block_tables[lines.long()]
+        result = paged_prefill_reference(q, kv, tables, cu_seqlens_q, context_lens, scale)
         if out is None:
             return result
         rows = slice(int(cu_seqlens_q[0]), int(cu_seqlens_q[-1]))
@@ -164,25 +176,32 @@ def paged_prefill(
     if out is None:
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
     if q.shape[0] and seqs:
-        _launch_prefill(q, kv, block_tables, cu_seqlens_q, context_lens, max_query_len, scale, out)
+        _launch_prefill(q, kv, block_tables, lines, cu_seqlens_q, context_lens, max_query_len, scale, out)
     return out
 
 
-def _tiles(rows: int, dim_pad: int, itemsize: int) -> tuple[int, int, int, int]:
-    """(TILE_M, TILE_N, num_warps, num_stages) for sequences of up to `rows` query rows."""
+def _tiles(rows: int, programs: int, dim_pad: int, itemsize: int) -> tuple[int, int, int, int]:
+    """(TILE_M, TILE_N, num_warps, num_stages) for sequences of up to `rows` query rows.
+
+    `programs` is how many of the largest tile there would be.
+    """
     if itemsize == 4:
         return (16, 16, 4, 2) if dim_pad > 64 else (16, 32, 4, 2)
     if rows <= 16:
         return 16, 64, 4, 2
     if dim_pad > 128:
         return 64, 64, 8, 2
-    return (64, 64, 4, 3) if rows <= 64 else (128, 64, 8, 3)
+    if rows <= 64:
+        return 64, 64, 4, 3
+    # As measured on an H200: the taller the tile the better, while there are enough of them.
+    return (_TALLEST, 64, 8, 3) if programs >= 256 else (128, 64, 4, 3)
 
 
 def _launch_prefill(
     q: torch.Tensor,
     kv: torch.Tensor,
     block_tables: torch.Tensor,
+    lines: torch.Tensor | None,
     cu_seqlens_q: torch.Tensor,
     context_lens: torch.Tensor,
     max_query_len: int,
@@ -192,14 +211,16 @@ def _launch_prefill(
     tokens, heads, head_dim = q.shape
     _, _, kv_heads, block_size, _ = kv.shape
     # Matrix products want 16 columns at least.
-    seqs, group, dim_pad = block_tables.shape[0], heads // kv_heads, max(16, triton.next_power_of_2(head_dim))
-    tile_m, tile_n, warps, stages = _tiles(max_query_len * group, dim_pad, kv.element_size())
+    seqs, group, dim_pad = context_lens.shape[0], heads // kv_heads, max(16, triton.next_power_of_2(head_dim))
+    programs = tokens * group // _TALLEST * kv_heads
+    tile_m, tile_n, warps, stages = _tiles(max_query_len * group, programs, dim_pad, kv.element_size())
     # An upper bound of the tiles that needs no look at the lengths on the device.
     grid = (kv_heads, tokens * group // tile_m + seqs)
     _paged_prefill_kernel[grid](
         q,
         kv,
         block_tables,
+        lines,
         cu_seqlens_q,
         context_lens,
         out,
@@ -214,6 +235,7 @@ def _launch_prefill(
         HEAD_DIM=head_dim,
         DIM_PAD=dim_pad,
         BLOCK_SIZE=block_size,
+        LINES=lines is not None,
         TILE_M=tile_m,
         TILE_N=tile_n,
         num_warps=warps,

@@ -101,3 +101,34 @@ def test_rows_change_hands_while_a_step_is_in_flight(eager: bool, tmp_path: Path
         handed_over += in_flight and engine.scheduler.num_preemptions > before
     assert handed_over >= 4
     assert answers == wanted
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("eager", [pytest.param(True, id="eager"), pytest.param(False, id="graphs")])
+def test_shared_prefixes_are_read_once_and_change_nothing(eager: bool, tmp_path: Path) -> None:
+    """Two groups behind prefixes of their own, and sequences without one, which come and go beside each other."""
+    directory = save("llama3-tied", tmp_path)
+    heads = [[(7 * i + g) % 97 for i in range(128)] for g in range(2)]
+    asked = [[*heads[i % 2], *tail] if i % 5 else tail for i, tail in enumerate(prompts(120, longest=40))]
+    wanted = greedy_answers(directory, asked, MAX_TOKENS, eos=None)
+    engine = Engine(
+        EngineConfig(
+            model=str(directory),
+            device="cuda",
+            dtype="float32",
+            max_num_seqs=100,
+            max_num_batched_tokens=512,
+            max_model_len=300,
+            kv_cache_memory_bytes=64 * 2**20,
+            enforce_eager=eager,
+        )
+    )
+    for i, prompt in enumerate(asked):
+        engine.add(AddSequence(i, prompt, [], SequenceParams(max_tokens=MAX_TOKENS, temperature=0.0)))
+    answers: list[list[int]] = [[] for _ in asked]
+    while engine.has_work:
+        for seq_id, tokens in engine.step().tokens:
+            answers[seq_id] += tokens
+    assert engine.runner.shared_steps > 5
+    assert answers == wanted

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from kernel_cases import DEVICE, paged
 from millrace_kernels import (
+    DecodePlan,
+    PlanShape,
     linear,
     norm_gated_linear,
     paged_decode,
     paged_prefill,
+    plan_decode,
     rms_norm,
     rms_norm_residual,
     rotary_store,
@@ -36,12 +40,23 @@ def test_a_captured_step_follows_its_inputs() -> None:
     top_k = torch.tensor([0, 5, 0, 0], device=DEVICE, dtype=torch.int32)
     top_p, min_p = torch.tensor([1.0, 1.0, 0.9, 1.0], device=DEVICE), torch.full((SEQS,), 0.05, device=DEVICE)
 
+    shape = PlanShape(SEQS, KV_HEADS, HEADS // KV_HEADS, 16)
+    tensors = {name: torch.empty(n, dtype=torch.int32, device=DEVICE) for name, n in shape.counts().items()}
+    plan = DecodePlan.of(shape, tensors)
+
+    def put_plan(contexts: list[int]) -> None:
+        arrays = plan_decode(np.array(contexts), np.arange(SEQS), shape)
+        for name, array in arrays.items():
+            tensors[name].fill_(-1)[: len(array)] = torch.from_numpy(array).to(DEVICE)
+
+    put_plan([100, 33, 600, 17])
+
     def step() -> tuple[torch.Tensor, ...]:
         work = fused.clone()
         q, k, v = work.split([HEADS, KV_HEADS, KV_HEADS], dim=1)
         rotary_store(q, k, v, case.kv, slots, cos_sin, positions)
-        whole = paged_decode(rms_norm(q, weight, 1e-6), case.kv, case.block_tables, lens, 0.125, num_splits=1)
-        split = paged_decode(q, case.kv, case.block_tables, lens, 0.125, num_splits=3)
+        whole = paged_decode(rms_norm(q, weight, 1e-6), case.kv, case.block_tables, lens, 0.125, plan=plan)
+        split = paged_decode(q, case.kv, case.block_tables, lens, 0.125, plan=plan)
         prompt = paged_prefill(q, case.kv, case.block_tables, cu, lens, 1, 0.125)
         normed, _ = rms_norm_residual(whole.flatten(1), split.flatten(1), weight.repeat(HEADS), 1e-6)
         gated = silu_mul(normed)
@@ -58,6 +73,7 @@ def test_a_captured_step_follows_its_inputs() -> None:
 
     fused.copy_(torch.randn_like(fused))
     lens.copy_(torch.tensor([7, 0, 599, 1], device=DEVICE))
+    put_plan([7, 0, 599, 1])
     cu.copy_(torch.tensor([0, 1, 1, 2, 3], device=DEVICE))
     positions.copy_(torch.tensor([6, 500, 598, 0], device=DEVICE))
     for result in captured:

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from kernel_cases import DEVICE, DTYPES, INTERPRETED, Paged, assert_as_good, by_mode, dense_attention, paged
-from millrace_kernels import paged_decode
-from millrace_kernels.paged_decode import _splits
+from millrace_kernels import DecodePlan, PlanShape, paged_decode, plan_decode
 
 HEADS = [(4, 4), (8, 2), (16, 2), (6, 2), (32, 1)]  # groups of 1, 4, 8, 3, 32
 CONTEXTS = by_mode(
@@ -27,12 +27,26 @@ def expect(case: Paged, q: torch.Tensor, scale: float) -> tuple[torch.Tensor, to
     return rows[0], rows[1]
 
 
-def check(case: Paged, heads: int, *, num_splits: int | None = None) -> None:
+def plan_of(case: Paged, heads: int, processors: int, spare_rows: int = 0) -> DecodePlan:
+    """More processors, more parts. With spare rows there is room for more than is planned, as in a captured step."""
+    lens, kv_heads = case.context_lens.cpu().numpy(), case.kv.shape[2]
+    shape = PlanShape(len(lens) + spare_rows, kv_heads, heads // kv_heads, processors)
+    arrays = plan_decode(lens, np.arange(len(lens)), shape)
+    if spare_rows:
+        full = {name: np.full(count, -1, dtype=np.int32) for name, count in shape.counts().items()}
+        for name, array in arrays.items():
+            full[name][: len(array)] = array
+        arrays = full
+    return DecodePlan.of(shape, {name: torch.from_numpy(array).to(DEVICE) for name, array in arrays.items()})
+
+
+def check(case: Paged, heads: int, *, processors: int | None = None, spare_rows: int = 0) -> None:
     head_dim = case.kv.shape[-1]
     q = torch.randn(len(case.keys), heads, head_dim, device=DEVICE).to(case.kv.dtype)
     scale = head_dim**-0.5
+    plan = None if processors is None else plan_of(case, heads, processors, spare_rows)
     out = torch.full_like(q, float("nan"))
-    result = paged_decode(q, case.kv, case.block_tables, case.context_lens, scale, num_splits=num_splits, out=out)
+    result = paged_decode(q, case.kv, case.block_tables, case.context_lens, scale, plan=plan, out=out)
     assert result is out
     assert_as_good(out, *expect(case, q, scale))
 
@@ -54,19 +68,24 @@ def test_packs_the_heads_of_a_group(heads: int, kv_heads: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("num_splits", by_mode(gpu=[1, 2, 3, 5, 16, 64], interpreter=[2, 5], reference=[3]))
-def test_splits_give_what_one_pass_gives(num_splits: int, dtype: torch.dtype) -> None:
-    """Contexts end before, in and at the edge of a split, so that some splits are empty."""
+@pytest.mark.parametrize("processors", by_mode(gpu=[1, 2, 3, 16, 132], interpreter=[1, 8], reference=[2]))
+def test_parts_give_what_one_pass_gives(processors: int, dtype: torch.dtype) -> None:
+    """Contexts end before, in and at the edge of a part."""
     contexts = [*CONTEXTS, 255, 256, 257, 700] if not INTERPRETED else [0, 1, 257, 512, 700]
-    check(paged(contexts, 2, 64, 16, dtype), 8, num_splits=num_splits)
+    check(paged(contexts, 2, 64, 16, dtype), 8, processors=processors)
 
 
-@pytest.mark.parametrize("num_splits", [1, 4])
-def test_takes_queries_out_of_a_fused_projection(num_splits: int) -> None:
+@pytest.mark.parametrize("rows", by_mode(gpu=[1, 5, 40], interpreter=[3, 20], reference=[3]))
+def test_rooms_of_a_plan_that_are_not_used_do_nothing(rows: int) -> None:
+    check(paged([300, 17, 90], 2, 64, 16, torch.float16), 8, processors=8, spare_rows=rows)
+
+
+@pytest.mark.parametrize("processors", [1, 4])
+def test_takes_queries_out_of_a_fused_projection(processors: int) -> None:
     case = paged([33, 300], 2, 64, 16, torch.float32)
     fused = torch.randn(2, 8 + 4, 64, device=DEVICE)
-    q = fused[:, :8]
-    result = paged_decode(q, case.kv, case.block_tables, case.context_lens, 0.125, num_splits=num_splits)
+    q, plan = fused[:, :8], plan_of(case, 8, processors)
+    result = paged_decode(q, case.kv, case.block_tables, case.context_lens, 0.125, plan=plan)
     assert_as_good(result, *expect(case, q, 0.125))
 
 
@@ -77,26 +96,26 @@ def test_large_scores_do_not_overflow() -> None:
     assert_as_good(result, *expect(case, q, 40.0))
 
 
-@pytest.mark.parametrize("num_splits", [1, 4])
-def test_empty_contexts_alone_give_zeros(num_splits: int) -> None:
+def test_empty_contexts_alone_give_zeros() -> None:
     case = paged([0, 0], 2, 64, 16, torch.float32)
     q = torch.randn(2, 4, 64, device=DEVICE)
-    result = paged_decode(q, case.kv, case.block_tables, case.context_lens, 0.125, num_splits=num_splits)
+    result = paged_decode(q, case.kv, case.block_tables, case.context_lens, 0.125)
     assert torch.equal(result, torch.zeros_like(q))
+
+
+def test_lines_say_whose_blocks_are_where() -> None:
+    case = paged([33, 70, 5], 2, 64, 16, torch.float32)
+    q, lines = torch.randn(3, 4, 64, device=DEVICE), torch.tensor([4, 0, 2], dtype=torch.int32, device=DEVICE)
+    tables = torch.full((6, case.block_tables.shape[1]), -(2**31), dtype=torch.int32, device=DEVICE)
+    tables[lines.long()] = case.block_tables
+    result = paged_decode(q, case.kv, tables, case.context_lens, 0.125, lines=lines)
+    assert_as_good(result, *expect(case, q, 0.125))
 
 
 def test_no_sequences_give_no_rows() -> None:
     case = paged([5], 2, 64, 16, torch.float32)
     q = torch.empty(0, 4, 64, device=DEVICE)
     assert paged_decode(q, case.kv, case.block_tables[:0], case.context_lens[:0], 0.125).shape == (0, 4, 64)
-
-
-def test_splits_fill_the_device_but_stay_worth_it() -> None:
-    assert _splits(1024, 8192, 132) == 1
-    assert _splits(8, 2048, 132) == 32  # no part shorter than 64 tokens
-    assert _splits(8, 1 << 17, 132) == 64
-    assert _splits(8, 50, 132) == 1
-    assert _splits(128, 8192, 132) * 128 >= 5 * 132
 
 
 @pytest.mark.gpu
@@ -121,7 +140,5 @@ def test_wrong_arguments_are_named() -> None:
         paged_decode(q, case.kv, tables, lens.long(), 1.0)
     with pytest.raises(ValueError, match="block_tables has shape"):
         paged_decode(q, case.kv, tables[:1], lens, 1.0)
-    with pytest.raises(ValueError, match="num_splits is 0"):
-        paged_decode(q, case.kv, tables, lens, 1.0, num_splits=0)
     with pytest.raises(ValueError, match="kv has strides"):
         paged_decode(q, case.kv.transpose(2, 3), tables, lens, 1.0)

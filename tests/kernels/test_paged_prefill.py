@@ -107,6 +107,16 @@ def test_rows_of_no_sequence_stay() -> None:
         assert (torch.cat((out[:before], out[before + 26 :])) == 7.0).all()
 
 
+def test_lines_say_whose_blocks_are_where() -> None:
+    case = paged([33, 70, 5], 2, 64, 16, torch.float32)
+    q, lines = torch.randn(40, 8, 64, device=DEVICE), torch.tensor([4, 0, 2], dtype=torch.int32, device=DEVICE)
+    tables = torch.full((6, case.block_tables.shape[1]), -(2**31), dtype=torch.int32, device=DEVICE)
+    tables[lines.long()] = case.block_tables
+    lengths = [5, 30, 5]
+    result = paged_prefill(q, case.kv, tables, offsets(lengths), case.context_lens, 30, 0.125, lines=lines)
+    assert_as_good(result, *expect(case, q, lengths, 0.125))
+
+
 def test_no_tokens_give_no_rows() -> None:
     case = paged([5], 2, 64, 16, torch.float32)
     q = torch.empty(0, 4, 64, device=DEVICE)
@@ -117,6 +127,7 @@ def test_no_tokens_give_no_rows() -> None:
 @pytest.mark.gpu
 def test_long_prompts_and_many_sequences() -> None:
     check([(4096, 4096), (512, 9000), (1, 5000)], 32, 8, 128, 16, torch.bfloat16)
+    check([(300, 4096), (512, 900), (1, 5000)], 32, 8, 128, 16, torch.bfloat16)
     check([(3, 50 + n) for n in range(300)], 32, 8, 128, 16, torch.bfloat16)
 
 

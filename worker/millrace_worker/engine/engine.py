@@ -75,6 +75,7 @@ class Engine:
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
             max_model_len=max_model_len,
+            share_runs=config.enable_prefix_caching,
         )
         if self.device.type == "cuda":
             self.runner.warm_up(model_config.vocab_size)
@@ -229,6 +230,7 @@ def _profile(config: EngineConfig, model: Decoder, model_config: ModelConfig, de
         slot_mapping=torch.full((tokens,), -1, **ints),
         num_decodes=0,
         block_tables=torch.zeros((count, width), dtype=torch.int32, device=device),
+        lines=torch.arange(count, dtype=torch.int32, device=device),
         context_lens=torch.full((count,), length, dtype=torch.int32, device=device),
         cu_seqlens_q=torch.arange(0, tokens + 1, length, dtype=torch.int32, device=device),
         max_query_len=length,

@@ -11,11 +11,13 @@ import numpy as np
 import structlog
 import torch
 
+from millrace_kernels import DecodePlan, PlanShape, SharedRun, plan_decode
 from millrace_worker.models.batch import ForwardBatch
 from millrace_worker.models.decoder import Decoder
 
+from .inputs import StepInputs
 from .last_tokens import LastTokens
-from .packed import Field, PackedInputs, packed_bytes, pinned
+from .packed import Field, PackedInputs, packed_bytes
 
 log = structlog.get_logger()
 
@@ -34,88 +36,117 @@ def _sizes(limit: int) -> Iterator[int]:
     yield limit
 
 
+#: Fewest rows for which there are graphs that read shared runs of blocks once.
+_LEAST_SHARING = 4
+
+#: (rows, whether shared runs are read once)
+_Key = tuple[int, bool]
+
+
 class DecodeGraphs:
     """The model's forward pass for steps in which every sequence adds one token, captured at each of `graph_sizes`.
 
-    A step with fewer rows runs in the next larger graph; the rows behind it have no context and write nowhere.
+    A step with fewer rows runs in the next larger graph; the rows behind it are in no plan and write nowhere. All
+    graphs put their logits into one tensor.
     """
 
     def __init__(
-        self, model: Decoder, kv_cache: torch.Tensor, last_tokens: LastTokens, *, max_num_seqs: int, max_blocks: int
+        self,
+        model: Decoder,
+        kv_cache: torch.Tensor,
+        last_tokens: LastTokens,
+        block_tables: torch.Tensor,
+        logits: torch.Tensor,
+        shape: PlanShape,
     ) -> None:
+        """`logits` is [max_num_seqs, vocab_size], `shape` the plans' with max_num_seqs rows."""
         self._model = model
         self._kv_cache = kv_cache
         self._last_tokens = last_tokens
-        self._sizes = graph_sizes(max_num_seqs)
+        self._tables = block_tables
+        self._logits = logits
+        self._sizes = graph_sizes(shape.rows)
         device = kv_cache.device
-        buffer = torch.zeros(packed_bytes(_fields(self._sizes[-1])), dtype=torch.uint8, device=device)
-        self._inputs = {size: PackedInputs(buffer, _fields(size)) for size in self._sizes}
-        self._rows = torch.arange(max_num_seqs, dtype=torch.int64, device=device)
-        self._tables = torch.zeros((max_num_seqs, max_blocks), dtype=torch.int32, device=device)
+        sharing = (False, True) if shape.shared else (False,)
+        self._shapes = {
+            (size, shared): replace(shape, rows=size, shared=shared)
+            for size in self._sizes
+            for shared in sharing
+            if size >= _LEAST_SHARING or not shared
+        }
+        fields = {key: _fields(plan_shape) for key, plan_shape in self._shapes.items()}
+        buffer = torch.zeros(max(map(packed_bytes, fields.values())), dtype=torch.uint8, device=device)
+        self._inputs = {key: PackedInputs(buffer, wanted) for key, wanted in fields.items()}
+        self._rows = torch.arange(shape.rows, dtype=torch.int64, device=device)
         self._no_prefill = torch.zeros(1, dtype=torch.int32, device=device)
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
+        self._graphs: dict[_Key, torch.cuda.CUDAGraph] = {}
 
     @torch.inference_mode()
     def capture(self, pool: Any) -> None:
         """Captures all sizes into `pool`, the largest first, so that the smaller ones fit into its memory."""
         start, before = time.perf_counter(), torch.cuda.mem_get_info(self._kv_cache.device)[0]
-        none = np.zeros(0, dtype=np.int64)
-        for size in reversed(self._sizes):
-            self._inputs[size].send(input_ids=none, positions=none, slots=none, context=none)
-            batch = self._batch(size)
+        none = np.zeros(0, dtype=np.int32)
+        for key in sorted(self._shapes, reverse=True):
+            inputs = self._inputs[key]
+            inputs.send(**dict.fromkeys(inputs.tensors, none))
+            batch = self._batch(key)
             # Whatever is compiled or allocated on first use must be there before the capture.
             self._forward(batch)
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool):
-                logits = self._forward(batch)
-            self._graphs[size] = (graph, logits)
+                self._forward(batch)
+            self._graphs[key] = graph
         taken = before - torch.cuda.mem_get_info(self._kv_cache.device)[0]
         log.info(
             "decode graphs captured",
-            sizes=len(self._sizes),
+            graphs=len(self._graphs),
             seconds=round(time.perf_counter() - start, 1),
             mebibytes=taken // 2**20,
         )
 
-    def forward(
-        self, input_ids: np.ndarray, positions: np.ndarray, slots: np.ndarray, tables: np.ndarray, context: np.ndarray
-    ) -> torch.Tensor:
-        """Logits [n, vocab_size] of n one-token rows; valid until the next call.
-
-        Shapes: [n] each, `tables` [n, blocks].
-        """
-        n = len(input_ids)
+    def forward(self, inputs: StepInputs, runs: list[SharedRun]) -> torch.Tensor:
+        """Logits [n, vocab_size] of the step's n one-token rows; valid until the next call."""
+        n = len(inputs.input_ids)
         size = next(size for size in self._sizes if size >= n)
-        self._inputs[size].send(input_ids=input_ids, positions=positions, slots=slots, context=context)
-        self._tables[:n, : tables.shape[1]].copy_(pinned(tables), non_blocking=True)
-        graph, logits = self._graphs[size]
-        graph.replay()
-        return logits[:n]
+        key = size, bool(runs) and (size, True) in self._shapes
+        plan = plan_decode(inputs.context_lens, inputs.lines, self._shapes[key], runs if key[1] else ())
+        self._inputs[key].send(input_ids=inputs.input_ids, positions=inputs.positions, slots=inputs.slots, **plan)
+        self._graphs[key].replay()
+        return self._logits[:n]
 
-    def _forward(self, batch: ForwardBatch) -> torch.Tensor:
+    def _forward(self, batch: ForwardBatch) -> None:
         known = replace(batch, input_ids=self._last_tokens.resolve(batch.input_ids))
-        return self._model.forward(known, self._kv_cache)
+        self._model.forward(known, self._kv_cache, logits=self._logits[: len(batch.input_ids)])
 
-    def _batch(self, size: int) -> ForwardBatch:
-        inputs = self._inputs[size].tensors
+    def _batch(self, key: _Key) -> ForwardBatch:
+        inputs, size = self._inputs[key].tensors, key[0]
+        # Kernels go by the plan: lines and lengths are only as many as the rows.
+        unused = self._tables[:size, 0]
         return ForwardBatch(
             input_ids=inputs["input_ids"],
             positions=inputs["positions"],
             slot_mapping=inputs["slots"],
             num_decodes=size,
-            block_tables=self._tables[:size],
-            context_lens=inputs["context"],
+            block_tables=self._tables,
+            lines=unused,
+            context_lens=unused,
             cu_seqlens_q=self._no_prefill,
             max_query_len=0,
             logits_rows=self._rows[:size],
+            decode_plan=DecodePlan.of(self._shapes[key], inputs),
         )
 
 
-def _fields(size: int) -> dict[str, Field]:
+def _fields(shape: PlanShape) -> dict[str, Field]:
     return {
-        "input_ids": Field(np.int64, size),
-        "positions": Field(np.int64, size),
-        "slots": Field(np.int64, size, padding=-1),
-        "context": Field(np.int32, size),
+        "input_ids": Field(np.int64, shape.rows),
+        "positions": Field(np.int64, shape.rows),
+        "slots": Field(np.int64, shape.rows, padding=-1),
+        **plan_fields(shape),
     }
+
+
+def plan_fields(shape: PlanShape) -> dict[str, Field]:
+    """The arrays of a plan."""
+    return {name: Field(np.int32, count, padding=-1) for name, count in shape.counts().items()}

@@ -21,6 +21,8 @@ class SequenceTables:
         self.top_p = np.ones(max_num_seqs, dtype=np.float32)
         self.min_p = np.zeros(max_num_seqs, dtype=np.float32)
         self.seed = np.zeros(max_num_seqs, dtype=np.int64)
+        #: (row, first, end) of entries of `blocks` that were written since the list was last taken.
+        self.changes: list[tuple[int, int, int]] = []
         #: The list object last written to each row: a sequence that starts, or starts again, has a new one.
         self._written: list[list[int] | None] = [None] * max_num_seqs
         self._lengths = [0] * max_num_seqs
@@ -39,6 +41,7 @@ class SequenceTables:
         if written < length:
             self.blocks[row, written:length] = table[written:]
             self._lengths[row] = length
+            self.changes.append((row, written, length))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,7 @@ class StepInputs:
     input_ids: np.ndarray  # [T] int64, last_tokens.pending(row) where only the device knows it
     positions: np.ndarray  # [T] int64
     slots: np.ndarray  # [T] int64
-    block_tables: np.ndarray  # [S, widest] int32
+    lines: np.ndarray  # [S] int32, of the sequences in the block tables
     context_lens: np.ndarray  # [S] int32
     counts: np.ndarray  # [S] int64, tokens of each sequence
     ends: np.ndarray  # [S] int64, their running sum
@@ -75,7 +78,7 @@ class StepInputs:
             input_ids=_token_ids(parts, step),
             positions=positions,
             slots=tables.blocks[token_rows, places].astype(np.int64) * block_size + offsets,
-            block_tables=tables.blocks[rows, : -(-int(context.max()) // block_size)],
+            lines=rows.astype(np.int32),
             context_lens=context.astype(np.int32),
             counts=counts,
             ends=ends,

@@ -10,12 +10,14 @@ import numpy as np
 import structlog
 import torch
 
+from millrace_kernels import DecodePlan, PlanShape, SharedRun, plan_decode
 from millrace_worker.models.batch import ForwardBatch
 from millrace_worker.models.decoder import Decoder
 
+from .graphs import plan_fields
 from .inputs import StepInputs
 from .last_tokens import LastTokens
-from .packed import Field, PackedInputs, packed_bytes, pinned
+from .packed import Field, PackedInputs, packed_bytes
 
 log = structlog.get_logger()
 
@@ -38,7 +40,8 @@ class MixedGraphs:
     """The model's forward pass for up to `mixed_sizes` tokens of any decodes and up to PREFILLS prefills.
 
     Shapes alone make a graph: a step has room for more decodes, prefills, tokens and logits than it uses. Decodes that
-    are not there have no context; their rows may be a prefill's, whose attention is computed after theirs.
+    are not there are in no plan; their rows may be a prefill's, whose attention is computed after theirs. All graphs
+    put their logits into one tensor.
     """
 
     def __init__(
@@ -46,25 +49,26 @@ class MixedGraphs:
         model: Decoder,
         kv_cache: torch.Tensor,
         last_tokens: LastTokens,
+        block_tables: torch.Tensor,
+        logits: torch.Tensor,
+        shape: PlanShape,
         *,
-        max_num_seqs: int,
         max_tokens: int,
-        max_blocks: int,
     ) -> None:
+        """`logits` is [max_num_seqs + PREFILLS, vocab_size], `shape` the plans' with max_num_seqs rows."""
         self._model = model
         self._kv_cache = kv_cache
         self._last_tokens = last_tokens
-        self._max_num_seqs = max_num_seqs
+        self._tables = block_tables
+        self._logits = logits
+        self._max_num_seqs = shape.rows
         self._sizes = mixed_sizes(max_tokens)
-        device = kv_cache.device
-        fields = {(size, rows): _fields(size, rows) for size in self._sizes for rows in self._rows(size)}
-        buffer = torch.zeros(max(map(packed_bytes, fields.values())), dtype=torch.uint8, device=device)
+        #: By (tokens, decodes).
+        self._shapes = {(size, rows): replace(shape, rows=rows) for size in self._sizes for rows in self._rows(size)}
+        fields = {(size, rows): _fields(size, plan_shape) for (size, rows), plan_shape in self._shapes.items()}
+        buffer = torch.zeros(max(map(packed_bytes, fields.values())), dtype=torch.uint8, device=kv_cache.device)
         self._inputs = {key: PackedInputs(buffer, wanted) for key, wanted in fields.items()}
-        #: Block tables of `rows` decodes and PREFILLS prefills, by `rows`.
-        self._tables = {
-            rows: torch.zeros((rows + PREFILLS, max_blocks), dtype=torch.int32, device=device) for _, rows in fields
-        }
-        self._graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
+        self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
 
     @torch.inference_mode()
     def capture(self, pool: Any) -> None:
@@ -81,8 +85,8 @@ class MixedGraphs:
                 torch.cuda.synchronize()
                 graph = torch.cuda.CUDAGraph()
                 with torch.cuda.graph(graph, pool=pool):
-                    logits = self._forward(batch)
-                self._graphs[size, rows] = (graph, logits)
+                    self._forward(batch)
+                self._graphs[size, rows] = graph
         taken = before - torch.cuda.mem_get_info(self._kv_cache.device)[0]
         log.info(
             "mixed graphs captured",
@@ -94,44 +98,37 @@ class MixedGraphs:
     def fits(self, inputs: StepInputs) -> bool:
         return len(inputs.input_ids) <= self._sizes[-1] and len(inputs.counts) - inputs.num_decodes <= PREFILLS
 
-    def forward(self, inputs: StepInputs) -> torch.Tensor:
+    def forward(self, inputs: StepInputs, runs: list[SharedRun]) -> torch.Tensor:
         """Logits [n, vocab_size] of the n sequences that sample; valid until the next call."""
         tokens = len(inputs.input_ids)
         size = next(size for size in self._sizes if size >= tokens)
         rows = next(rows for rows in self._rows(size) if rows >= inputs.num_decodes)
         decodes, prefills = inputs.num_decodes, len(inputs.counts) - inputs.num_decodes
-        context = np.zeros(rows + prefills, dtype=np.int32)
-        context[:decodes], context[rows:] = inputs.context_lens[:decodes], inputs.context_lens[decodes:]
         bounds = np.full(PREFILLS + 1, tokens, dtype=np.int32)
         bounds[: prefills + 1] = inputs.prefill_bounds
         wanted = inputs.ends[inputs.samples] - 1
+        shape = self._shapes[size, rows]
+        plan = plan_decode(inputs.context_lens[:decodes], inputs.lines[:decodes], shape, runs if shape.shared else ())
         self._inputs[size, rows].send(
             input_ids=inputs.input_ids,
             positions=inputs.positions,
             slots=inputs.slots,
             logits_rows=wanted,
-            context=context,
+            context=_apart(inputs.context_lens, decodes, rows),
+            lines=_apart(inputs.lines, decodes, rows),
             bounds=bounds,
+            **plan,
         )
-        self._put_tables(rows, inputs)
-        graph, logits = self._graphs[size, rows]
-        graph.replay()
-        return logits[: len(wanted)]
-
-    def _put_tables(self, rows: int, inputs: StepInputs) -> None:
-        decodes, prefills = inputs.num_decodes, len(inputs.counts) - inputs.num_decodes
-        tables, width = pinned(inputs.block_tables), inputs.block_tables.shape[1]
-        target = self._tables[rows]
-        target[:decodes, :width].copy_(tables[:decodes], non_blocking=True)
-        target[rows : rows + prefills, :width].copy_(tables[decodes:], non_blocking=True)
+        self._graphs[size, rows].replay()
+        return self._logits[: len(wanted)]
 
     def _rows(self, size: int) -> list[int]:
         """For how many decodes there are graphs of `size` tokens."""
         return sorted({min(_FEW, self._max_num_seqs, size), min(self._max_num_seqs, size)})
 
-    def _forward(self, batch: ForwardBatch) -> torch.Tensor:
+    def _forward(self, batch: ForwardBatch) -> None:
         known = replace(batch, input_ids=self._last_tokens.resolve(batch.input_ids))
-        return self._model.forward(known, self._kv_cache)
+        self._model.forward(known, self._kv_cache, logits=self._logits[: len(batch.logits_rows)])
 
     def _batch(self, size: int, rows: int) -> ForwardBatch:
         inputs = self._inputs[size, rows].tensors
@@ -140,20 +137,31 @@ class MixedGraphs:
             positions=inputs["positions"],
             slot_mapping=inputs["slots"],
             num_decodes=rows,
-            block_tables=self._tables[rows],
+            block_tables=self._tables,
+            lines=inputs["lines"],
             context_lens=inputs["context"],
             cu_seqlens_q=inputs["bounds"],
             max_query_len=size,
             logits_rows=inputs["logits_rows"],
+            decode_plan=DecodePlan.of(self._shapes[size, rows], inputs),
         )
 
 
-def _fields(size: int, rows: int) -> dict[str, Field]:
+def _apart(values: np.ndarray, decodes: int, rows: int) -> np.ndarray:
+    """Of each sequence, with room for `rows` decodes before the prefills."""
+    moved = np.zeros(rows + len(values) - decodes, dtype=values.dtype)
+    moved[:decodes], moved[rows:] = values[:decodes], values[decodes:]
+    return moved
+
+
+def _fields(size: int, shape: PlanShape) -> dict[str, Field]:
     return {
         "input_ids": Field(np.int64, size),
         "positions": Field(np.int64, size),
         "slots": Field(np.int64, size, padding=-1),
-        "logits_rows": Field(np.int64, min(size, rows + PREFILLS)),
-        "context": Field(np.int32, rows + PREFILLS),
+        "logits_rows": Field(np.int64, min(size, shape.rows + PREFILLS)),
+        "context": Field(np.int32, shape.rows + PREFILLS),
+        "lines": Field(np.int32, shape.rows + PREFILLS),
         "bounds": Field(np.int32, PREFILLS + 1),
+        **plan_fields(shape),
     }

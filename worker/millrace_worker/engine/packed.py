@@ -55,7 +55,3 @@ class PackedInputs:
 
 def packed_bytes(fields: Mapping[str, Field]) -> int:
     return sum(field.nbytes for field in fields.values())
-
-
-def pinned(array: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array)).pin_memory()

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from millrace_kernels import sample
+from millrace_kernels import DecodePlan, PlanShape, SharedRun, plan_decode, sample
 from millrace_worker.models.batch import ForwardBatch
 from millrace_worker.models.decoder import Decoder
 
+from .device_tables import DeviceTables
 from .graphs import DecodeGraphs
 from .inputs import SequenceTables, StepInputs
 from .last_tokens import LastTokens
-from .mixed_graphs import MixedGraphs
+from .mixed_graphs import PREFILLS, MixedGraphs
 from .packed import Field, PackedInputs, packed_bytes
+from .shared_runs import find_shared_runs
 from .step import Scheduled, Step
 
 
@@ -65,34 +67,50 @@ class ModelRunner:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         max_model_len: int,
+        share_runs: bool = True,
     ) -> None:
+        """With `share_runs`, decode attention reads blocks that sequences share once for all of them."""
         self.model = model
         self.kv_cache = kv_cache
         self.block_size = kv_cache.shape[4]
         self.device = kv_cache.device
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
-        self.max_blocks = -(-max_model_len // self.block_size)
-        self.tables = SequenceTables(max_num_seqs, self.max_blocks)
+        self.tables = SequenceTables(max_num_seqs, -(-max_model_len // self.block_size))
+        self.device_tables = DeviceTables(self.tables.blocks, self.device)
         self.last_tokens = LastTokens(max_num_seqs, self.device)
         self._sampling_buffer = torch.zeros(
             packed_bytes(_sampling_fields(max_num_seqs)), dtype=torch.uint8, device=self.device
         )
         #: By number of rows.
         self._sampling: dict[int, PackedInputs] = {}
+        #: Of attention's plans; None on a CPU, where attention needs none.
+        self._plan_shape: PlanShape | None = None
+        if self.device.type == "cuda":
+            config = model.config
+            self._plan_shape = PlanShape(
+                max_num_seqs,
+                config.num_kv_heads,
+                config.num_heads // config.num_kv_heads,
+                torch.cuda.get_device_properties(self.device).multi_processor_count,
+                shared=share_runs,
+            )
+        #: Steps in which shared runs were read once, and tokens that were not read again because of them.
+        self.shared_steps = self.shared_tokens = 0
         #: Replays of decode steps, and of short steps with prefills, once `capture` was called.
         self.graphs: DecodeGraphs | None = None
         self.mixed_graphs: MixedGraphs | None = None
 
     def capture(self) -> None:
-        """Captures decode steps and short mixed ones into CUDA graphs, which share their memory."""
+        """Captures decode steps and short mixed ones into CUDA graphs, which share their memory and their logits."""
+        assert self._plan_shape is not None
         pool = torch.cuda.graph_pool_handle()
-        sizes = {"max_num_seqs": self.max_num_seqs, "max_blocks": self.max_blocks}
-        mixed = MixedGraphs(
-            self.model, self.kv_cache, self.last_tokens, max_tokens=self.max_num_batched_tokens, **sizes
-        )
+        most = min(self.max_num_seqs + PREFILLS, max(self.max_num_seqs, self.max_num_batched_tokens))
+        logits = torch.zeros((most, self.model.config.vocab_size), dtype=self.model.dtype, device=self.device)
+        parts = (self.model, self.kv_cache, self.last_tokens, self.device_tables.blocks, logits, self._plan_shape)
+        mixed = MixedGraphs(*parts, max_tokens=self.max_num_batched_tokens)
         mixed.capture(pool)
-        graphs = DecodeGraphs(self.model, self.kv_cache, self.last_tokens, **sizes)
+        graphs = DecodeGraphs(*parts)
         graphs.capture(pool)
         self.graphs, self.mixed_graphs = graphs, mixed
 
@@ -109,6 +127,8 @@ class ModelRunner:
         """Starts a step, behind those that were launched before; nothing here waits for the device."""
         for part in step.scheduled:
             self.tables.update(part.seq)
+        changes, self.tables.changes = self.tables.changes, []
+        self.device_tables.send(changes)
         logits = self._logits(StepInputs.of(step, self.tables, self.block_size))
         sampling_parts = [part for part in step.scheduled if part.samples]
         if not sampling_parts:
@@ -119,24 +139,42 @@ class ModelRunner:
         return Launched(step, sampled)
 
     def _logits(self, inputs: StepInputs) -> torch.Tensor:
+        runs = self._shared_runs(inputs)
         if self.graphs is not None and inputs.is_decode:
-            return self.graphs.forward(
-                inputs.input_ids, inputs.positions, inputs.slots, inputs.block_tables, inputs.context_lens
-            )
+            return self.graphs.forward(inputs, runs)
         if self.mixed_graphs is not None and self.mixed_graphs.fits(inputs):
-            return self.mixed_graphs.forward(inputs)
+            return self.mixed_graphs.forward(inputs, runs)
         batch = ForwardBatch(
             input_ids=self.last_tokens.resolve(self._tensor(inputs.input_ids)),
             positions=self._tensor(inputs.positions),
             slot_mapping=self._tensor(inputs.slots),
             num_decodes=inputs.num_decodes,
-            block_tables=self._tensor(inputs.block_tables),
+            block_tables=self.device_tables.blocks,
+            lines=self._tensor(inputs.lines),
             context_lens=self._tensor(inputs.context_lens),
             cu_seqlens_q=self._tensor(inputs.prefill_bounds),
             max_query_len=int(inputs.counts[inputs.num_decodes :].max(initial=0)),
             logits_rows=self._tensor(inputs.ends[inputs.samples] - 1),
+            decode_plan=self._decode_plan(inputs, runs),
         )
         return self.model.forward(batch, self.kv_cache)
+
+    def _shared_runs(self, inputs: StepInputs) -> list[SharedRun]:
+        n = inputs.num_decodes
+        if self._plan_shape is None or not self._plan_shape.shared:
+            return []
+        runs = find_shared_runs(self.tables.blocks, inputs.lines[:n], inputs.context_lens[:n], self.block_size)
+        self.shared_steps += bool(runs)
+        self.shared_tokens += sum((run.end - run.begin) * (len(run.members) - 1) for run in runs)
+        return runs
+
+    def _decode_plan(self, inputs: StepInputs, runs: list[SharedRun]) -> DecodePlan | None:
+        n = inputs.num_decodes
+        if self._plan_shape is None or n == 0:
+            return None
+        shape = replace(self._plan_shape, rows=n, shared=bool(runs))
+        plan = plan_decode(inputs.context_lens[:n], inputs.lines[:n], shape, runs)
+        return DecodePlan.of(shape, {name: self._tensor(array) for name, array in plan.items()})
 
     def _sampling_batch(self, parts: list[Scheduled]) -> SamplingBatch:
         rows = np.array([p.seq.row for p in parts], dtype=np.int64)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from millrace_kernels import DecodePlan
+
 
 @dataclass(frozen=True, slots=True)
 class ForwardBatch:
@@ -14,7 +16,7 @@ class ForwardBatch:
     The first `num_decodes` tokens are the one-token decodes of the first `num_decodes` sequences; the tokens of the
     other sequences follow, each sequence's in order, as the last tokens of its context.
 
-    In the fixed shapes of CUDA graphs, sequences of the decode part that are not there have context length 0, and their
+    In the fixed shapes of CUDA graphs, sequences of the decode part that are not there are not in the plan, and their
     tokens may belong to prefills; prefills that are not there have no tokens; tokens that are not there have slot -1.
     """
 
@@ -23,7 +25,9 @@ class ForwardBatch:
     #: block * block_size + offset of the slot that takes a token's key and value; below 0: stored nowhere.
     slot_mapping: torch.Tensor  # [T] int64
     num_decodes: int
-    block_tables: torch.Tensor  # [S, M] int32, decodes first
+    block_tables: torch.Tensor  # [L, M] int32
+    #: Whose line of the block tables is which, decodes first.
+    lines: torch.Tensor  # [S] int32
     #: Tokens in the cache after this step's are stored.
     context_lens: torch.Tensor  # [S] int32
     #: Where each prefill's tokens start, and where the last one's end.
@@ -32,3 +36,5 @@ class ForwardBatch:
     max_query_len: int
     #: Tokens whose logits are wanted.
     logits_rows: torch.Tensor  # [R] int64
+    #: What the kernels go by for the decodes; None: it is made from the context lengths, read on the host.
+    decode_plan: DecodePlan | None = None

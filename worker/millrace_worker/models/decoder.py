@@ -82,9 +82,12 @@ class Decoder:
         return self._embed.device
 
     @torch.inference_mode()
-    def forward(self, batch: ForwardBatch, kv_cache: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, batch: ForwardBatch, kv_cache: torch.Tensor, *, logits: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Logits [R, vocab_size] of `batch.logits_rows`, after storing the batch's keys and values in `kv_cache`.
 
+        They are put into `logits`, if that is given.
         `kv_cache` is [num_blocks, num_layers, 2, num_kv_heads, block_size, head_dim], of the model's dtype and device.
         Positions must lie below config.max_context; nobody checks that here, because it would wait for the device.
         """
@@ -101,7 +104,7 @@ class Decoder:
                 # What follows works on each token alone, so only the wanted ones go on.
                 attended, residual = attended[batch.logits_rows], residual[batch.logits_rows]
             x, residual = layer.mlp(layer.project(attended), residual)
-        return norm_linear(x, residual, self._norm, self._lm_head, None, self.config.rms_norm_eps)[0]
+        return norm_linear(x, residual, self._norm, self._lm_head, None, self.config.rms_norm_eps, out=logits)[0]
 
 
 def _of_layer(weights: Mapping[str, torch.Tensor], layer: int) -> dict[str, torch.Tensor]:
