@@ -44,7 +44,7 @@ def _panel(results: Results) -> Panel:
     for row in _ordered(results.rows):
         if not row.failed:
             cut = "" if row.share == 1 else f", {row.share:.0%} done"
-            words = f"{row.rate:,.0f} tok/s{' of all' if row.by_total else ''}{cut}"
+            words = f"{row.rate:,.0f} tok/s{' with prompts' if row.by_total else ''}{cut}"
             groups.setdefault(row.workload, []).append(Bar(TITLES[row.engine], row.rate, words))
     return Panel(f"{results.model} on {results.device}, {results.date[:10]}", list(groups.items()))
 

@@ -80,7 +80,7 @@ def test_the_picture_has_a_bar_for_each_figure(tmp_path: Path) -> None:
     widths = {bar[0].text: float(bar.attrib["width"]) for bar in bars}
     assert widths["chat, vLLM: 10,000 tok/s"] in (480.0, 400.0)
     assert widths["chat, transformers: 300 tok/s, 25% done"] == pytest.approx(480 * 300 / 12_000)
-    assert widths["prefill2k, Millrace: 44,000 tok/s of all"] == 480.0
+    assert widths["prefill2k, Millrace: 44,000 tok/s with prompts"] == 480.0
     assert "prefers-color-scheme: dark" in picture
 
 
