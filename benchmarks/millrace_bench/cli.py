@@ -8,58 +8,16 @@ from typing import Annotated
 
 import msgspec
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from millrace.termination import terminated_as_exit
 from millrace_schemas import MillraceError
 
-from . import workloads
+from . import cli_report, cli_throughput
 from .models import MODELS, model_directory
 
 app = typer.Typer(no_args_is_help=True, help="Measure throughput on fixed workloads.")
-
-
-@app.command()
-def throughput(
-    model: Annotated[str, typer.Option(help=f"A shape ({', '.join(MODELS)}), a directory, a hub name, or demo.")],
-    workload: Annotated[
-        str, typer.Option(help=f"Comma-separated: {', '.join(workloads.WORKLOADS)}, or a JSONL file.")
-    ] = "nano",
-    load_format: Annotated[str, typer.Option(help="auto, or dummy for random weights.")] = "auto",
-    temperature: Annotated[float, typer.Option(min=0.0)] = 0.6,
-    repeats: Annotated[int, typer.Option(min=1, help="The fastest counts.")] = 2,
-    max_num_seqs: Annotated[int, typer.Option(min=1)] = 256,
-    max_num_batched_tokens: Annotated[int, typer.Option(min=1)] = 8192,
-    max_model_len: Annotated[int | None, typer.Option(min=2)] = None,
-    gpu_memory_utilization: Annotated[float, typer.Option(min=0.01, max=1.0)] = 0.9,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a workload.")] = False,
-) -> None:
-    """The engine alone, without Redis: all requests at once, every answer to its full length."""
-    from millrace_worker import config
-
-    from .environment import describe
-
-    flags = {
-        "model": model_directory(model),
-        "load_format": load_format,
-        "max_num_seqs": max_num_seqs,
-        "max_num_batched_tokens": max_num_batched_tokens,
-        "max_model_len": max_model_len,
-        "gpu_memory_utilization": gpu_memory_utilization,
-    }
-    try:
-        settings = config.load(flags)
-        rows = _measure(settings.engine, workload.split(","), temperature, repeats)
-    except (MillraceError, ValueError) as e:
-        typer.echo(f"error: {e}", err=True)
-        raise typer.Exit(1) from e
-    environment = describe()
-    if as_json:
-        for row in rows:
-            typer.echo(json.dumps({**flags, "engine": "millrace", "model": model, **row, **environment}))
-    else:
-        _print(model, rows, environment)
+app.command()(cli_throughput.throughput)
+app.command()(cli_report.report)
 
 
 @app.command()
@@ -188,51 +146,3 @@ def chaos(
         show(found, environment)
     if found["faults"]:
         raise typer.Exit(1)
-
-
-def _measure(engine_config, names: list[str], temperature: float, repeats: int) -> list[dict[str, object]]:  # type: ignore[no-untyped-def]
-    from millrace_worker.engine.engine import Engine
-
-    from . import throughput as bench
-
-    engine = Engine(engine_config)
-    bench.warm_up(engine, temperature)
-    rows = []
-    for name in names:
-        jobs = workloads.load(name, engine.ready.vocab_size)
-        runs = [bench.run(engine, jobs, temperature) for _ in range(repeats)]
-        best = min(runs, key=lambda r: r.seconds)
-        row = {"workload": name, **msgspec.structs.asdict(best)}
-        row["all_seconds"] = [round(r.seconds, 3) for r in runs]
-        row["output_tok_s"], row["total_tok_s"] = round(best.output_rate, 1), round(best.total_rate, 1)
-        rows.append(row)
-    return rows
-
-
-def _print(model: str, rows: list[dict[str, object]], environment: dict[str, str]) -> None:
-    table = Table(title=f"Millrace, {model}: engine alone")
-    columns = {
-        "workload": "workload",
-        "requests": "requests",
-        "output_tokens": "output tokens",
-        "seconds": "s",
-        "output_tok_s": "output tok/s",
-        "total_tok_s": "total tok/s",
-        "steps": "steps",
-        "wait_seconds": "waiting s",
-        "preemptions": "preempted",
-        "kv_waste": "KV waste",
-    }
-    for title in columns.values():
-        table.add_column(title, justify="right" if title != "workload" else "left")
-    for row in rows:
-        table.add_row(*(_cell(key, row[key]) for key in columns))
-    console = Console()
-    console.print(table)
-    console.print(", ".join(f"{name} {value}" for name, value in environment.items()), highlight=False)
-
-
-def _cell(key: str, value: object) -> str:
-    if key == "kv_waste":
-        return f"{value:.1%}"
-    return f"{value:,.1f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

@@ -21,18 +21,37 @@ def describe_host() -> dict[str, str]:
     return found | _versions("redis", "hiredis", "uvicorn", "httptools", "uvloop", "starlette", "millrace")
 
 
-def describe() -> dict[str, str]:
-    """Device, versions and commit, for people and programs."""
+def describe(commit: str | None = None) -> dict[str, str]:
+    """Device, driver, versions and commit (`commit` where there is no git), for people and programs.
+
+    It takes no memory of the device.
+    """
     import torch
 
-    cuda = torch.cuda.is_available()
-    found = {
-        "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
+    found = _nvidia() or {"device": _processor(), "cores": str(len(os.sched_getaffinity(0)))}
+    found |= {
+        "load_average": f"{os.getloadavg()[0]:.2f}",
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "commit": _commit(),
+        "torch": str(torch.__version__),
+        "commit": commit or _commit(),
     }
-    return found | _versions("triton", "transformers", "millrace")
+    return found | _versions("triton", "transformers", "redis", "millrace")
+
+
+def _nvidia() -> dict[str, str]:
+    """The first NVIDIA device, its driver and its memory; nothing where there is none."""
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=30,
+        )
+        name, driver, memory = (word.strip() for word in done.stdout.splitlines()[0].split(","))
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return {}
+    return {"device": name, "driver": driver, "memory": memory}
 
 
 def _versions(*packages: str) -> dict[str, str]:

@@ -9,7 +9,7 @@ import msgspec
 
 from millrace_worker.frames import AddSequence, SequenceParams
 
-from .workloads import Job, fixed
+from .workloads import Job
 
 if TYPE_CHECKING:
     from millrace_worker.engine.engine import Engine
@@ -30,21 +30,25 @@ class Throughput(msgspec.Struct, frozen=True):
     wait_seconds: float
     #: Share of allocated KV slots that held no token, over all steps.
     kv_waste: float
+    #: Mean over the steps that launched something.
+    sequences_per_step: float
 
     @property
-    def output_rate(self) -> float:
-        """Output tokens a second."""
-        return self.output_tokens / self.seconds
+    def host_ms_per_step(self) -> float:
+        """Milliseconds of a step in which the host did not wait for the device, as a mean over all steps."""
+        return (self.seconds - self.wait_seconds) / self.steps * 1000
 
-    @property
-    def total_rate(self) -> float:
-        """Prompt and output tokens a second."""
-        return (self.prompt_tokens + self.output_tokens) / self.seconds
-
-
-def warm_up(engine: Engine, temperature: float) -> None:
-    """Compiles the kernels that the workloads use."""
-    run(engine, fixed(engine.ready.vocab_size, 16, 256, 16, 99), temperature)
+    def figures(self) -> dict[str, float]:
+        """What is known of a run beyond its time and its tokens."""
+        return {
+            "cached_tokens": self.cached_tokens,
+            "steps": self.steps,
+            "preemptions": self.preemptions,
+            "wait_seconds": self.wait_seconds,
+            "kv_waste": self.kv_waste,
+            "sequences_per_step": self.sequences_per_step,
+            "host_ms_per_step": self.host_ms_per_step,
+        }
 
 
 def run(engine: Engine, jobs: list[Job], temperature: float) -> Throughput:
@@ -54,7 +58,7 @@ def run(engine: Engine, jobs: list[Job], temperature: float) -> Throughput:
     """
     engine.reset_prefix_cache()
     waited = engine.wait_seconds
-    outputs = cached = steps = allocated = used = 0
+    outputs = cached = steps = allocated = used = launched = sequences = 0
     preemptions = engine.scheduler.num_preemptions
     start = time.perf_counter()
     for i, job in enumerate(jobs):
@@ -69,6 +73,8 @@ def run(engine: Engine, jobs: list[Job], temperature: float) -> Throughput:
         cached += sum(count for _, count in output.started)
         allocated += output.load.allocated_slots
         used += output.load.used_slots
+        launched += output.sequences > 0
+        sequences += output.sequences
     seconds = time.perf_counter() - start
     if outputs != sum(job.max_tokens for job in jobs):
         raise RuntimeError(f"{outputs} tokens came back, not {sum(job.max_tokens for job in jobs)}")
@@ -82,4 +88,5 @@ def run(engine: Engine, jobs: list[Job], temperature: float) -> Throughput:
         preemptions=engine.scheduler.num_preemptions - preemptions,
         wait_seconds=engine.wait_seconds - waited,
         kv_waste=1 - used / allocated if allocated else 0.0,
+        sequences_per_step=sequences / launched if launched else 0.0,
     )

@@ -24,6 +24,8 @@ class Job:
 
 class _Draw:
     def __init__(self, vocab_size: int, seed: int) -> None:
+        if vocab_size <= FIRST_ID:
+            raise ValueError(f"workloads are drawn from ids of {FIRST_ID} and above; this model has {vocab_size}")
         self.random = random.Random(seed)
         self.vocab_size = vocab_size
 
@@ -70,6 +72,26 @@ WORKLOADS: dict[str, Callable[[int], list[Job]]] = {
     "decode256": lambda vocab_size: fixed(vocab_size, 256, 1024, 256, 13),
 }
 
+#: The word for all of them, in the order above.
+ALL = "all"
+
+
+def warm_up(vocab_size: int) -> list[Job]:
+    """What an engine runs before it is measured: compiles what is compiled at first use."""
+    return fixed(vocab_size, 16, 256, 16, 99)
+
+
+def named(names: str, vocab_size: int) -> list[tuple[str, list[Job]]]:
+    """The workloads of a comma-separated list, each with its name; "all" stands for all of WORKLOADS.
+
+    Raises ValueError as `load` does, and on a list with nothing in it.
+    """
+    given = [name.strip() for name in names.split(",") if name.strip()]
+    listed = [one for name in given for one in (WORKLOADS if name == ALL else (name,))]
+    if not listed:
+        raise ValueError(f"no workload is named; there are {ALL}, {', '.join(WORKLOADS)}")
+    return [(Path(name).name, load(name, vocab_size)) for name in dict.fromkeys(listed)]
+
 
 def load(name: str, vocab_size: int) -> list[Job]:
     """The workload called `name`, or the one in a JSONL file with {"prompt_token_ids", "max_tokens"} a line.
@@ -80,7 +102,7 @@ def load(name: str, vocab_size: int) -> list[Job]:
         return WORKLOADS[name](vocab_size)
     path = Path(name)
     if not path.is_file():
-        raise ValueError(f"no workload and no file is called {name!r}; there are {', '.join(WORKLOADS)}")
+        raise ValueError(f"no workload and no file is called {name!r}; there are {ALL}, {', '.join(WORKLOADS)}")
     jobs = []
     for number, line in enumerate(path.read_text().splitlines(), 1):
         try:

@@ -6,6 +6,7 @@ import importlib.util
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -22,10 +23,16 @@ _LEASE = 10.0
 
 
 class DemoWorker:
-    """`python -m millrace_worker` on the packaged model, or another, from start to the end of its drain."""
+    """`python -m millrace_worker` on the packaged model, or another, from start to the end of its drain.
 
-    def __init__(self, redis_url: str, log: Path, *, model: str = MODEL, lease: float = _LEASE):
+    `options` are further flags for it.
+    """
+
+    def __init__(
+        self, redis_url: str, log: Path, *, model: str = MODEL, lease: float = _LEASE, options: Sequence[str] = ()
+    ):
         self._model = model
+        self._options = options
         self._lease = lease
         #: The queue's name.
         self.served_name = model.rstrip("/").rsplit("/", 1)[-1]
@@ -44,6 +51,7 @@ class DemoWorker:
             *("--redis-url", self._redis_url),
             *("--lease", str(self._lease)),
             *("--grace", str(_GRACE)),
+            *self._options,
         ]
         with self._log.open("wb") as log:
             # A session of its own: Ctrl-C ends the command, and the command ends its worker.

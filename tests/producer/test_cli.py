@@ -16,7 +16,7 @@ import pytest
 import redis
 
 from fake_worker import FakeWorker, register
-from millrace import Client, JobState, Request, WorkerInfo, cli
+from millrace import Client, JobState, Request, WorkerInfo, cli, extra_commands
 from millrace.embedded import free_port
 from millrace_schemas import QueueKeys, decode, encode, new_job_id
 
@@ -266,6 +266,13 @@ def test_commands_of_other_packages(extra: Path) -> None:
         "millrace: `millrace other` is not installed (No module named 'a_package_that_is_not_there'); "
         'run: pip install "millrace[other]"\n'
     )
+
+
+def test_our_own_commands_need_no_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extra_commands, "entry_points", lambda group: ())
+    assert shlex.join(extra_commands._others()) == "worker bench"
+    for command in extra_commands._others().values():
+        assert callable(command.load())
 
 
 def test_submit_imports_neither_torch_nor_other_commands(extra: Path, client: Client, redis_url: str) -> None:

@@ -1,0 +1,187 @@
+"""`millrace bench throughput`: fixed workloads through the engine alone, through Redis, and through other engines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from millrace.termination import terminated_as_exit
+from millrace_schemas import MillraceError
+
+from . import workloads
+from .comparison import PEERS, Bench, PeerOptions, run_engine
+from .models import MODELS, model_directory
+from .redis_bench import run_through_redis
+from .results import ENGINE, THROUGH_REDIS, Results, Row, free_path, now, save
+
+RESULTS = Path("benchmarks/results")
+
+
+@dataclass(slots=True)
+class _Command:
+    """What was asked for, and what has come of it so far."""
+
+    model: str
+    bench: Bench
+    options: PeerOptions
+    engines: list[str]
+    vocab_size: int
+    environment: dict[str, str]
+    quiet: bool
+    save_to: Path | None = None
+    date: str = field(default_factory=now)
+    about: dict[str, dict[str, str]] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+
+    def run(self) -> None:
+        """All engines, one after the other; what is there is saved after each row."""
+        path = None if self.save_to is None else free_path(self.save_to, self._results())
+        for engine in self.engines:
+            for row in self._rows(engine):
+                self.rows.append(row)
+                if path is not None:
+                    save(path, self._results())
+        if path is not None:
+            self.say(f"saved: {path}")
+
+    def say(self, words: str) -> None:
+        if not self.quiet:
+            typer.echo(words, err=True)
+
+    def _rows(self, engine: str) -> Iterator[Row]:
+        if engine == THROUGH_REDIS:
+            return run_through_redis(self.bench, self.options.timeout, self.vocab_size, self.say)
+        return run_engine(engine, self.bench, self.options, self.about, self.say)
+
+    def _results(self) -> Results:
+        peers = [engine for engine in self.engines if engine in PEERS]
+        what = "throughput" + ("-through-redis" if THROUGH_REDIS in self.engines else "")
+        settings = {"temperature": self.bench.temperature, "repeats": self.bench.repeats, **self.bench.flags}
+        # Where the model lies on this machine, as its logs, is nobody's business elsewhere.
+        del settings["model"]
+        if "vllm" in peers:
+            settings["vllm"] = self.options.vllm_args
+        return Results(
+            date=self.date,
+            model=self.model,
+            what="-vs-".join([what, *peers]),
+            environment=self.environment,
+            settings=settings,
+            engines=self.about,
+            rows=tuple(msgspec.structs.replace(row, log="") for row in self.rows),
+        )
+
+
+def throughput(
+    model: Annotated[str, typer.Option(help=f"A shape ({', '.join(MODELS)}), a directory, a hub name, or demo.")],
+    workload: Annotated[
+        str,
+        typer.Option(help=f"Comma-separated: {', '.join(workloads.WORKLOADS)}, or a JSONL file; all: these eight."),
+    ] = "nano",
+    load_format: Annotated[str, typer.Option(help="auto, or dummy for random weights.")] = "auto",
+    temperature: Annotated[float, typer.Option(min=0.0)] = 0.6,
+    repeats: Annotated[int, typer.Option(min=1, help="The fastest counts.")] = 2,
+    max_num_seqs: Annotated[int, typer.Option(min=1)] = 256,
+    max_num_batched_tokens: Annotated[int, typer.Option(min=1)] = 8192,
+    max_model_len: Annotated[int | None, typer.Option(min=2)] = None,
+    gpu_memory_utilization: Annotated[float, typer.Option(min=0.01, max=1.0)] = 0.9,
+    vs: Annotated[str, typer.Option(help=f"Other engines, comma-separated: {', '.join(PEERS)}.")] = "",
+    vs_first: Annotated[bool, typer.Option(help="The others run before Millrace: a device may slow when hot.")] = False,
+    vs_python: Annotated[str | None, typer.Option(help="The interpreter of vLLM's environment.")] = None,
+    vs_pythonpath: Annotated[str | None, typer.Option(help="Directories in front of vLLM's Python path.")] = None,
+    vs_args: Annotated[str, typer.Option(help="Arguments of vllm.LLM, a JSON object; the rest is its default.")] = "{}",
+    vs_limit: Annotated[float, typer.Option(min=1, help="Most seconds of a workload of transformers.")] = 120.0,
+    vs_timeout: Annotated[float, typer.Option(min=1, help="An engine silent for so many seconds has failed.")] = 900.0,
+    through_redis: Annotated[bool, typer.Option(help="The jobs also go through Redis and a whole worker.")] = False,
+    to_file: Annotated[bool, typer.Option("--save", help="Write the rows to a file of --results-dir.")] = False,
+    results_dir: Annotated[Path, typer.Option()] = RESULTS,
+    commit: Annotated[str | None, typer.Option(help="The code's, where there is no git.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a row.")] = False,
+) -> None:
+    """Fixed workloads, all requests at once, every answer to its full length: the engine alone, without Redis.
+
+    With --vs the same jobs also go through other engines, each in a process of its own, one after the other. One that
+    cannot run is a row that says why. Exit code 1 when Millrace itself could not run all of them.
+    """
+    from .environment import describe
+    from .throughput_table import show
+
+    flags = {
+        "model": model_directory(model),
+        "load_format": load_format,
+        "max_num_seqs": max_num_seqs,
+        "max_num_batched_tokens": max_num_batched_tokens,
+        "max_model_len": max_model_len,
+        "gpu_memory_utilization": gpu_memory_utilization,
+    }
+    try:
+        bench, vocab_size = _bench(flags, workload, temperature, repeats)
+        options = PeerOptions(vs_python, vs_pythonpath, _arguments(vs_args), vs_timeout, vs_limit)
+        engines = _engines(vs, first=vs_first, through_redis=through_redis)
+    except (MillraceError, ValueError) as e:
+        typer.echo(f"error: {e}", err=True)
+        raise typer.Exit(1) from e
+    environment = describe(commit)
+    command = _Command(
+        Path(model).name, bench, options, engines, vocab_size, environment, as_json, results_dir if to_file else None
+    )
+    with terminated_as_exit():
+        command.run()
+    if as_json:
+        for row in command.rows:
+            typer.echo(json.dumps({**flags, "model": model, **row.as_flat(), **environment}))
+    elif any(not row.failed for row in command.rows):
+        show(command.model, command.rows, environment)
+    own = [row for row in command.rows if row.failed and row.engine in (ENGINE, THROUGH_REDIS)]
+    for row in own:
+        typer.echo(f"error: {row.engine}, {row.workload}: {row.failed} ({row.log})", err=True)
+    if own:
+        raise typer.Exit(1)
+
+
+def _bench(flags: dict[str, Any], names: str, temperature: float, repeats: int) -> tuple[Bench, int]:
+    """What all engines are given, and the size of the model's vocabulary. Raises MillraceError, ValueError."""
+    from millrace_worker import config
+    from millrace_worker.model_path import resolve_model
+    from millrace_worker.models.config import load_config
+
+    load_format = config.load(flags).engine.load_format
+    directory = resolve_model(flags["model"])
+    shape = load_config(directory)
+    bench = Bench(
+        directory,
+        load_format,
+        temperature,
+        repeats,
+        {**flags, "model": str(directory.absolute())},
+        shape.max_context,
+        workloads.warm_up(shape.vocab_size),
+        workloads.named(names, shape.vocab_size),
+    )
+    return bench, shape.vocab_size
+
+
+def _engines(vs: str, *, first: bool, through_redis: bool) -> list[str]:
+    """In the order in which they run. Raises ValueError."""
+    peers = list(dict.fromkeys(name.strip() for name in vs.split(",") if name.strip()))
+    unknown = [name for name in peers if name not in PEERS]
+    if unknown:
+        raise ValueError(f"--vs knows {' and '.join(PEERS)}, not {unknown[0]!r}")
+    own = [ENGINE, THROUGH_REDIS] if through_redis else [ENGINE]
+    return peers + own if first else own + peers
+
+
+def _arguments(text: str) -> dict[str, Any]:
+    try:
+        values = json.loads(text)
+    except ValueError as e:
+        raise ValueError(f"--vs-args is no JSON: {e}") from e
+    if not isinstance(values, dict):
+        raise ValueError(f"--vs-args is a JSON object of arguments of vllm.LLM, not {text!r}")
+    return values
