@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .decode_plan import DecodePlan, PlanShape, SharedRun, plan_decode
-from .linear import linear, norm_gated_linear, norm_linear
+from .linear import linear, linear_parts, norm_gated_linear, norm_linear
 from .paged_decode import paged_decode
 from .paged_prefill import paged_prefill
 from .rms_norm import rms_norm, rms_norm_residual
@@ -16,6 +16,7 @@ __all__ = [
     "PlanShape",
     "SharedRun",
     "linear",
+    "linear_parts",
     "norm_gated_linear",
     "norm_linear",
     "paged_decode",

@@ -124,21 +124,26 @@ def skinny(
     bias: torch.Tensor | None,
     *,
     gated: bool = False,
+    parts: bool = False,
     out: torch.Tensor | None = None,
     blocks: tuple[int, int, int, int, int, int] | None = None,
 ) -> torch.Tensor:
-    """Give x [1 to MAX_ROWS, K] times weight [N, K], or [2 * N, K] when gated; checked, weights contiguous."""
+    """Give x [1 to MAX_ROWS, K] times weight [N, K], or [2 * N, K] when gated; checked, weights contiguous.
+
+    With `parts`, and without a bias, the float32 parts [splits, T, N] of a product that was cut along K.
+    """
     rows, k, columns = x.shape[0], weight.shape[1], weight.shape[0] // (2 if gated else 1)
     block_n, block_k, splits, warps, stages, ahead = blocks or _blocks(columns, k, rows, gated)
     split_k = triton.cdiv(triton.cdiv(k, splits), block_k) * block_k
     splits = triton.cdiv(k, split_k)
-    out = x.new_empty(rows, columns) if out is None else out
-    partial = out if splits == 1 else x.new_empty(splits, rows, columns, dtype=torch.float32)
+    partial = x.new_empty(splits, rows, columns, dtype=torch.float32) if splits > 1 else None
+    if partial is None or not parts:
+        out = x.new_empty(rows, columns) if out is None else out
     _skinny_kernel[(triton.cdiv(columns, block_n), splits)](
         x,
         weight,
         bias,
-        partial,
+        out if partial is None else partial,
         rows,
         x.stride(0),
         COLUMNS=columns,
@@ -154,7 +159,9 @@ def skinny(
         num_stages=stages,
         **dependent_launch(x),
     )
-    if splits > 1:
+    if partial is not None and parts:
+        return partial
+    if partial is not None:
         width = min(1024, triton.next_power_of_2(columns))
         _sum_kernel[(rows, triton.cdiv(columns, width))](
             partial,
@@ -168,4 +175,5 @@ def skinny(
             num_warps=4,
             **dependent_launch(x),
         )
+    assert out is not None
     return out

@@ -14,12 +14,14 @@ import torch
 
 #: int32 numbers of a record of each list; those behind the fields named below are padding.
 TASK_WIDTH, SHARED_WIDTH, MERGE_WIDTH = 8, 8, 4
+#: Of fewer rows, contexts have so many parts that a launch of its own merges them faster than the last of their tasks.
+_LEAST_MERGED_IN_PLACE = 16
 #: Parts of contexts are cut at multiples of this many tokens.
 CUT = 64
 #: Fewest tokens that are worth a part of their own: of few sequences, which leave the device idle, and of more.
 _LEAST_PART, _FEW_PROGRAMS = (64, 128), 16
 #: Programs that a multiprocessor should have to choose from, and have at most where contexts are cut.
-_PROGRAMS = 6
+_PROGRAMS = 4
 #: Most parts of one context.
 _MOST_PARTS = 64
 #: Fewest tokens of a shared run that are worth a program of their own.
@@ -67,7 +69,12 @@ class PlanShape:
 
     @property
     def tile_rows(self) -> int:
-        return 64 if self.rows * self.group <= 64 or self.group > 128 else 128
+        return 64 if self.rows * self.group <= 128 or self.group > 128 else 128
+
+    @property
+    def merges_in_place(self) -> bool:
+        """Whether the last task of a row to end merges the row's results."""
+        return self.rows >= _LEAST_MERGED_IN_PLACE
 
     @property
     def shared_tasks(self) -> int:
@@ -88,7 +95,9 @@ class PlanShape:
 
     def counts(self) -> dict[str, int]:
         """Numbers of int32 of each array of `plan_decode`."""
-        sizes = {"tasks": self.tasks * TASK_WIDTH, "merges": self.rows * MERGE_WIDTH}
+        sizes = {"tasks": self.tasks * TASK_WIDTH}
+        if not self.merges_in_place:
+            sizes["merges"] = self.rows * MERGE_WIDTH
         if self.shared:
             sizes |= {"shared": self.shared_tasks * SHARED_WIDTH, "members": self.members, "member_slots": self.members}
         return sizes
@@ -99,10 +108,13 @@ class DecodePlan:
     """A plan on the device. Records behind the last one begin with -1."""
 
     shape: PlanShape
-    #: [tasks, 8] int32: row of q, line of the block tables, first token, end, slot of the partial result or -1.
+    #: [tasks, 8] int32: row of q, line of the block tables, first token, end; slot of the partial result, or -1 where
+    #: the row has no other; the row's first slot, how many of its slots are tasks', and how many it has.
     tasks: torch.Tensor
-    #: [rows, 4] int32: row of q, first slot, number of slots. Rows without a record have one part.
-    merges: torch.Tensor
+    #: Where tasks merge: [rows * Hkv] int32 zeros, which they leave as zeros; plans that do not run at once may share.
+    arrivals: torch.Tensor | None = None
+    #: Where they do not: [rows, 4] int32: row of q, first slot, number of slots. Rows without a record have one part.
+    merges: torch.Tensor | None = None
     #: [shared_tasks, 8] int32: first member, their number, line of the block tables, first token, end, part of the run.
     shared: torch.Tensor | None = None
     #: [members] int32: rows of q; and the first slot of the run in each, to which the part is added.
@@ -110,16 +122,19 @@ class DecodePlan:
     member_slots: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, shape: PlanShape, tensors: Mapping[str, torch.Tensor]) -> DecodePlan:
-        """The plan in one-dimensional tensors of `shape.counts()` numbers."""
-        shared = None
-        if shape.shared:
-            shared = tensors["shared"].view(-1, SHARED_WIDTH)
+    def of(
+        cls, shape: PlanShape, tensors: Mapping[str, torch.Tensor], arrivals: torch.Tensor | None = None
+    ) -> DecodePlan:
+        """The plan in one-dimensional tensors of `shape.counts()` numbers; without `arrivals`, with some of its own."""
+        tasks = tensors["tasks"].view(-1, TASK_WIDTH)
+        if shape.merges_in_place and arrivals is None:
+            arrivals = torch.zeros(shape.rows * shape.kv_heads, dtype=torch.int32, device=tasks.device)
         return cls(
             shape,
-            tensors["tasks"].view(-1, TASK_WIDTH),
-            tensors["merges"].view(-1, MERGE_WIDTH),
-            shared,
+            tasks,
+            arrivals if shape.merges_in_place else None,
+            None if shape.merges_in_place else tensors["merges"].view(-1, MERGE_WIDTH),
+            tensors["shared"].view(-1, SHARED_WIDTH) if shape.shared else None,
             tensors.get("members"),
             tensors.get("member_slots"),
         )
@@ -150,12 +165,15 @@ def plan_decode(
     tasks = np.zeros((len(row), TASK_WIDTH), dtype=np.int32)
     tasks[:, 0], tasks[:, 1], tasks[:, 2], tasks[:, 3] = row, lines[row], begin, end
     tasks[:, 4] = np.where(split[row], first_slot[row] + part, -1)
+    tasks[:, 5], tasks[:, 6], tasks[:, 7] = first_slot[row], parts[row], slots[row]
     # The longest first, so that none of them is alone at the end.
     order = np.argsort(begin - end, kind="stable")
-    merged = split.nonzero()[0]
-    merges = np.zeros((len(merged), MERGE_WIDTH), dtype=np.int32)
-    merges[:, 0], merges[:, 1], merges[:, 2] = merged, first_slot[merged], slots[merged]
-    plan = {"tasks": tasks[order].ravel(), "merges": merges.ravel()}
+    plan = {"tasks": tasks[order].ravel()}
+    if not shape.merges_in_place:
+        merged = split.nonzero()[0]
+        merges = np.zeros((len(merged), MERGE_WIDTH), dtype=np.int32)
+        merges[:, 0], merges[:, 1], merges[:, 2] = merged, first_slot[merged], slots[merged]
+        plan["merges"] = merges.ravel()
     return plan | shared.arrays(first_slot + parts) if shape.shared else plan
 
 

@@ -62,6 +62,17 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     return _product(x, weight, bias)
 
 
+def linear_parts(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """linear(x, weight, bias), or float32 parts [P, T, N] whose sum it is, where that saves a launch.
+
+    norm_linear, norm_gated_linear and rms_norm_residual take either as x.
+    """
+    _check(x, weight, bias)
+    if bias is None and not _is_row(x, weight) and _are_few(x, weight):
+        return skinny(x, weight, None, parts=True)
+    return linear(x, weight, bias)
+
+
 def norm_linear(
     x: torch.Tensor,
     residual: torch.Tensor | None,
@@ -74,15 +85,15 @@ def norm_linear(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(linear(rms_norm(x + residual, norm)), x + residual) for x and residual [T, K]; without residual, x is the sum.
 
-    Of one row, the norm may stay in float32 where other numbers of rows round it. The product is put into `out` [T, N],
-    if that is given.
+    With a residual, x may be what `linear_parts` gives. Of one row, the norm may stay in float32 where other numbers of
+    rows round it. The product is put into `out` [T, N], if that is given.
     """
     _check(x, weight, bias, residual, norm)
     if out is not None:
-        check_shape("out", out, x.shape[0], weight.shape[0])
-        check_dtype("out", out, x.dtype)
+        check_shape("out", out, x.shape[-2], weight.shape[0])
+        check_dtype("out", out, weight.dtype)
         check_contiguous("out", out)
-    joined = x.shape[1] <= _LONGEST_JOINED
+    joined = x.shape[-1] <= _LONGEST_JOINED
     if joined and _is_row(x, weight, bias, residual, norm):
         return gemv(x, weight, bias, residual=residual, norm=norm, eps=eps, out=out)
     normed, summed = _norm(x, residual, norm, eps)
@@ -106,7 +117,7 @@ def norm_gated_linear(
     _check(x, weight, bias, residual, norm)
     if weight.shape[0] % 2:
         raise ValueError(f"weight has {weight.shape[0]} rows; it needs an even number, gates and then values")
-    joined = x.shape[1] <= _LONGEST_JOINED
+    joined = x.shape[-1] <= _LONGEST_JOINED
     if joined and _is_row(x, weight, bias, residual, norm):
         return gemv(x, weight, bias, residual=residual, norm=norm, eps=eps, gated=True)
     normed, summed = _norm(x, residual, norm, eps)
@@ -137,7 +148,7 @@ def _norm(
 
 def _is_row(x: torch.Tensor, *others: torch.Tensor | None) -> bool:
     """Whether gemv takes these: one row, and nothing strided."""
-    if x.shape[0] != 1 or not use_triton(x):
+    if x.dim() != 2 or x.shape[0] != 1 or not use_triton(x):
         return False
     return all(tensor is None or tensor.is_contiguous() for tensor in (x, *others))
 
@@ -159,14 +170,15 @@ def _check(
     residual: torch.Tensor | None = None,
     norm: torch.Tensor | None = None,
 ) -> None:
+    in_parts = residual is not None and x.dim() == 3
     check_float("x", x)
-    check_shape("x", x, None, None)
+    check_shape("x", x, *([None] * (3 if in_parts else 2)))
     check_rows("x", x)
-    check_shape("weight", weight, None, x.shape[1])
+    check_shape("weight", weight, None, x.shape[-1])
     shapes = {
         "bias": (bias, (weight.shape[0],)),
-        "residual": (residual, tuple(x.shape)),
-        "norm": (norm, (x.shape[1],)),
+        "residual": (residual, tuple(x.shape[-2:])),
+        "norm": (norm, (x.shape[-1],)),
     }
     tensors = {"weight": weight}
     for name, (tensor, shape) in shapes.items():
@@ -174,6 +186,10 @@ def _check(
             check_shape(name, tensor, *shape)
             check_rows(name, tensor)
             tensors[name] = tensor
+    dtype = x.dtype
+    if in_parts:
+        check_dtype("x, in parts,", x, torch.float32)
+        dtype = weight.dtype
     for name, tensor in tensors.items():
-        check_dtype(name, tensor, x.dtype)
+        check_dtype(name, tensor, dtype)
     check_same_device(x=x, **tensors)

@@ -50,6 +50,7 @@ def _paged_decode_kernel(
     out_ptr,
     partial_ptr,
     lse_ptr,
+    arrivals_ptr,
     scale_log2,
     q_row,
     q_head,
@@ -63,12 +64,13 @@ def _paged_decode_kernel(
     BLOCK_SIZE: tl.constexpr,
     TASK_WIDTH: tl.constexpr,
     TILE: tl.constexpr,
+    MERGE: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """One program a (KV head, task): all query heads of the group are the rows of one tile.
 
     A task with a slot gives the float32 partial result [slot, Hq, D] beside lse [slot, Hq], the base-2 logarithm of its
-    weight; one without gives a row of out [S, Hq, D].
+    weight; one without gives a row of out [S, Hq, D]. With MERGE, so does the last task of a row, of all its slots.
     """
     await_inputs(PDL)
     kv_head, record = tl.program_id(0), tasks_ptr + tl.program_id(1) * TASK_WIDTH
@@ -91,15 +93,48 @@ def _paged_decode_kernel(
         k, v = load_tile(head_ptr, table_ptr, token, live, kv_block, KV_HEADS, BLOCK_SIZE, HEAD_DIM, DIM_PAD, True)
         acc, top, total = attend(q, k, v, live[None, :], acc, top, total, scale_log2, MASKED=True)
 
+    HEADS: tl.constexpr = KV_HEADS * GROUP
+    row_place = (row * HEADS + head)[:, None] * HEAD_DIM + dim[None, :]
     # An empty context has a total of zero and gives zeros.
-    acc = acc / tl.where(total > 0, total, 1.0)[:, None]
+    mean = acc / tl.where(total > 0, total, 1.0)[:, None]
     if slot < 0:
-        row_place = (row * (KV_HEADS * GROUP) + head)[:, None] * HEAD_DIM + dim[None, :]
-        tl.store(out_ptr + row_place, acc.to(out_ptr.dtype.element_ty), mask=q_live)
+        tl.store(out_ptr + row_place, mean.to(out_ptr.dtype.element_ty), mask=q_live)
+        return
+    own, place = tl.load(record + 6), slot * HEADS + head
+    if MERGE:
+        arrived = own - 1
+        arrival_ptr = arrivals_ptr + row * KV_HEADS + kv_head
+        if own > 1:
+            tl.store(partial_ptr + place[:, None] * HEAD_DIM + dim[None, :], mean, mask=q_live)
+            tl.store(lse_ptr + place, top + tl.log2(total), mask=member < GROUP)
+            # All threads' results are out before one of them says so.
+            tl.debug_barrier()
+            arrived = tl.atomic_add(arrival_ptr, 1, sem="acq_rel", scope="gpu")
+        if arrived == own - 1:
+            first, count = tl.load(record + 5).to(tl.int64), tl.load(record + 7)
+            for start in tl.range(0, count, 4):
+                for ahead in tl.static_range(4):
+                    other = first + start + ahead
+                    live = (start + ahead < count) & (other != slot)
+                    at = other * HEADS + head
+                    # Not through L1, which may hold what an earlier layer left there.
+                    lse = tl.load(lse_ptr + at, mask=(member < GROUP) & live, other=float("-inf"), cache_modifier=".cg")
+                    partial = tl.load(
+                        partial_ptr + at[:, None] * HEAD_DIM + dim[None, :],
+                        mask=q_live & live,
+                        other=0.0,
+                        cache_modifier=".cg",
+                    )
+                    new_top = tl.maximum(top, lse)
+                    decay, weight = tl.exp2(top - new_top), tl.exp2(lse - new_top)
+                    acc = acc * decay[:, None] + partial * weight[:, None]
+                    total = total * decay + weight
+                    top = new_top
+            tl.store(out_ptr + row_place, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=q_live)
+            tl.store(arrival_ptr, 0)
     else:
-        slot_head = slot * (KV_HEADS * GROUP) + head
-        tl.store(partial_ptr + slot_head[:, None] * HEAD_DIM + dim[None, :], acc, mask=q_live)
-        tl.store(lse_ptr + slot_head, top + tl.log2(total), mask=member < GROUP)
+        tl.store(partial_ptr + place[:, None] * HEAD_DIM + dim[None, :], mean, mask=q_live)
+        tl.store(lse_ptr + place, top + tl.log2(total), mask=member < GROUP)
 
 
 def paged_decode(
@@ -153,11 +188,11 @@ def _plan(q: torch.Tensor, kv: torch.Tensor, context_lens: torch.Tensor, lines: 
     return DecodePlan.of(shape, {name: torch.from_numpy(array).to(q.device) for name, array in arrays.items()})
 
 
-def _tiles(tasks: int, cut: bool, dim_pad: int, group_pad: int, itemsize: int) -> tuple[int, int, int]:
-    """(TILE, num_warps, num_stages) for so many programs."""
+def _tiles(programs: int, dim_pad: int, group_pad: int, itemsize: int) -> tuple[int, int, int]:
+    """(TILE, num_warps, num_stages) for so many programs of whole contexts."""
     row_bytes = dim_pad * itemsize
     if row_bytes == 256 and itemsize == 2 and group_pad == 16:  # as measured on an H200
-        return (64, 4, 3) if not cut else (64, 2, 3) if tasks <= 32 else (64, 4, 2)
+        return (64, 2, 3) if programs <= 256 else (64, 4, 3)
     tile = max(16, min(64, 16384 // row_bytes))
     return tile, 4 if row_bytes > 256 or group_pad > 16 or itemsize == 4 else 2, 2 if itemsize == 4 else 3
 
@@ -169,7 +204,7 @@ def _launch_decode(
     _, _, kv_heads, block_size, _ = kv.shape
     group, dim_pad = heads // kv_heads, max(16, triton.next_power_of_2(head_dim))
     group_pad = max(16, triton.next_power_of_2(group))
-    tile, warps, stages = _tiles(plan.shape.rows * kv_heads, True, dim_pad, group_pad, kv.element_size())
+    tile, warps, stages = _tiles(plan.shape.rows * kv_heads, dim_pad, group_pad, kv.element_size())
     partial = q.new_empty(plan.shape.slots, heads, head_dim, dtype=torch.float32)
     lse = q.new_empty(plan.shape.slots, heads, dtype=torch.float32)
     if plan.shared is not None:
@@ -182,6 +217,7 @@ def _launch_decode(
         out,
         partial,
         lse,
+        plan.arrivals,
         scale * _LOG2_E,
         q.stride(0),
         q.stride(1),
@@ -195,9 +231,10 @@ def _launch_decode(
         BLOCK_SIZE=block_size,
         TASK_WIDTH=plan.tasks.shape[1],
         TILE=tile,
+        MERGE=plan.shape.merges_in_place,
         num_warps=warps,
         num_stages=stages,
         **dependent_launch(q),
     )
-    if plan.merges.shape[0]:
+    if plan.merges is not None and plan.merges.shape[0]:
         merge(partial, lse, plan.merges, out, kv_heads)

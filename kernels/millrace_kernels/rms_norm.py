@@ -19,7 +19,7 @@ def rms_norm_reference(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tor
 def rms_norm_residual_reference(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    summed = x + residual
+    summed = ((x.sum(0) if x.dim() == 3 else x) + residual).to(residual.dtype)
     return rms_norm_reference(summed, weight, eps), summed
 
 
@@ -34,21 +34,25 @@ def _rms_norm_kernel(
     inner,
     x_outer,
     x_inner,
+    x_part,
     residual_row,
     eps,
     COLUMNS: tl.constexpr,
     WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
+    PARTS: tl.constexpr,
     RESIDUAL: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """ROWS rows a program; row r of x lies at (r // inner) * x_outer + (r % inner) * x_inner."""
+    """ROWS rows a program; row r of x lies at (r // inner) * x_outer + (r % inner) * x_inner, in each of its parts."""
     await_inputs(PDL)
     row = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
     column = tl.arange(0, WIDTH)[None, :]
     live = (row < rows) & (column < COLUMNS)
     place = row // inner * x_outer + row % inner * x_inner + column
     x = tl.load(x_ptr + place, mask=live, other=0.0).to(tl.float32)
+    for part in tl.static_range(1, PARTS):
+        x += tl.load(x_ptr + part * x_part + place, mask=live, other=0.0)
     if RESIDUAL:
         x += tl.load(residual_ptr + row * residual_row + column, mask=live, other=0.0).to(tl.float32)
         rounded = x.to(summed_ptr.dtype.element_ty)
@@ -80,19 +84,27 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 def rms_norm_residual(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(rms_norm(x + residual), x + residual) for x and residual [T, H]; the sum is rounded to x's dtype first."""
-    check_float("x", x)
-    check_shape("x", x, None, None)
+    """(rms_norm(x + residual), x + residual) for x and residual [T, H]; the sum is rounded to residual's dtype first.
+
+    x may also be the sum of float32 parts [P, T, H], as `linear_parts` gives them.
+    """
+    if x.dim() == 3:
+        check_dtype("x", x, torch.float32)
+    else:
+        check_dtype("x", x, residual.dtype)
+    check_float("residual", residual)
+    check_shape("x", x, *([None] * x.dim()))
     check_rows("x", x)
-    check_shape("residual", residual, *x.shape)
-    check_dtype("residual", residual, x.dtype)
+    check_shape("residual", residual, *x.shape[-2:])
     check_rows("residual", residual)
     _check_weight(weight, x)
     check_same_device(x=x, residual=residual)
     if not use_triton(x):
         return rms_norm_residual_reference(x, residual, weight, eps)
-    out, summed = (torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(2))
-    _launch_rms_norm(x.unsqueeze(0), residual, weight, eps, out, summed)
+    out, summed = (torch.empty_like(residual, memory_format=torch.contiguous_format) for _ in range(2))
+    parts, part_stride = (x.shape[0], x.stride(0)) if x.dim() == 3 else (1, 0)
+    rows = x[:1] if x.dim() == 3 else x.unsqueeze(0)
+    _launch_rms_norm(rows, residual, weight, eps, out, summed, parts, part_stride)
     return out, summed
 
 
@@ -103,8 +115,13 @@ def _launch_rms_norm(
     eps: float,
     out: torch.Tensor,
     summed: torch.Tensor | None,
+    parts: int = 1,
+    part_stride: int = 0,
 ) -> None:
-    """The rows of x [outer, inner, H] in order; out and summed are contiguous."""
+    """The rows of x [outer, inner, H] in order; out and summed are contiguous.
+
+    x is the first of `parts`, which lie so many numbers apart.
+    """
     outer, inner, columns = x.shape
     rows, width = outer * inner, triton.next_power_of_2(columns)
     if out.numel() == 0:
@@ -121,11 +138,13 @@ def _launch_rms_norm(
         inner,
         x.stride(0),
         x.stride(1),
+        part_stride,
         0 if residual is None else residual.stride(0),
         eps,
         COLUMNS=columns,
         WIDTH=width,
         ROWS=tile,
+        PARTS=parts,
         RESIDUAL=residual is not None,
         num_warps=max(1, min(16, tile * width // 512)),
         **dependent_launch(x),

@@ -19,6 +19,22 @@ def parts_of(plan: dict[str, np.ndarray]) -> dict[int, list[tuple[int, int]]]:
     return {row: sorted(found) for row, found in parts.items()}
 
 
+def merges_of(plan: dict[str, np.ndarray]) -> dict[int, tuple[int, int]]:
+    """Of each row with several slots: the first, and how many."""
+    found: dict[int, tuple[int, int]] = {}
+    own: dict[int, list[int]] = {}
+    for row, _, _, _, slot, first, parts, slots in plan["tasks"].reshape(-1, 8).tolist():
+        assert (slot >= 0) == (slots > 1)
+        own.setdefault(row, []).append(parts)
+        if slot >= 0:
+            assert found.setdefault(row, (first, slots)) == (first, slots)
+    assert all(parts == [len(parts)] * len(parts) for parts in own.values())
+    if "merges" in plan:
+        listed = {row: (first, count) for row, first, count, _ in plan["merges"].reshape(-1, 4).tolist()}
+        assert listed == found
+    return found
+
+
 def plan(lens: list[int], shape: PlanShape = SHAPE, runs: list[SharedRun] | None = None) -> dict[str, np.ndarray]:
     made = plan_decode(np.array(lens), np.arange(len(lens)) + 100, shape, runs or [])
     for name, array in made.items():
@@ -40,13 +56,14 @@ def test_every_token_is_read_once(seed: int) -> None:
     shape = PlanShape(len(lens) + int(random.integers(0, 9)), int(random.choice([1, 2, 8])), 4, 132)
     made = plan(lens, shape)
     parts, slots = parts_of(made), set()
+    assert ("merges" in made) == (shape.rows < 16)
     assert sorted(parts) == list(range(len(lens)))
     for row, found in parts.items():
         assert_covers(found, 0, lens[row])
-    for row, first, count, _ in made["merges"].reshape(-1, 4).tolist():
+    for row, (first, count) in merges_of(made).items():
         assert count == len(parts[row]) > 1
         slots |= set(range(first, first + count))
-    used = [slot for *_, slot, _, _, _ in made["tasks"].reshape(-1, 8).tolist() if slot >= 0]
+    used = [record[4] for record in made["tasks"].reshape(-1, 8).tolist() if record[4] >= 0]
     assert sorted(used) == sorted(slots)
     assert max(used, default=0) < shape.slots
 
@@ -79,7 +96,7 @@ def test_shared_runs_are_read_for_all_members_and_taken_off_their_own_parts() ->
     for row in range(64):
         covered = 512 if 10 <= row < 20 else 256 if row < 40 else 0
         assert_covers(parts[row], covered, lens[row])
-    merges = {row: (first, count) for row, first, count, _ in made["merges"].reshape(-1, 4).tolist()}
+    merges = merges_of(made)
     wanted = {row: len(parts[row]) + (2 if 10 <= row < 20 else 1) for row in range(40)}
     assert {row: count for row, (_, count) in merges.items() if row < 40} == wanted
     seen: list[tuple[int, int, int, int]] = []
@@ -90,7 +107,7 @@ def test_shared_runs_are_read_for_all_members_and_taken_off_their_own_parts() ->
             seen.append((int(row), int(slot), begin, end))
         assert line == 100 + (0 if begin == 0 else 10)
     assert sorted(row for row, *_ in seen) == sorted([*range(40), *range(10, 20)])
-    own = [slot for *_, slot, _, _, _ in made["tasks"].reshape(-1, 8).tolist() if slot >= 0]
+    own = [record[4] for record in made["tasks"].reshape(-1, 8).tolist() if record[4] >= 0]
     assert len({*own, *(slot for _, slot, _, _ in seen)}) == len(own) + len(seen)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kernel_cases import DEVICE, DTYPES, assert_as_good, by_mode
-from millrace_kernels import linear, norm_gated_linear, norm_linear
+from millrace_kernels import linear, linear_parts, norm_gated_linear, norm_linear
 
 #: rows, columns of the result, K
 SHAPES = by_mode(
@@ -53,6 +53,44 @@ def test_multiplies(shape: tuple[int, int, int], dtype: torch.dtype, biased: boo
     case = Case(*shape, dtype)
     exact, bias = case.exact(normed=False, added=False, biased=biased), case.bias if biased else None
     assert_as_good(linear(case.x, case.weight, bias), exact, torch.nn.functional.linear(case.x, case.weight, bias))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES, (2, 64, 2048)], ids=str)
+def test_parts_add_up(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    case = Case(*shape, dtype)
+    exact, plain = case.exact(normed=False, added=False, biased=False), linear(case.x, case.weight)
+    parts = linear_parts(case.x, case.weight)
+    if parts.dim() == 2:
+        assert torch.equal(parts, plain)
+    else:
+        assert parts.dtype == torch.float32
+        assert_as_good(parts.sum(0).to(dtype), exact, plain)
+    assert linear_parts(case.x, case.weight, case.bias).dim() == 2
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("parts", [1, 2, 5])
+def test_parts_are_added_before_a_norm(parts: int, dtype: torch.dtype) -> None:
+    case, pieces = Case(3, 70, 300, dtype), torch.randn(parts, 3, 300, device=DEVICE)
+    whole = pieces.sum(0)
+    for op in (norm_linear, norm_gated_linear):
+        got, summed = op(pieces, case.residual, case.norm, case.weight, case.bias, 1e-5)
+        assert summed.dtype == got.dtype == dtype
+        assert_as_good(summed, whole.double() + case.residual.double(), (whole + case.residual).to(dtype))
+        wanted = op(summed, torch.zeros_like(summed), case.norm, case.weight, case.bias, 1e-5)[0]
+        assert torch.equal(got, wanted)
+
+
+def test_a_product_goes_where_it_is_wanted() -> None:
+    for rows in (1, 3, 70):
+        case = Case(rows, 70, 300, torch.float32)
+        for bias in (None, case.bias):
+            space = torch.full((rows, 70), float("nan"), device=DEVICE)
+            got, _ = norm_linear(case.x, None, case.norm, case.weight, bias, 1e-5, out=space)
+            wanted, _ = norm_linear(case.x, None, case.norm, case.weight, bias, 1e-5)
+            assert got is space
+            torch.testing.assert_close(space, wanted)
 
 
 @pytest.mark.parametrize("added", [False, True])
@@ -109,5 +147,9 @@ def test_wrong_arguments_are_named() -> None:
         norm_linear(x, x[:1], norm, weight, None, 1e-6)
     with pytest.raises(ValueError, match="norm has shape"):
         norm_linear(x, x, norm[:3], weight, None, 1e-6)
+    with pytest.raises(TypeError, match=r"x, in parts, is torch\.float16"):
+        norm_linear(x.half()[None], x, norm, weight, None, 1e-6)
+    with pytest.raises(ValueError, match="out has shape"):
+        norm_linear(x, x, norm, weight, None, 1e-6, out=x)
     with pytest.raises(ValueError, match="5 rows"):
         norm_gated_linear(x, x, norm, weight[:5], None, 1e-6)

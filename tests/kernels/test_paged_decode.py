@@ -14,6 +14,8 @@ CONTEXTS = by_mode(
     reference=[1, 15, 16, 17, 0, 65, 300],
 )
 
+CUT_CONTEXTS = [0, 1, 257, 512, 700] if INTERPRETED else [*CONTEXTS, 255, 256, 257, 700]
+
 
 def expect(case: Paged, q: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
     """(float64, plain in q's dtype)."""
@@ -69,10 +71,22 @@ def test_packs_the_heads_of_a_group(heads: int, kv_heads: int) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("processors", by_mode(gpu=[1, 2, 3, 16, 132], interpreter=[1, 8], reference=[2]))
-def test_parts_give_what_one_pass_gives(processors: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("spare_rows", [pytest.param(0, id="merged apart"), pytest.param(16, id="merged in place")])
+def test_parts_give_what_one_pass_gives(spare_rows: int, processors: int, dtype: torch.dtype) -> None:
     """Contexts end before, in and at the edge of a part."""
-    contexts = [*CONTEXTS, 255, 256, 257, 700] if not INTERPRETED else [0, 1, 257, 512, 700]
-    check(paged(contexts, 2, 64, 16, dtype), 8, processors=processors)
+    contexts = CUT_CONTEXTS[:15]
+    check(paged(contexts, 2, 64, 16, dtype), 8, processors=processors, spare_rows=spare_rows)
+
+
+def test_arrivals_are_left_as_they_were() -> None:
+    case = paged(CUT_CONTEXTS, 2, 64, 16, torch.float16)
+    plan = plan_of(case, 8, 8, spare_rows=16)
+    q = torch.randn(len(case.keys), 8, 64, device=DEVICE).half()
+    assert plan.arrivals is not None
+    for _ in range(3):
+        result = paged_decode(q, case.kv, case.block_tables, case.context_lens, 0.125, plan=plan)
+        assert_as_good(result, *expect(case, q, 0.125))
+        assert not plan.arrivals.any()
 
 
 @pytest.mark.parametrize("rows", by_mode(gpu=[1, 5, 40], interpreter=[3, 20], reference=[3]))

@@ -73,5 +73,7 @@ def test_wrong_arguments_are_named() -> None:
         rms_norm(x, weight[:32], 1e-6)
     with pytest.raises(TypeError, match=r"x is torch\.float64"):
         rms_norm(x.double(), weight, 1e-6)
+    with pytest.raises(TypeError, match=r"x is torch\.float32; it must be torch\.float16"):
+        rms_norm_residual(x, x.half(), weight, 1e-6)
     with pytest.raises(ValueError, match="residual has shape"):
         rms_norm_residual(x, x[:1], weight, 1e-6)

@@ -71,15 +71,17 @@ def test_heads_that_do_not_fill_a_tile(heads: int) -> None:
     check(*shared_case([(members, 0, 48)], [50, 20, 49, 90, 60], 2, 64, 16, torch.float16), heads)
 
 
-def test_nested_and_separate_groups() -> None:
+@pytest.mark.parametrize("spare_rows", [pytest.param(0, id="merged apart"), pytest.param(16, id="merged in place")])
+def test_nested_and_separate_groups(spare_rows: int) -> None:
     prefixes = [([0, 1, 2, 3, 4], 0, 64), ([1, 2], 64, 112), ([6, 7], 0, 32)]
     case, runs = shared_case(prefixes, [70, 200, 113, 66, 65, 30, 40, 100], 2, 64, 16, torch.float16)
-    check(case, runs, 8)
+    check(case, runs, 8, spare_rows=spare_rows)
 
 
-def test_a_cut_run() -> None:
-    case, runs = shared_case([([0, 1], 0, 1024)], [1100, 1030], 2, 64, 16, torch.float16)
-    check(case, runs, 8, processors=132)
+@pytest.mark.parametrize("spare_rows", [pytest.param(0, id="merged apart"), pytest.param(16, id="merged in place")])
+def test_a_cut_run(spare_rows: int) -> None:
+    case, runs = shared_case([([0, 1], 0, 1024)], [1500, 1030], 2, 64, 16, torch.float16)
+    check(case, runs, 8, processors=132, spare_rows=spare_rows)
 
 
 @pytest.mark.gpu

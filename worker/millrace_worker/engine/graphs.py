@@ -77,6 +77,7 @@ class DecodeGraphs:
         fields = {key: _fields(plan_shape) for key, plan_shape in self._shapes.items()}
         buffer = torch.zeros(max(map(packed_bytes, fields.values())), dtype=torch.uint8, device=device)
         self._inputs = {key: PackedInputs(buffer, wanted) for key, wanted in fields.items()}
+        self._arrivals = torch.zeros(shape.rows * shape.kv_heads, dtype=torch.int32, device=device)
         self._rows = torch.arange(shape.rows, dtype=torch.int64, device=device)
         self._no_prefill = torch.zeros(1, dtype=torch.int32, device=device)
         self._graphs: dict[_Key, torch.cuda.CUDAGraph] = {}
@@ -134,7 +135,7 @@ class DecodeGraphs:
             cu_seqlens_q=self._no_prefill,
             max_query_len=0,
             logits_rows=self._rows[:size],
-            decode_plan=DecodePlan.of(self._shapes[key], inputs),
+            decode_plan=DecodePlan.of(self._shapes[key], inputs, self._arrivals),
         )
 
 

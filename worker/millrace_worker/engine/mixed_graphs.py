@@ -68,6 +68,7 @@ class MixedGraphs:
         fields = {(size, rows): _fields(size, plan_shape) for (size, rows), plan_shape in self._shapes.items()}
         buffer = torch.zeros(max(map(packed_bytes, fields.values())), dtype=torch.uint8, device=kv_cache.device)
         self._inputs = {key: PackedInputs(buffer, wanted) for key, wanted in fields.items()}
+        self._arrivals = torch.zeros(shape.rows * shape.kv_heads, dtype=torch.int32, device=kv_cache.device)
         self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
 
     @torch.inference_mode()
@@ -143,7 +144,7 @@ class MixedGraphs:
             cu_seqlens_q=inputs["bounds"],
             max_query_len=size,
             logits_rows=inputs["logits_rows"],
-            decode_plan=DecodePlan.of(self._shapes[size, rows], inputs),
+            decode_plan=DecodePlan.of(self._shapes[size, rows], inputs, self._arrivals),
         )
 
 

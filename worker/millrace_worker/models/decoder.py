@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch.nn.functional import embedding
 
-from millrace_kernels import linear, norm_gated_linear, norm_linear, rotary_store
+from millrace_kernels import linear_parts, norm_gated_linear, norm_linear, rotary_store
 
 from .attention import PagedAttention
 from .batch import ForwardBatch
@@ -16,7 +16,10 @@ from .rope import cos_sin_table
 
 
 class DecoderLayer:
-    """One layer. Beside each part's result travels the residual sum of those before it, in the model's dtype."""
+    """One layer. Beside each part's result travels the residual sum of those before it, in the model's dtype.
+
+    A result may come as the float32 parts of which it is the sum; see linear_parts.
+    """
 
     def __init__(self, config: ModelConfig, weights: Mapping[str, torch.Tensor]):
         """`weights` are this layer's tensors by their names in families.LAYER_WEIGHTS; those absent are not run."""
@@ -43,22 +46,22 @@ class DecoderLayer:
         The first layer has no residual but x.
         """
         qkv, residual = norm_linear(x, residual, self._input_norm, self._qkv_weight, self._qkv_bias, self._eps)
-        heads = qkv.view(x.shape[0], -1, self._head_dim)
+        heads = qkv.view(qkv.shape[0], -1, self._head_dim)
         q, k, v = heads.split((self._heads, self._kv_heads, self._kv_heads), dim=1)  # views, [T, heads, D]
         slots = attention.slot_mapping
         rotary_store(q, k, v, kv, slots, cos_sin, positions, self._q_norm, self._k_norm, self._eps)
         return q, residual
 
     def project(self, attended: torch.Tensor) -> torch.Tensor:
-        """Attention output [T, Hq, D] -> [T, H]."""
-        return linear(attended.flatten(1), self._o_weight, self._o_bias)
+        """Attention output [T, Hq, D] -> [T, H], or parts of it."""
+        return linear_parts(attended.flatten(1), self._o_weight, self._o_bias)
 
     def mlp(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(the layer's result, x + residual), [T, H] each, of the projected attention x."""
+        """(the layer's result or parts of it, x + residual), [T, H] each, of the projected attention x."""
         gated, residual = norm_gated_linear(
             x, residual, self._mlp_norm, self._gate_up_weight, self._gate_up_bias, self._eps
         )
-        return linear(gated, self._down_weight, self._down_bias), residual
+        return linear_parts(gated, self._down_weight, self._down_bias), residual
 
 
 class Decoder:
