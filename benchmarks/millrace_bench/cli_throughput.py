@@ -87,7 +87,7 @@ def throughput(
     load_format: Annotated[str, typer.Option(help="auto, or dummy for random weights.")] = "auto",
     temperature: Annotated[float, typer.Option(min=0.0)] = 0.6,
     repeats: Annotated[int, typer.Option(min=1, help="The fastest counts.")] = 2,
-    max_num_seqs: Annotated[int, typer.Option(min=1)] = 256,
+    max_num_seqs: Annotated[int | None, typer.Option(min=1)] = None,
     max_num_batched_tokens: Annotated[int, typer.Option(min=1)] = 8192,
     max_model_len: Annotated[int | None, typer.Option(min=2)] = None,
     gpu_memory_utilization: Annotated[float, typer.Option(min=0.01, max=1.0)] = 0.9,

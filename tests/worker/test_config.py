@@ -43,7 +43,7 @@ def test_every_setting_can_come_from_the_environment_and_from_a_flag() -> None:
         for field in msgspec.structs.fields(struct):
             if field.name in ("engine", "stream"):
                 continue
-            value = {"max_model_len": 64, "kv_cache_memory_bytes": 4096, "metrics_port": 9400}.get(
+            value = {"max_model_len": 64, "max_num_seqs": 8, "kv_cache_memory_bytes": 4096, "metrics_port": 9400}.get(
                 field.name, field.default
             )
             value = "s3://bucket/results" if field.name == "result_s3" else "text" if value is None else value

@@ -29,6 +29,8 @@ from .step import SEQUENCE_COST
 
 log = structlog.get_logger()
 
+#: Bytes of a GPU that has room for many sequences.
+_LARGE = 64 * 2**30
 #: Steps of one sequence at the start.
 _SMALL_STEPS = 4
 
@@ -51,11 +53,12 @@ class Engine:
             seed=config.seed,
         )
         self.model_config = model_config
-        cache, max_model_len = _make_cache(config, model, model_config, self.device)
+        max_num_seqs = config.max_num_seqs or _most_sequences(self.device)
+        cache, max_model_len = _make_cache(config, model, model_config, max_num_seqs, self.device)
         self.ready = Ready(
             device=_device_name(self.device),
             max_model_len=max_model_len,
-            max_num_seqs=config.max_num_seqs,
+            max_num_seqs=max_num_seqs,
             block_size=config.block_size,
             num_blocks=cache.shape[0],
             vocab_size=model_config.vocab_size,
@@ -63,16 +66,16 @@ class Engine:
         self.scheduler = Scheduler(
             BlockPool(cache.shape[0]),
             block_size=config.block_size,
-            max_num_seqs=config.max_num_seqs,
+            max_num_seqs=max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
             enable_prefix_caching=config.enable_prefix_caching,
         )
-        self._pace = Pace(config.max_num_batched_tokens + config.max_num_seqs * SEQUENCE_COST)
+        self._pace = Pace(config.max_num_batched_tokens + max_num_seqs * SEQUENCE_COST)
         self.scheduler.allowance = self._pace.allowance
         self.runner = ModelRunner(
             model,
             cache,
-            max_num_seqs=config.max_num_seqs,
+            max_num_seqs=max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
             max_model_len=max_model_len,
             share_runs=config.enable_prefix_caching,
@@ -195,6 +198,12 @@ def _device(name: str) -> torch.device:
     return device
 
 
+def _most_sequences(device: torch.device) -> int:
+    """By how many a device's memory can hold with contexts of ordinary length."""
+    large = device.type == "cuda" and torch.cuda.get_device_properties(device).total_memory >= _LARGE
+    return 1024 if large else 256
+
+
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
@@ -204,19 +213,21 @@ def _sizes(ready: Ready) -> dict[str, int | str]:
 
 
 def _make_cache(
-    config: EngineConfig, model: Decoder, model_config: ModelConfig, device: torch.device
+    config: EngineConfig, model: Decoder, model_config: ModelConfig, max_num_seqs: int, device: torch.device
 ) -> tuple[torch.Tensor, int]:
     """The KV cache, sized by what a step at the token budget leaves, and the longest sequence that it serves."""
     dtype = model.dtype
     bytes_per_block = kv_cache.block_bytes(model_config, config.block_size, dtype)
-    peak = _profile(config, model, model_config, device) if device.type == "cuda" else 0
+    peak = _profile(config, model, model_config, max_num_seqs, device) if device.type == "cuda" else 0
     budget = kv_cache.cache_budget(config, device, peak)
     num_blocks, max_model_len = kv_cache.settle_sizes(config, model_config, budget, bytes_per_block)
     return kv_cache.allocate(num_blocks, model_config, config.block_size, dtype, device), max_model_len
 
 
 @torch.inference_mode()
-def _profile(config: EngineConfig, model: Decoder, model_config: ModelConfig, device: torch.device) -> int:
+def _profile(
+    config: EngineConfig, model: Decoder, model_config: ModelConfig, max_num_seqs: int, device: torch.device
+) -> int:
     """Peak bytes of torch's allocator in a step at the token budget, weights included."""
     length = min(config.max_num_batched_tokens, model_config.max_context)
     count = max(1, config.max_num_batched_tokens // length)
@@ -234,7 +245,7 @@ def _profile(config: EngineConfig, model: Decoder, model_config: ModelConfig, de
         context_lens=torch.full((count,), length, dtype=torch.int32, device=device),
         cu_seqlens_q=torch.arange(0, tokens + 1, length, dtype=torch.int32, device=device),
         max_query_len=length,
-        logits_rows=torch.arange(min(config.max_num_seqs, tokens), **ints),
+        logits_rows=torch.arange(min(max_num_seqs, tokens), **ints),
     )
     torch.cuda.reset_peak_memory_stats(device)
     logits = model.forward(batch, scratch)
