@@ -27,6 +27,7 @@ def figures(timelines: list[Timeline], rate: float, limits: dict[str, float], th
         "seconds": round(seconds, 3),
         "served_req_s": round(len(timelines) / seconds, 3),
         "prompt_tokens": sum(len(timeline.arrival.job.prompt) for timeline in timelines),
+        "cached_tokens": sum(timeline.cached for timeline in timelines),
         "output_tokens": sum(timeline.tokens for timeline in timelines),
         **in_ms("ttft", (timeline.ttft for timeline in timelines)),
         **itl,

@@ -126,6 +126,7 @@ async def _ask(client: AsyncClient, number: int, timeline: Timeline, temperature
             timeline.add(now, len(event.token_ids))
         elif isinstance(event, Finished):
             timeline.ended = now
+            timeline.cached = event.result.usage.cached_tokens
             if event.result.state is not JobState.COMPLETED:
                 reason = event.result.error.message if event.result.error else event.result.state
                 raise RuntimeError(f"request {number} failed: {reason}")

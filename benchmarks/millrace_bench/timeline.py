@@ -21,6 +21,8 @@ class Timeline:
     #: When each piece of its answer came, of one or more tokens.
     times: list[float] = field(default_factory=list)
     tokens: int = 0
+    #: Tokens of its prompt that the prefix cache had.
+    cached: int = 0
     ended: float = 0.0
 
     def add(self, now: float, tokens: int) -> None:

@@ -70,6 +70,12 @@ def test_through_redis_every_request_has_its_tokens_too(workload: str) -> None:
     assert row["sent_late_p99_ms"] >= 0
 
 
+def test_a_run_through_redis_finds_nothing_of_the_one_before_in_the_cache(workload: str) -> None:
+    flags = ("--workload", workload, "--requests", str(len(PROMPTS)), "--rates", "20,inf")
+    assert [row["cached_tokens"] for row in rows_of(*flags, "--through-redis")] == [0, 0]
+    assert [row["cached_tokens"] for row in rows_of(*flags)] == [0, 0]
+
+
 def test_a_rate_that_cannot_be_served_is_said(workload: str) -> None:
     flags = ["--workload", workload, "--requests", "120", "--rates", "100000"]
     done = CliRunner().invoke(app, ["latency", "--model", "demo", *flags])
