@@ -48,6 +48,18 @@ def chat(vocab_size: int) -> list[Job]:
     return [Job(draw.ids(draw.log_normal(4.8, 1.1, 4, 2048)), draw.log_normal(4.9, 0.9, 4, 1024)) for _ in range(1000)]
 
 
+def mixed8k(vocab_size: int) -> list[Job]:
+    """1,000 requests like those of `chat`, but every twentieth has a prompt of 8,192 tokens and an answer of 32."""
+    draw = _Draw(vocab_size, 4)
+    jobs = []
+    for number in range(1000):
+        if number % 20 == 19:
+            jobs.append(Job(draw.ids(8192), 32))
+        else:
+            jobs.append(Job(draw.ids(draw.log_normal(4.8, 1.1, 4, 2048)), draw.log_normal(4.9, 0.9, 4, 1024)))
+    return jobs
+
+
 def shared2k(vocab_size: int) -> list[Job]:
     """1,024 requests behind one system prompt of 2,048 tokens: 64 tokens of their own, answers of 128."""
     draw = _Draw(vocab_size, 2)
@@ -70,6 +82,7 @@ WORKLOADS: dict[str, Callable[[int], list[Job]]] = {
     "decode32": lambda vocab_size: fixed(vocab_size, 32, 1024, 256, 11),
     "decode128": lambda vocab_size: fixed(vocab_size, 128, 1024, 256, 12),
     "decode256": lambda vocab_size: fixed(vocab_size, 256, 1024, 256, 13),
+    "mixed8k": mixed8k,
 }
 
 #: The word for all of them, in the order above.

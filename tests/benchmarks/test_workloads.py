@@ -18,6 +18,7 @@ DIGESTS = {
     "decode32": "342d6e97bdc626ed",
     "decode128": "c3102d51ff73c3d8",
     "decode256": "60db0c8a08af676b",
+    "mixed8k": "f4756f10ce0f372b",
 }
 
 

@@ -40,6 +40,13 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Meta(description="Most sequences of one step. Default: 1,024 on a GPU of 64 GiB or more, elsewhere 256."),
     ] = None
     max_num_batched_tokens: Annotated[int, Meta(description="Token budget of one step.")] = 8192
+    long_prefill_token_threshold: Annotated[
+        int,
+        Meta(
+            description="Beside interactive answers, prompts with more than this to compute share so many tokens of a "
+            "step; 0: no such bound."
+        ),
+    ] = 0
     block_size: Annotated[int, Meta(description="Tokens a KV block: a power of two, at least 16 on a GPU.")] = 16
     gpu_memory_utilization: Annotated[
         float, Meta(description="Share of the device's memory for weights, activations and KV together.")
@@ -184,6 +191,7 @@ def _check(config: WorkerConfig, sources: Mapping[str, str]) -> None:
     rules = (
         ("max_num_seqs", engine.max_num_seqs is None or engine.max_num_seqs >= 1, "must be at least 1"),
         ("max_num_batched_tokens", engine.max_num_batched_tokens >= 1, "must be at least 1"),
+        ("long_prefill_token_threshold", engine.long_prefill_token_threshold >= 0, "must not be negative"),
         ("block_size", engine.block_size > 0 and engine.block_size.bit_count() == 1, "must be a power of two"),
         ("gpu_memory_utilization", 0 < engine.gpu_memory_utilization <= 1, "must lie in (0, 1]"),
         ("max_model_len", engine.max_model_len is None or engine.max_model_len >= 2, "must be at least 2"),

@@ -69,6 +69,7 @@ class Engine:
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
             enable_prefix_caching=config.enable_prefix_caching,
+            long_prefill_token_threshold=config.long_prefill_token_threshold,
         )
         self._pace = Pace(config.max_num_batched_tokens + max_num_seqs * SEQUENCE_COST)
         self.scheduler.allowance = self._pace.allowance

@@ -16,9 +16,12 @@ class Filling:
     `tokens` is the budget of all. `allowance` is what the step should cost, in the units of Step.cost: what urgent
     sequences leave of it is for the others, which always have some. None: it may cost anything. Where others run, a
     few tokens of the budget are kept for them, too.
+
+    `long` bounds prompts where somebody reads along: sequences with more tokens than that to compute share as many,
+    less what shorter prompts had before them. 0: no bound.
     """
 
-    def __init__(self, tokens: int, allowance: int | None, *, others_run: bool):
+    def __init__(self, tokens: int, allowance: int | None, *, others_run: bool, long: int = 0):
         self._kept = min(LEAST_COST, tokens // _LEAST_SHARE) if others_run else 0
         self.tokens = tokens - self._kept
         self.scheduled: list[Scheduled] = []
@@ -27,6 +30,7 @@ class Filling:
         self.preempted: int | None = None
         self._left = allowance
         self._least = 0 if allowance is None else max(LEAST_COST, allowance // _LEAST_SHARE)
+        self._long, self._left_for_long = long, long
 
     @property
     def is_bounded(self) -> bool:
@@ -38,9 +42,17 @@ class Filling:
             return self.tokens
         return max(0, min(self.tokens, self._left - SEQUENCE_COST))
 
+    def share(self, uncomputed: int, most: int) -> int:
+        """Tokens, of at most `most`, that a sequence with so many to compute may have; 0: it waits for another step."""
+        if 0 < self._long < uncomputed:
+            most = min(most, self._left_for_long)
+        return min(uncomputed, most)
+
     def add(self, part: Scheduled) -> None:
         self.scheduled.append(part)
         self.tokens -= part.count
+        if part.count > 1:
+            self._left_for_long = max(0, self._left_for_long - part.count)
         if self._left is not None:
             self._left -= part.count + SEQUENCE_COST
 

@@ -10,6 +10,10 @@ preemption and resuming are all this rule.
 The interactive lane has the lowest rank. It takes rows and blocks from the batch lane where it finds none free, and
 while it is about, what the batch lane adds to a step is bounded. A batch sequence that was passed over too often is
 moved up.
+
+A long prompt may be kept from making steps long: while an interactive sequence decodes, those with more than
+`long_prefill_token_threshold` tokens to compute share so many of a step, first come, first served, and shorter ones
+that wait behind them go first.
 """
 
 from __future__ import annotations
@@ -55,12 +59,15 @@ class Scheduler:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         enable_prefix_caching: bool = True,
+        long_prefill_token_threshold: int = 0,
     ) -> None:
         self.pool = pool
         self.block_size = block_size
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.enable_prefix_caching = enable_prefix_caching
+        #: See above; 0: long prompts have as much of a step as others.
+        self.long_prefill_token_threshold = long_prefill_token_threshold
         #: What a step should cost while urgent sequences are about, in the units of Step.cost; None: no bound.
         self.allowance: int | None = None
         #: By rank, then by admission: the last one is the first to be preempted.
@@ -117,7 +124,9 @@ class Scheduler:
         if allowance is not None and self._steps_without_urgent >= _ALERT_STEPS:
             allowance *= _TIMES_CALM
         others_run = bool(self.running) and self.running[-1].rank != URGENT
-        filling = Filling(self.max_num_batched_tokens, allowance, others_run=others_run)
+        long = self.long_prefill_token_threshold
+        long = long if long > 0 and self._urgent_decode() else 0
+        filling = Filling(self.max_num_batched_tokens, allowance, others_run=others_run, long=long)
         admitting = True
         for rank in list(self._waiting):
             self._advance(rank, filling)
@@ -224,22 +233,31 @@ class Scheduler:
                 self._waiting[URGENT].appendleft(queue.popleft())
             return
 
+    def _urgent_decode(self) -> bool:
+        """Whether an interactive sequence gets its next token in this step."""
+        for seq in self.running:
+            if seq.rank != URGENT:
+                return False
+            if seq.num_uncomputed == 1 and not _ends(seq):
+                return True
+        return False
+
     def _advance(self, rank: int, filling: Filling) -> None:
         """The next tokens of running sequences of this rank, as far as the step has room."""
         first = bisect_right(self.running, rank - 1, key=_rank)
         members = self.running[first : bisect_right(self.running, rank, key=_rank)]
         if rank != URGENT and filling.is_bounded:
-            for seq, count in self._turns(members, filling.most(rank)):
+            for seq, count in self._turns(members, filling.most(rank), filling):
                 if not self._give(seq, count, filling):
                     return
             return
         for seq in members:
             if filling.tokens == 0:
                 return
-            if not _ends(seq) and not self._give(seq, min(seq.num_uncomputed, filling.tokens), filling):
+            if not _ends(seq) and not self._give(seq, filling.tokens, filling):
                 return
 
-    def _turns(self, members: list[Sequence], most: int) -> list[tuple[Sequence, int]]:
+    def _turns(self, members: list[Sequence], most: int, filling: Filling) -> list[tuple[Sequence, int]]:
         """Who has how many tokens: those first that had none for longest, until they come to `most`.
 
         In the order of `running` all the same, so that none of them is preempted for one that comes later.
@@ -249,16 +267,19 @@ class Scheduler:
         for seq in chain(members[behind:], members[:behind]):
             if most <= 0:
                 break
-            if not _ends(seq):
-                count = min(seq.num_uncomputed, most)
+            count = 0 if _ends(seq) else filling.share(seq.num_uncomputed, most)
+            if count > 0:
                 most -= count + SEQUENCE_COST
                 turns.append((seq, count))
         if turns:
             self._turn = turns[-1][0].order
         return sorted(turns, key=lambda turn: turn[0].order)
 
-    def _give(self, seq: Sequence, count: int, filling: Filling) -> bool:
+    def _give(self, seq: Sequence, most: int, filling: Filling) -> bool:
         """Schedules tokens of a running sequence; False when it had to go for want of blocks, as all behind it had."""
+        count = filling.share(seq.num_uncomputed, most)
+        if count == 0:
+            return True
         if seq.state is SequenceState.RUNNING:
             self._make_room(seq, count, filling)
         if seq.state is not SequenceState.RUNNING:
@@ -290,7 +311,8 @@ class Scheduler:
         while queue and filling.most(rank) > 0 and len(held_back) < self.max_num_seqs:
             seq = queue[0]
             hits = self._prefix_hits(seq)
-            if self._is_in_flight(seq, len(hits)):
+            uncomputed = seq.num_tokens - len(hits) * self.block_size
+            if self._is_in_flight(seq, len(hits)) or filling.share(uncomputed, filling.most(rank)) == 0:
                 held_back.append(queue.popleft())
                 continue
             victims = self._victims(seq, hits)
@@ -300,7 +322,7 @@ class Scheduler:
                 self._preempt_last(filling)
             queue.popleft()
             self._start(seq, hits)
-            filling.add(self._take(seq, min(seq.num_uncomputed, filling.most(rank))))
+            filling.add(self._take(seq, filling.share(seq.num_uncomputed, filling.most(rank))))
         queue.extendleft(reversed(held_back))
         return len(held_back) == len(queue)
 

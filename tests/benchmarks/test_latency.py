@@ -1,0 +1,128 @@
+"""`millrace bench latency` on the demo model: every request has its tokens, and a sweep has a row for each setting."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from millrace_bench import latency
+from millrace_bench.arrivals import Arrival
+from millrace_bench.cli import app
+from millrace_bench.workloads import Job
+from millrace_worker.config import EngineConfig
+from millrace_worker.engine.engine import Engine
+
+PROMPTS = [6, 9, 140, 12]
+
+# A second thread costs so small a model more than it gives.
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def workload(tmp_path: Path) -> str:
+    lines = [{"prompt_token_ids": [100 + i, *range(100, 99 + n)], "max_tokens": 3 + i} for i, n in enumerate(PROMPTS)]
+    path = tmp_path / "jobs.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(path)
+
+
+def rows_of(*flags: str) -> list[dict[str, Any]]:
+    done = CliRunner().invoke(app, ["latency", "--model", "demo", "--json", *flags])
+    assert done.exit_code == 0, done.output
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+def check(row: dict[str, Any]) -> None:
+    assert row["requests"] == 8
+    assert row["prompt_tokens"] == 2 * sum(PROMPTS)
+    assert row["output_tokens"] == 2 * (3 + 4 + 5 + 6)
+    assert 0 < row["ttft_p50_ms"] <= row["ttft_p95_ms"] <= row["ttft_p99_ms"]
+    assert 0 < row["itl_p50_ms"] <= row["itl_p95_ms"] <= row["itl_p99_ms"]
+    assert row["itl_p99_over_p50"] == pytest.approx(row["itl_p99_ms"] / row["itl_p50_ms"], abs=0.01)
+    assert row["ttft_p99_ms"] < row["e2e_p99_ms"]
+    assert row["served_req_s"] == pytest.approx(8 / row["seconds"], rel=0.01)
+    assert row["goodput_req_s"] == row["served_req_s"]
+    assert row["commit"]
+
+
+def test_a_row_for_each_threshold_and_rate_on_one_engine(workload: str) -> None:
+    flags = ("--workload", workload, "--requests", "8", "--goodput", "ttft:1e6,itl:1e6")
+    rows = rows_of(*flags, "--rates", "20,inf", "--long-prefill-token-thresholds", "0,32")
+    assert [(row["long_prefill_token_threshold"], row["rate"]) for row in rows] == [
+        (0, 20), (0, "inf"), (32, 20), (32, "inf"),
+    ]  # fmt: skip
+    for row in rows:
+        check(row)
+        assert row["through_redis"] is False
+    assert rows[0]["seconds"] > rows[0]["arriving_seconds"] == rows[2]["arriving_seconds"] > 0
+
+
+def test_through_redis_every_request_has_its_tokens_too(workload: str) -> None:
+    flags = ("--workload", workload, "--requests", "8", "--goodput", "ttft:1e6,itl:1e6")
+    (row,) = rows_of(*flags, "--rates", "20", "--through-redis", "--long-prefill-token-thresholds", "32")
+    check(row)
+    assert (row["through_redis"], row["long_prefill_token_threshold"]) == (True, 32)
+    assert row["sent_late_p99_ms"] >= 0
+
+
+def test_a_run_through_redis_finds_nothing_of_the_one_before_in_the_cache(workload: str) -> None:
+    flags = ("--workload", workload, "--requests", str(len(PROMPTS)), "--rates", "20,inf")
+    assert [row["cached_tokens"] for row in rows_of(*flags, "--through-redis")] == [0, 0]
+    assert [row["cached_tokens"] for row in rows_of(*flags)] == [0, 0]
+
+
+def test_a_rate_that_cannot_be_served_is_said(workload: str) -> None:
+    flags = ["--workload", workload, "--requests", "120", "--rates", "100000"]
+    done = CliRunner().invoke(app, ["latency", "--model", "demo", *flags])
+    assert done.exit_code == 0, done.output
+    assert "rate 100000: the engine could not keep up" in done.stdout
+    assert " in flight grew from 60 to 120 " in " ".join(done.stdout.split()).replace("those in", "in")
+
+
+def test_arrivals_wait_for_their_time_and_not_for_the_engine() -> None:
+    engine = Engine(EngineConfig(device="cpu"))
+    # The first one is due in a while, the others while it is being answered.
+    coming = [Arrival(due, Job([100 + n, 101, 102], 60)) for n, due in enumerate((0.2, 0.21, 0.22))]
+    timelines = latency.drive(engine, coming, 0.0)
+    assert all(t.sent >= t.arrival.due and t.times[0] > t.sent for t in timelines)
+    assert timelines[2].sent < timelines[0].ended, "added while the first one was answered"
+    assert [t.tokens for t in timelines] == [60, 60, 60]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--rates", "fast"], "--rates"),
+        (["--goodput", "speed:3"], "--goodput"),
+        (["--long-prefill-token-thresholds", "-1"], "--long-prefill-token-thresholds"),
+        (["--long-prefill-token-thresholds", "x"], "--long-prefill-token-thresholds"),
+        (["--requests", "3", "--seconds", "2"], "not both"),
+        (["--workload", "nosuch"], "no workload"),
+        (["--load-format", "magic"], "load-format"),
+        (["--load-format", "magic", "--through-redis"], "load-format"),
+    ],
+)
+def test_bad_input_is_one_line(flags: list[str], words: str) -> None:
+    done = CliRunner().invoke(app, ["latency", "--model", "demo", *flags])
+    assert done.exit_code == 1
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert words in line
+    assert "Traceback" not in done.output
+
+
+def test_a_prompt_that_the_model_cannot_run_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "long.jsonl"
+    path.write_text('{"prompt_token_ids": [5, 6], "max_tokens": 3000}\n')
+    flags = ["latency", "--model", "demo", "--workload", str(path), "--requests", "1", "--rates", "inf"]
+    done = CliRunner().invoke(app, flags)
+    assert done.exit_code == 1
+    assert "more than the 2048 that this model serves" in done.stderr
+    done = CliRunner().invoke(app, [*flags, "--through-redis"])
+    assert done.exit_code == 1
+    assert "error: " in done.stderr
+    assert "2048" in done.stderr
