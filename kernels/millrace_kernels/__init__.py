@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from .apply_penalties import apply_penalties
+from .count_tokens import count_tokens
 from .linear import linear, norm_gated_linear, norm_linear
+from .logprobs import logprobs
 from .paged_decode import paged_decode
 from .paged_prefill import paged_prefill
 from .rms_norm import rms_norm, rms_norm_residual
@@ -11,7 +14,10 @@ from .sample import sample
 from .silu_mul import silu_mul
 
 __all__ = [
+    "apply_penalties",
+    "count_tokens",
     "linear",
+    "logprobs",
     "norm_gated_linear",
     "norm_linear",
     "paged_decode",
