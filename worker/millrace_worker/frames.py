@@ -29,6 +29,15 @@ class SequenceParams(msgspec.Struct, frozen=True, array_like=True):
     seed: int = 0
     #: Ids that end the sequence: the request's own, and the model's end-of-sequence ids unless ignore_eos.
     stop_token_ids: tuple[int, ...] = ()
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    #: So many likeliest tokens beside each one's log-probability; None: no log-probabilities.
+    logprobs: int | None = None
+
+    @property
+    def penalised(self) -> bool:
+        return self.presence_penalty != 0 or self.frequency_penalty != 0 or self.repetition_penalty != 1
 
 
 class AddSequence(msgspec.Struct, frozen=True, array_like=True):

@@ -16,6 +16,8 @@ from .inputs import SequenceTables, StepInputs
 from .last_tokens import LastTokens
 from .mixed_graphs import MixedGraphs
 from .packed import Field, PackedInputs, packed_bytes
+from .penalties import Penalties, warm_up_penalties
+from .sequence import Sequence
 from .step import Scheduled, Step
 
 
@@ -31,6 +33,8 @@ class SamplingBatch:
     positions: torch.Tensor  # [R] int64
     rows: torch.Tensor  # [R] int64, of the sequences
     any_filter: bool
+    #: By row of the logits, the sequences that are penalised; empty when none is.
+    penalised: dict[int, Sequence]
     #: (logits row, token ids that must not be sampled there)
     banned: list[tuple[int, tuple[int, ...]]]
 
@@ -78,6 +82,7 @@ class ModelRunner:
         self._sampling_buffer = torch.zeros(
             packed_bytes(_sampling_fields(max_num_seqs)), dtype=torch.uint8, device=self.device
         )
+        self.penalties = Penalties(max_num_seqs, self.device)
         #: By number of rows.
         self._sampling: dict[int, PackedInputs] = {}
         #: Replays of decode steps, and of short steps with prefills, once `capture` was called.
@@ -103,6 +108,7 @@ class ModelRunner:
         ints = torch.zeros(1, dtype=torch.int64, device=self.device)
         for any_filter in (False, True):
             sample(logits, floats, ints.int(), floats, floats, ints, ints, any_filter=any_filter)
+        warm_up_penalties(logits)
 
     @torch.inference_mode()
     def launch(self, step: Step) -> Launched:
@@ -164,6 +170,7 @@ class ModelRunner:
         return SamplingBatch(
             **packed.tensors,
             any_filter=bool((top_k > 0).any() or (top_p < 1).any() or (min_p > 0).any()),
+            penalised={int(index): parts[index].seq for index in np.flatnonzero(tables.penalised[rows])},
             banned=banned,
         )
 
@@ -172,7 +179,8 @@ class ModelRunner:
             rows = self._tensor(np.array([row for row, ids in batch.banned for _ in ids]))
             ids = self._tensor(np.array([i for _, ids in batch.banned for i in ids]))
             logits[rows, ids] = float("-inf")
-        return sample(
+        penalised = self.penalties.apply(logits, batch.penalised) if batch.penalised else None
+        sampled = sample(
             logits,
             batch.temperature,
             batch.top_k,
@@ -181,7 +189,12 @@ class ModelRunner:
             batch.seeds,
             batch.positions,
             any_filter=batch.any_filter,
+            penalised=None if penalised is None else penalised.logits,
+            penalised_row=None if penalised is None else penalised.row,
         )
+        if penalised is not None:
+            self.penalties.count(penalised, sampled)
+        return sampled
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(array))

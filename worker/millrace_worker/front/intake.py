@@ -108,6 +108,10 @@ def _params(leased: LeasedJob, request: Request, tokenizer: Tokenizer | None, ro
         min_p=s.min_p,
         seed=_seed(leased.lease.job_id) if s.seed is None else s.seed,
         stop_token_ids=tuple(dict.fromkeys((*s.stop_token_ids, *end))),
+        presence_penalty=s.presence_penalty,
+        frequency_penalty=s.frequency_penalty,
+        repetition_penalty=s.repetition_penalty,
+        logprobs=s.logprobs,
     )
 
 
