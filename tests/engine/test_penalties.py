@@ -11,6 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from engine_parts import answer_all, make_engine
 from greedy import prompts, save
+from millrace_worker.engine.penalties import Penalties
+from millrace_worker.engine.sequence import Sequence
 from millrace_worker.frames import AddSequence, SequenceParams
 
 MAX_TOKENS = 14
@@ -98,3 +100,17 @@ def test_without_penalties_nothing_is_allocated(llama: Path) -> None:
     assert engine.runner.penalties.num_bytes == 0
     answer_all(engine, prompts(1), some_params(1))
     assert engine.runner.penalties.num_bytes == 4 * engine.model_config.vocab_size * 2
+
+
+def test_counts_follow_a_sequence_from_row_to_row_and_back() -> None:
+    """Preempted and started again: what it generated elsewhere counts when it is back in its first row."""
+    params = SequenceParams(max_tokens=9, presence_penalty=1.0, frequency_penalty=0.5)
+    seq, penalties = Sequence(1, [3], [], params), Penalties(2, torch.device("cpu"))
+    for start, (row, token) in enumerate([(0, 5), (1, 6), (0, 5), (0, 7)]):
+        # In its third start it stays where it is.
+        seq.row, seq.num_preempted = row, min(start, 2)
+        penalised = penalties.apply(torch.zeros(1, 9), {0: seq})
+        counts = [seq.tokens[1:].count(t) for t in range(9)]
+        assert penalised.logits[0].tolist() == [-(0.5 * n + 1.0) if n else 0.0 for n in counts]
+        penalties.count(penalised, torch.tensor([token]))
+        seq.tokens.append(token)

@@ -85,10 +85,19 @@ def test_parameters_reach_the_job(ai: openai.OpenAI, worker: FakeWorker, stored:
         top_p=0.9,
         seed=7,
         stop="END",
+        presence_penalty=0.5,
+        frequency_penalty=-0.5,
         max_completion_tokens=20,
         metadata={"order": "17"},
         user="me",
-        extra_body={"top_k": -1, "min_p": 0.1, "min_tokens": 2, "stop_token_ids": [5], "ignore_eos": True},
+        extra_body={
+            "top_k": -1,
+            "min_p": 0.1,
+            "min_tokens": 2,
+            "stop_token_ids": [5],
+            "ignore_eos": True,
+            "repetition_penalty": 1.2,
+        },
     )
     request = stored(answer.id)
     assert request.messages == (
@@ -99,6 +108,7 @@ def test_parameters_reach_the_job(ai: openai.OpenAI, worker: FakeWorker, stored:
     )
     s = request.sampling
     assert (s.temperature, s.top_p, s.seed, s.stop, s.max_tokens) == (0.5, 0.9, 7, ("END",), 20)
+    assert (s.presence_penalty, s.frequency_penalty, s.repetition_penalty) == (0.5, -0.5, 1.2)
     assert (s.top_k, s.min_p, s.min_tokens, s.stop_token_ids, s.ignore_eos) == (0, 0.1, 2, (5,), True)
     assert request.metadata == {"order": "17"}
     assert not request.stream
@@ -130,8 +140,9 @@ def test_values_that_ask_for_nothing_are_taken(ai: openai.OpenAI, worker: FakeWo
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"presence_penalty": 0.5}, "presence_penalty"),
-        ({"frequency_penalty": -0.5}, "frequency_penalty"),
+        ({"presence_penalty": 2.5}, "presence_penalty"),
+        ({"frequency_penalty": "some"}, "frequency_penalty"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
         ({"logit_bias": {"5": 1}}, "logit_bias"),
         ({"reasoning_effort": "high"}, "reasoning_effort"),
         ({"guided_regex": "a*"}, "guided_regex"),
