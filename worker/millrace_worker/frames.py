@@ -80,6 +80,14 @@ class Load(msgspec.Struct, frozen=True, array_like=True):
     preemptions: int = 0
 
 
+class Likely(msgspec.Struct, frozen=True, array_like=True):
+    """A token's log-probability, and the likeliest tokens at its place: finite, of the model before penalties."""
+
+    logprob: float
+    top_ids: list[int] = []
+    top: list[float] = []
+
+
 class StepOutput(msgspec.Struct, frozen=True, tag="step"):
     """What one step did. Sequences in `finished` and `refused` are gone from the engine."""
 
@@ -96,6 +104,8 @@ class StepOutput(msgspec.Struct, frozen=True, tag="step"):
     seconds: float = 0.0
     sequences: int = 0
     batched_tokens: int = 0
+    #: By seq_id, one for each of its new token ids; of those that ask for them.
+    logprobs: dict[int, list[Likely]] = {}
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):

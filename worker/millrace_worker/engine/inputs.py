@@ -22,6 +22,7 @@ class SequenceTables:
         self.min_p = np.zeros(max_num_seqs, dtype=np.float32)
         self.seed = np.zeros(max_num_seqs, dtype=np.int64)
         self.penalised = np.zeros(max_num_seqs, dtype=np.bool_)
+        self.logprobs = np.zeros(max_num_seqs, dtype=np.bool_)
         #: The list object last written to each row: a sequence that starts, or starts again, has a new one.
         self._written: list[list[int] | None] = [None] * max_num_seqs
         self._lengths = [0] * max_num_seqs
@@ -37,6 +38,7 @@ class SequenceTables:
             self.min_p[row] = params.min_p
             self.seed[row] = params.seed
             self.penalised[row] = params.penalised
+            self.logprobs[row] = params.logprobs is not None
         written, length = self._lengths[row], len(table)
         if written < length:
             self.blocks[row, written:length] = table[written:]
