@@ -34,6 +34,9 @@ class CharacterTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(ids).decode()
 
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes((token_id,))
+
     def stream(self) -> CharacterStream:
         return CharacterStream()
 

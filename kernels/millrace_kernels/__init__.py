@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from .apply_penalties import apply_penalties
+from .count_tokens import count_tokens
 from .decode_plan import DecodePlan, PlanShape, SharedRun, plan_decode
 from .linear import linear, linear_parts, norm_gated_linear, norm_linear
+from .logprobs import logprobs
 from .paged_decode import paged_decode
 from .paged_prefill import paged_prefill
 from .rms_norm import rms_norm, rms_norm_residual
@@ -15,8 +18,11 @@ __all__ = [
     "DecodePlan",
     "PlanShape",
     "SharedRun",
+    "apply_penalties",
+    "count_tokens",
     "linear",
     "linear_parts",
+    "logprobs",
     "norm_gated_linear",
     "norm_linear",
     "paged_decode",

@@ -34,6 +34,18 @@ def submit(
     top_k: Annotated[int | None, typer.Option(rich_help_panel=_SAMPLING, help="0 keeps all, the default.")] = None,
     top_p: Annotated[float | None, typer.Option(rich_help_panel=_SAMPLING, help="In (0, 1]. Default: 1.")] = None,
     min_p: Annotated[float | None, typer.Option(rich_help_panel=_SAMPLING, help="In [0, 1]. Default: 0.")] = None,
+    presence_penalty: Annotated[
+        float | None, typer.Option(rich_help_panel=_SAMPLING, help="Of generated tokens, in [-2, 2].")
+    ] = None,
+    frequency_penalty: Annotated[
+        float | None, typer.Option(rich_help_panel=_SAMPLING, help="The same, for each time, in [-2, 2].")
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(rich_help_panel=_SAMPLING, help="Of the prompt's tokens, too, in (0, 100].")
+    ] = None,
+    logprobs: Annotated[
+        int | None, typer.Option(rich_help_panel=_SAMPLING, help="Log-probabilities, and the top so many, in --json.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(rich_help_panel=_SAMPLING, help="Makes the answer repeatable.")] = None,
     stop: Annotated[
         list[str] | None, typer.Option(rich_help_panel=_SAMPLING, help="Ends the answer. May be repeated.")
@@ -60,7 +72,9 @@ def submit(
         system = _decode(system_file.read_bytes(), str(system_file))
     sampling: dict[str, Any] = {
         "max_tokens": max_tokens, "min_tokens": min_tokens, "temperature": temperature, "top_k": top_k,
-        "top_p": top_p, "min_p": min_p, "seed": seed, "stop": stop, "ignore_eos": ignore_eos or None,
+        "top_p": top_p, "min_p": min_p, "presence_penalty": presence_penalty, "frequency_penalty": frequency_penalty,
+        "repetition_penalty": repetition_penalty, "logprobs": logprobs, "seed": seed, "stop": stop,
+        "ignore_eos": ignore_eos or None,
     }  # fmt: skip
     with connect(redis_url, model) as client:
         job = client.submit(

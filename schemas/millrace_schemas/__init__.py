@@ -21,6 +21,7 @@ from .events import Event, Finished, Started, Tokens
 from .job import MAX_JOB_BYTES, JobRecord, Lane, Message, Request, Role, new_job_id, queue_of, queue_of_job
 from .keys import GROUP, MODELS, QueueKeys
 from .latency import Latencies, bucket_of, percentile
+from .logprobs import TokenLogprob, TopLogprob
 from .registry import ModelInfo, WorkerInfo
 from .result import Choice, FinishReason, Result, Timings, Usage
 from .sampling import Sampling
@@ -65,7 +66,9 @@ __all__ = [
     "Sampling",
     "Started",
     "Timings",
+    "TokenLogprob",
     "Tokens",
+    "TopLogprob",
     "UnknownModel",
     "Usage",
     "WebhookRecord",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from .logprobs import TokenLogprob
 from .result import Result
 
 
@@ -14,13 +15,16 @@ class Started(msgspec.Struct, frozen=True, tag="started", forbid_unknown_fields=
     tokens: int = 0
 
 
-class Tokens(msgspec.Struct, frozen=True, tag="tokens", forbid_unknown_fields=True):
+class Tokens(msgspec.Struct, frozen=True, tag="tokens", forbid_unknown_fields=True, omit_defaults=True):
     """Newly generated ids and the text that they complete; `start` is the position of the first id in the answer."""
 
     start: int
     token_ids: tuple[int, ...]
     text: str
-    index: int = 0
+    # A factory, so that it is always written.
+    index: int = msgspec.field(default_factory=int)
+    #: One for each of `token_ids`; None, and not written, when `Sampling.logprobs` asked for none.
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 class Finished(msgspec.Struct, frozen=True, tag="finished", forbid_unknown_fields=True):

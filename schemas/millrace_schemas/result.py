@@ -7,6 +7,7 @@ from enum import StrEnum
 import msgspec
 
 from .errors import ErrorInfo
+from .logprobs import TokenLogprob
 from .states import JobState
 
 
@@ -19,13 +20,15 @@ class FinishReason(StrEnum):
     ABORT = "abort"
 
 
-class Choice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Choice(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One answer. `token_ids` holds every generated id, the one that stopped it included."""
 
     index: int
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
+    #: One for each of `token_ids`; None, and not written, when `Sampling.logprobs` asked for none.
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 class Usage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

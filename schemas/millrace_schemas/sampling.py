@@ -11,12 +11,14 @@ from .errors import InvalidRequest
 MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 256
 MAX_STOP_TOKEN_IDS = 128
+MAX_LOGPROBS = 20
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Sampling of one job. Construction raises InvalidRequest on a value out of range.
 
-    Filters apply to temperature-scaled probabilities in the order top_k, top_p, min_p; the token is then drawn with a
+    Penalties change the logits first, the repetition penalty before the other two; then comes the temperature. Filters
+    apply to temperature-scaled probabilities in the order top_k, top_p, min_p; the token is then drawn with a
     counter-based generator keyed (seed, position), so a seeded answer does not depend on the batch it ran in.
     """
 
@@ -32,6 +34,13 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     top_p: float = 1.0
     #: Drop tokens less likely than this fraction of the most likely one, in [0, 1].
     min_p: float = 0.0
+    #: Taken off the logit of every token that was generated before, in [-2, 2]; below 0 they become likelier.
+    presence_penalty: float = 0.0
+    #: The same, times how often the token was generated, in [-2, 2].
+    frequency_penalty: float = 0.0
+    #: Of a token in the prompt or generated before, a positive logit is divided by this and another multiplied, in
+    #: (0, 100].
+    repetition_penalty: float = 1.0
     #: None: drawn at random when the job is submitted, then fixed for all its attempts.
     seed: int | None = None
     #: Strings that end the answer; they are not part of it.
@@ -40,6 +49,9 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     stop_token_ids: tuple[int, ...] = ()
     #: Go on past the model's end-of-sequence ids.
     ignore_eos: bool = False
+    #: Report the log-probability of each token, before penalties and temperature, and those of so many likeliest ones,
+    #: up to 20; None: no log-probabilities.
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None:
@@ -59,9 +71,24 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         _require(0 <= self.top_k < 2**31, "top_k", f"must be 0 (all tokens) or a positive number, not {self.top_k}")
         _require(0.0 < self.top_p <= 1.0, "top_p", f"must lie in (0, 1], not {self.top_p}")
         _require(0.0 <= self.min_p <= 1.0, "min_p", f"must lie in [0, 1], not {self.min_p}")
+        self._check_penalties()
+        if self.logprobs is not None:
+            _require(
+                0 <= self.logprobs <= MAX_LOGPROBS, "logprobs", f"must lie in [0, {MAX_LOGPROBS}], not {self.logprobs}"
+            )
         if self.seed is not None:
             _require(0 <= self.seed < 2**63, "seed", f"must lie in [0, 2**63), not {self.seed}")
         self._check_stops()
+
+    def _check_penalties(self) -> None:
+        for name in ("presence_penalty", "frequency_penalty"):
+            value: float = getattr(self, name)
+            _require(-2.0 <= value <= 2.0, name, f"must lie in [-2, 2], not {value}")
+        _require(
+            0.0 < self.repetition_penalty <= 100.0,
+            "repetition_penalty",
+            f"must lie in (0, 100], not {self.repetition_penalty}",
+        )
 
     def _check_stops(self) -> None:
         if isinstance(self.stop, str):

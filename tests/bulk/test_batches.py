@@ -64,6 +64,26 @@ def test_other_endpoints(redis_url: str, batches: Batches, bulk: BulkThread, tmp
     assert text == "HELLO"
 
 
+def test_lines_may_ask_for_penalties_and_log_probabilities(
+    redis_url: str, batches: Batches, bulk: BulkThread, tmp_path: Path
+) -> None:
+    penalties = {"presence_penalty": 0.5, "frequency_penalty": -0.5, "repetition_penalty": 1.2}
+    lines = [
+        chat_line("a", "hi", logprobs=True, top_logprobs=2, **penalties),
+        chat_line("b", "hi", **penalties),
+        chat_line("c", "hi", top_logprobs=2),
+        chat_line("d", "hi", presence_penalty=3),
+    ]
+    with FakeWorker(redis_url):
+        view = batches.ended(batches.make(written(str(tmp_path / "in.jsonl"), lines), str(tmp_path)))
+    output, errors = outcome(view)
+    found = {name: line["response"]["body"]["choices"][0]["logprobs"] for name, line in output.items()}
+    assert [(token["token"], len(token["top_logprobs"])) for token in found["a"]["content"]] == [("H", 2), ("I", 2)]
+    assert found["b"] is None
+    params = {name: line["response"]["body"]["error"]["param"] for name, line in errors.items()}
+    assert params == {"c": "top_logprobs", "d": "presence_penalty"}
+
+
 @pytest.mark.parametrize("name", ["background", "webhook"])
 def test_what_means_nothing_in_a_line(
     redis_url: str, batches: Batches, bulk: BulkThread, tmp_path: Path, name: str

@@ -85,10 +85,19 @@ def test_parameters_reach_the_job(ai: openai.OpenAI, worker: FakeWorker, stored:
         top_p=0.9,
         seed=7,
         stop="END",
+        presence_penalty=0.5,
+        frequency_penalty=-0.5,
         max_completion_tokens=20,
         metadata={"order": "17"},
         user="me",
-        extra_body={"top_k": -1, "min_p": 0.1, "min_tokens": 2, "stop_token_ids": [5], "ignore_eos": True},
+        extra_body={
+            "top_k": -1,
+            "min_p": 0.1,
+            "min_tokens": 2,
+            "stop_token_ids": [5],
+            "ignore_eos": True,
+            "repetition_penalty": 1.2,
+        },
     )
     request = stored(answer.id)
     assert request.messages == (
@@ -99,6 +108,7 @@ def test_parameters_reach_the_job(ai: openai.OpenAI, worker: FakeWorker, stored:
     )
     s = request.sampling
     assert (s.temperature, s.top_p, s.seed, s.stop, s.max_tokens) == (0.5, 0.9, 7, ("END",), 20)
+    assert (s.presence_penalty, s.frequency_penalty, s.repetition_penalty) == (0.5, -0.5, 1.2)
     assert (s.top_k, s.min_p, s.min_tokens, s.stop_token_ids, s.ignore_eos) == (0, 0.1, 2, (5,), True)
     assert request.metadata == {"order": "17"}
     assert not request.stream
@@ -125,13 +135,17 @@ def test_values_that_ask_for_nothing_are_taken(ai: openai.OpenAI, worker: FakeWo
     ("given", "param"),
     [
         ({"n": 2}, "n"),
-        ({"logprobs": True}, "logprobs"),
+        ({"logprobs": 1}, "logprobs"),
         ({"top_logprobs": 3}, "top_logprobs"),
+        ({"top_logprobs": False}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": "few"}, "top_logprobs"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"presence_penalty": 0.5}, "presence_penalty"),
-        ({"frequency_penalty": -0.5}, "frequency_penalty"),
+        ({"presence_penalty": 2.5}, "presence_penalty"),
+        ({"frequency_penalty": "some"}, "frequency_penalty"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
         ({"logit_bias": {"5": 1}}, "logit_bias"),
         ({"reasoning_effort": "high"}, "reasoning_effort"),
         ({"guided_regex": "a*"}, "guided_regex"),
@@ -233,7 +247,10 @@ def test_completions(ai: openai.OpenAI, worker: FakeWorker, stored: Stored) -> N
         ({"prompt": [1, "b"]}, "prompt"),
         ({"prompt": [999]}, "prompt"),
         ({"prompt": {"a": 1}}, "prompt"),
-        ({"logprobs": 0}, "logprobs"),
+        ({"logprobs": 6}, "logprobs"),
+        ({"logprobs": -1}, "logprobs"),
+        ({"logprobs": True}, "logprobs"),
+        ({"top_logprobs": 1}, "top_logprobs"),
         ({"echo": True}, "echo"),
         ({"best_of": 2}, "best_of"),
         ({"messages": HELLO}, "messages"),

@@ -134,7 +134,7 @@ def test_examples_are_valid() -> None:
     ("path", "body", "answer"),
     [
         ("chat/completions", {"messages": [{"role": "user", "content": "hi"}], "n": True}, "n is not supported"),
-        ("chat/completions", {"messages": [{"role": "user", "content": "hi"}], "logprobs": 0}, "logprobs is not"),
+        ("chat/completions", {"messages": [{"role": "user", "content": "hi"}], "logprobs": 0}, "logprobs must be true"),
         ("completions", {"prompt": "hi", "user": 5}, "user must be a string"),
         ("responses", {"input": "hi", "stream_options": {"include_obfuscation": 0}}, "stream_options is not"),
         ("jobs", {"prompt": "hi", "model": ""}, "model names have"),

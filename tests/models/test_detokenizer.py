@@ -123,3 +123,19 @@ def test_work_does_not_grow_with_the_text(kind: str, monkeypatch: pytest.MonkeyP
             stream.push([token_id])
         stream.finish()
         assert decoded < 10 * len(run)
+
+
+def test_each_tokens_bytes_together_are_the_text(path: Path, tokenizer: Tokenizer) -> None:
+    """But for a space before a word where the decoder drops the very first one."""
+    special = AutoTokenizer.from_pretrained(path).all_special_ids
+    for text in CORPUS:
+        ids = [token_id for token_id in tokenizer.encode(text) if token_id not in special]
+        whole = b"".join(tokenizer.token_bytes(token_id) or b"?" for token_id in ids).decode(errors="replace")
+        assert whole.removeprefix(" ") == tokenizer.decode(ids).removeprefix(" ")
+
+
+def test_special_tokens_have_their_own_form_and_others_none(tokenizer: Tokenizer) -> None:
+    for token_id in tokenizer.eos_token_ids:
+        assert tokenizer.decode([token_id]) == ""
+        assert tokenizer.token_bytes(token_id)
+    assert tokenizer.token_bytes(10**6) is None

@@ -11,14 +11,26 @@ import msgspec
 import pytest
 
 import millrace_schemas
-from millrace_schemas import SCHEMA_VERSION, DecodeError, InvalidRequest, ModelInfo, Request, Sampling, decode, encode
+from millrace_schemas import (
+    SCHEMA_VERSION,
+    Choice,
+    DecodeError,
+    FinishReason,
+    InvalidRequest,
+    ModelInfo,
+    Request,
+    Sampling,
+    Tokens,
+    decode,
+    encode,
+)
 from wire_values import WIRE_VALUES
 
 every_value = pytest.mark.parametrize(("value", "type_"), WIRE_VALUES.values(), ids=WIRE_VALUES)
 every_type = pytest.mark.parametrize("type_", {str(t): t for _, t in WIRE_VALUES.values()}.values())
 
 #: Structs that travel inside others, or never.
-_PARTS = {"Choice", "Latencies", "Message", "Timings", "Usage"}
+_PARTS = {"Choice", "Latencies", "Message", "Timings", "TokenLogprob", "TopLogprob", "Usage"}
 
 #: What an older reader may read as far as it understands it.
 _NOTICES = ("job-record", "model-info", "webhook-record", "worker-info")
@@ -119,6 +131,14 @@ def test_an_ill_typed_field_is_named(fields: dict[str, Any], names: str) -> None
 def test_values_out_of_range_are_refused_on_reading_too() -> None:
     with pytest.raises(DecodeError, match="top_p must lie in"):
         decode(with_version({"model": "demo", "prompt": "a", "sampling": {"top_p": 2.0}}), Request)
+
+
+def test_what_nobody_asked_for_is_not_written() -> None:
+    """So that older readers, who know no log-probabilities and no penalties, read everything else."""
+    choice = Choice(0, "a", (5,), FinishReason.STOP)
+    assert set(msgspec.to_builtins(choice)) == {"index", "text", "token_ids", "finish_reason"}
+    assert set(msgspec.to_builtins(Tokens(0, (5,), "a"))) == {"type", "start", "token_ids", "text", "index"}
+    assert msgspec.to_builtins(Sampling(max_tokens=5)) == {"max_tokens": 5}
 
 
 def test_no_bytes_at_all() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from millrace_schemas import InvalidRequest, Sampling
-from millrace_schemas.sampling import MAX_STOP_LENGTH, MAX_STOP_STRINGS, MAX_STOP_TOKEN_IDS
+from millrace_schemas.sampling import MAX_LOGPROBS, MAX_STOP_LENGTH, MAX_STOP_STRINGS, MAX_STOP_TOKEN_IDS
 
 BAD: list[tuple[str, Any]] = [
     ("max_tokens", 0),
@@ -26,6 +26,17 @@ BAD: list[tuple[str, Any]] = [
     ("min_p", -0.01),
     ("min_p", 1.01),
     ("min_p", math.nan),
+    ("presence_penalty", 2.01),
+    ("presence_penalty", -2.01),
+    ("presence_penalty", math.nan),
+    ("frequency_penalty", 2.01),
+    ("frequency_penalty", -math.inf),
+    ("repetition_penalty", 0.0),
+    ("repetition_penalty", -1.0),
+    ("repetition_penalty", 100.5),
+    ("repetition_penalty", math.nan),
+    ("logprobs", -1),
+    ("logprobs", MAX_LOGPROBS + 1),
     ("seed", -1),
     ("seed", 2**63),
     ("stop", "one string"),
@@ -49,6 +60,13 @@ GOOD: list[tuple[str, Any]] = [
     ("top_p", 1.0),
     ("min_p", 0.0),
     ("min_p", 1.0),
+    ("presence_penalty", -2.0),
+    ("frequency_penalty", 2.0),
+    ("repetition_penalty", 0.1),
+    ("repetition_penalty", 100.0),
+    ("logprobs", None),
+    ("logprobs", 0),
+    ("logprobs", MAX_LOGPROBS),
     ("seed", 0),
     ("seed", 2**63 - 1),
     ("stop", ("x" * MAX_STOP_LENGTH,) * MAX_STOP_STRINGS),

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from millrace_schemas import GROUP, JobState, Lane, Tokens
+from fake_engine import likely_of
+from fake_text import LetterTokenizer
+from millrace_schemas import GROUP, JobState, Lane, Sampling, Tokens
+from millrace_worker.front.logprobs import AnswerLogprobs
+from millrace_worker.stream.checkpoint import read_words, words_from
 from millrace_worker.stream.closing import GiveBack
 from millrace_worker.stream.consumer import Entries
-from millrace_worker.stream.progress import Progress, tokens_from
+from millrace_worker.stream.progress import Progress
 from millrace_worker.stream.scripts import BEAT, Call, run
 from queue_probe import QueueProbe
 from stream_parts import Parts, ending_of, with_parts
@@ -117,8 +121,33 @@ def test_a_repeated_checkpoint_publishes_once(redis_url: str, probe: QueueProbe)
         progress.add_text("c")
         progress.confirm(await run(parts.client, progress.call(probe.keys, parts.name)))
         assert not progress.unsaved
-        assert tokens_from(probe.redis.get(probe.keys.tokens(job))) == (5, 6, 7)
+        assert words_from(probe.redis.get(probe.keys.tokens(job))) == (5, 6, 7)
         assert probe.events(job)[1:] == [Tokens(0, (5, 6), "ab"), Tokens(2, (7,), "c")]
+        assert probe.job(job)["progress"] == "3"
+
+    with_parts(redis_url, body)
+
+
+def test_log_probabilities_are_checkpointed_with_their_tokens(redis_url: str, probe: QueueProbe) -> None:
+    async def body(parts: Parts) -> None:
+        job = probe.submit([1, 2], stream=True, sampling=Sampling(logprobs=2))
+        leased = await parts.lease_one()
+        tokens: list[int] = []
+        logprobs = AnswerLogprobs(2, tokens, [], LetterTokenizer())
+        progress = Progress(leased.lease, tokens, stream=True, logprobs=logprobs)
+        for ids in ([5, 6], [7]):
+            tokens += ids
+            logprobs.likely += [likely_of(token, 2) for token in ids]
+            call = progress.call(probe.keys, parts.name)
+            first = await run(parts.client, call)
+            # As if the reply was lost.
+            assert await run(parts.client, call) == first
+            progress.confirm(first)
+        assert not progress.unsaved
+        stored = words_from(probe.redis.get(probe.keys.tokens(job)))
+        assert read_words(stored, 2) == ([5, 6, 7], [likely_of(token, 2) for token in (5, 6, 7)])
+        told = [event.logprobs for event in probe.events(job) if isinstance(event, Tokens)]
+        assert told == [logprobs.told(0, 2), logprobs.told(2)]
         assert probe.job(job)["progress"] == "3"
 
     with_parts(redis_url, body)
@@ -137,7 +166,7 @@ def test_a_checkpoint_that_vanished_is_written_whole(redis_url: str, probe: Queu
         assert probe.checkpoint(job) == 0
         assert progress.unsaved
         progress.confirm(await run(parts.client, progress.call(probe.keys, parts.name)))
-        assert tokens_from(probe.redis.get(probe.keys.tokens(job))) == (5, 6, 7)
+        assert words_from(probe.redis.get(probe.keys.tokens(job))) == (5, 6, 7)
 
     with_parts(redis_url, body)
 

@@ -18,6 +18,7 @@ import msgspec
 from millrace_worker.config import EngineConfig
 from millrace_worker.frames import (
     AddSequence,
+    Likely,
     Load,
     Ready,
     Refusal,
@@ -41,6 +42,11 @@ def expected_tokens(prompt: list[int], count: int) -> list[int]:
     for _ in range(count):
         ids.append(next_token(ids[-1], len(ids)))
     return ids[len(prompt) :]
+
+
+def likely_of(token: int, top: int) -> Likely:
+    """What the fake says of a token: the same wherever it is. Fractions that float32 holds."""
+    return Likely(-(token % 8) / 8 - 0.5, [(token + i) % 1000 for i in range(top)], [-0.25 - i / 4 for i in range(top)])
 
 
 class Engine:
@@ -84,13 +90,15 @@ class Engine:
             self._sequences[sequence.seq_id] = (sequence, list(sequence.generated))
             started.append((sequence.seq_id, 0))
         time.sleep(self._args.step)
-        tokens, finished = [], []
+        tokens, finished, logprobs = [], [], {}
         for seq_id, (sequence, generated) in list(self._sequences.items()):
             ids = sequence.prompt + generated
             token = next_token(ids[-1], len(ids))
             self._note(sequence.prompt[0], len(generated))
             generated.append(token)
             tokens.append((seq_id, [token]))
+            if sequence.params.logprobs is not None:
+                logprobs[seq_id] = [likely_of(token, sequence.params.logprobs)]
             if token in sequence.params.stop_token_ids and len(generated) > sequence.params.min_tokens:
                 finished.append((seq_id, "stop"))
             elif len(generated) >= sequence.params.max_tokens:
@@ -99,7 +107,7 @@ class Engine:
             del self._sequences[seq_id]
         running = len(self._sequences)
         load = Load(running, len(self._waiting), 1000 - running, 1000, running * BLOCK, running)
-        self._socket.sendall(pack(StepOutput(self._step, tokens, finished, refused, started, load)))
+        self._socket.sendall(pack(StepOutput(self._step, tokens, finished, refused, started, load, logprobs=logprobs)))
 
     def serve(self) -> None:
         while self.read(wait=not self._sequences and not self._waiting):

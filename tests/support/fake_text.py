@@ -26,6 +26,9 @@ class LetterTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(chr(97 + i % 26) for i in ids)
 
+    def token_bytes(self, token_id: int) -> bytes:
+        return self.decode([token_id]).encode()
+
     def stream(self) -> LetterStream:
         return LetterStream()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
@@ -26,7 +27,9 @@ from millrace_schemas import (
     Result,
     Started,
     Timings,
+    TokenLogprob,
     Tokens,
+    TopLogprob,
     Usage,
     WorkerInfo,
     decode,
@@ -49,6 +52,20 @@ def answer_of(request: Request) -> str:
     if request.messages is not None:
         return request.messages[-1].content.upper()
     return (request.prompt or " ".join(map(str, request.prompt_token_ids or ()))).upper()
+
+
+def fake_logprobs(ids: Sequence[int], top: int) -> tuple[TokenLogprob, ...]:
+    """Of bytes, which are tokens of their own."""
+    return tuple(
+        TokenLogprob(
+            bytes((i,)).decode(errors="replace"),
+            i,
+            -0.5,
+            (i,),
+            tuple(TopLogprob("a", 97, -0.5, (97,)) for _ in range(top)),
+        )
+        for i in ids
+    )
 
 
 class FakeWorker:
@@ -153,7 +170,14 @@ class FakeWorker:
         pipe.hset(self.keys.job(job_id), mapping={"state": str(result.state), "finished_at": time.time()})
         if stream:
             text = result.text
-            events = [Started(attempt=1), Tokens(0, (1,), text[:1]), Tokens(1, (2,), text[1:]), Finished(result)]
+            logprobs = result.choices[0].logprobs if result.choices else None
+            first, second = (None, None) if logprobs is None else (logprobs[:1], logprobs[1:2])
+            events = [
+                Started(attempt=1),
+                Tokens(0, (1,), text[:1], logprobs=first),
+                Tokens(1, (2,), text[1:], logprobs=second),
+                Finished(result),
+            ]
             for event in events:
                 pipe.xadd(self.keys.events(job_id), {"e": encode(event)})
         pipe.publish(self.keys.done(job_id), str(result.state))
@@ -169,6 +193,8 @@ class FakeWorker:
         text = answer_of(request)
         if text.startswith("FAIL"):
             return Result(state=JobState.FAILED, error=ErrorInfo(ErrorCode.INTERNAL, "told to fail"), **common)
-        choice = Choice(0, text, tuple(text.encode()), FinishReason.STOP)
+        ids = tuple(text.encode())
+        top = request.sampling.logprobs
+        choice = Choice(0, text, ids, FinishReason.STOP, None if top is None else fake_logprobs(ids, top))
         usage = Usage(prompt_tokens=10, completion_tokens=len(text), cached_tokens=8)
         return Result(state=JobState.COMPLETED, choices=(choice,), usage=usage, **common)

@@ -23,7 +23,9 @@ from millrace_schemas import (
     Sampling,
     Started,
     Timings,
+    TokenLogprob,
     Tokens,
+    TopLogprob,
     Usage,
     WebhookRecord,
     WorkerInfo,
@@ -36,16 +38,26 @@ SAMPLING = Sampling(
     top_k=40,
     top_p=0.9,
     min_p=0.05,
+    presence_penalty=-0.5,
+    frequency_penalty=1.5,
+    repetition_penalty=1.1,
+    logprobs=2,
     seed=2**63 - 1,
     stop=("\n\n", "Ende"),
     stop_token_ids=(2, 2**31 - 1),
     ignore_eos=True,
 )
+LOGPROB = TokenLogprob(
+    "ü", 5, -0.25, (195, 188), (TopLogprob("ü", 5, -0.25, (195, 188)), TopLogprob("", 9, -9999.0, None))
+)
 RESULT = Result(
     id="demo-01jd3vq6x0m5t9n8q2w4e7r1yz",
     model="demo",
     state=JobState.COMPLETED,
-    choices=(Choice(0, "Grüße, 🌍", (5, 6, 2), FinishReason.STOP), Choice(1, "", (), FinishReason.LENGTH)),
+    choices=(
+        Choice(0, "Grüße, 🌍", (5, 6, 2), FinishReason.STOP),
+        Choice(1, "ü", (5,), FinishReason.LENGTH, (LOGPROB,)),
+    ),
     usage=Usage(10, 3, 8),
     timings=Timings(0.25, 0.5, 1.75),
     attempts=2,
@@ -90,6 +102,7 @@ WIRE_VALUES: dict[str, tuple[Any, Any]] = {
     "error-info": (ErrorInfo(ErrorCode.INTERNAL, "broke"), ErrorInfo),
     "started": (Started(attempt=2, tokens=17), Event),
     "tokens": (Tokens(start=4, token_ids=(1, 2, 3), text="abc", index=1), Event),
+    "tokens-with-logprobs": (Tokens(start=4, token_ids=(1,), text="a", logprobs=(LOGPROB,)), Event),
     "finished": (Finished(RESULT), Event),
     "job-record": (
         JobRecord(

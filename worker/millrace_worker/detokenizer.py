@@ -39,6 +39,9 @@ class Vocabulary:
         self._tokenizer = tokenizer
         self._special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
         self._bytes: dict[int, bytes] = {}
+        self._alone: dict[int, bytes | None] = {}
+        #: Some token that is text.
+        self._anchor: list[int] = tokenizer.encode("a", add_special_tokens=False).ids
         state = json.loads(tokenizer.decoder.__getstate__()) if tokenizer.decoder is not None else {}
         kinds = {part["type"] for part in state.get("decoders", [state]) if part}
         #: Every token is bytes.
@@ -72,6 +75,25 @@ class Vocabulary:
                 data = token.encode()
             self._bytes[token_id] = data
         return data
+
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """The text of one token in UTF-8, also of a special one; None for an id that is no token."""
+        if token_id not in self._alone:
+            self._alone[token_id] = self._bytes_alone(token_id)
+        return self._alone[token_id]
+
+    def _bytes_alone(self, token_id: int) -> bytes | None:
+        token: str | None = self._tokenizer.id_to_token(token_id)
+        if token is None or token_id in self._special:
+            return None if token is None else token.encode()
+        if self.splits_characters:
+            return self.bytes_of(token_id)
+        if self.is_byte(token):
+            return bytes((int(token[3:5], 16),))
+        # Behind another token: alone, one would lose the space before it, or gain what marks a part of a word.
+        before = self.decode(self._anchor)
+        text = self.decode([*self._anchor, token_id])
+        return text[len(before) :].encode() if text.startswith(before) else self.decode([token_id]).encode()
 
     def is_byte(self, token: str) -> bool:
         """Whether the token stands for one byte of a character that has no token of its own."""

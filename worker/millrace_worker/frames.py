@@ -29,6 +29,15 @@ class SequenceParams(msgspec.Struct, frozen=True, array_like=True):
     seed: int = 0
     #: Ids that end the sequence: the request's own, and the model's end-of-sequence ids unless ignore_eos.
     stop_token_ids: tuple[int, ...] = ()
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    #: So many likeliest tokens beside each one's log-probability; None: no log-probabilities.
+    logprobs: int | None = None
+
+    @property
+    def penalised(self) -> bool:
+        return self.presence_penalty != 0 or self.frequency_penalty != 0 or self.repetition_penalty != 1
 
 
 class AddSequence(msgspec.Struct, frozen=True, array_like=True):
@@ -71,6 +80,14 @@ class Load(msgspec.Struct, frozen=True, array_like=True):
     preemptions: int = 0
 
 
+class Likely(msgspec.Struct, frozen=True, array_like=True):
+    """A token's log-probability, and the likeliest tokens at its place: finite, of the model before penalties."""
+
+    logprob: float
+    top_ids: list[int] = []
+    top: list[float] = []
+
+
 class StepOutput(msgspec.Struct, frozen=True, tag="step"):
     """What one step did. Sequences in `finished` and `refused` are gone from the engine."""
 
@@ -87,6 +104,8 @@ class StepOutput(msgspec.Struct, frozen=True, tag="step"):
     seconds: float = 0.0
     sequences: int = 0
     batched_tokens: int = 0
+    #: By seq_id, one for each of its new token ids; of those that ask for them.
+    logprobs: dict[int, list[Likely]] = {}
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):

@@ -84,6 +84,13 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return self._vocabulary.decode(list(ids))
 
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """The text of one token in UTF-8, which may be a part of a character; None for an id that is no token.
+
+        A leading space that the vocabulary writes into the token is there, and a special token's own form.
+        """
+        return self._vocabulary.token_bytes(token_id)
+
     def stream(self) -> Detokenizer:
         """A detokenizer for one sequence, whose pieces together are what `decode` gives for all its ids."""
         return self._vocabulary.stream()

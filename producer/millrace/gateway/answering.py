@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from millrace import AsyncJob, Finished, Tokens
 from millrace.async_job import raise_unless_completed
+from millrace.openai_api.logprobs import TextPlace
 from millrace.openai_api.params import rename
 from millrace.openai_api.shapes import Choice, Question, Shape, head_of, usage_of, whole_answer
 from millrace_schemas import MillraceError
@@ -58,7 +59,7 @@ async def _chunks(job: AsyncJob, question: Question, shape: Shape) -> AsyncItera
     """The job's events as OpenAI's chunks. Raises the job's error, before the first chunk when it never began."""
     head = head_of(job.id, shape.chunk_object, shape, question.fields["model"])
     usage = {"usage": None} if question.include_usage else {}
-    opening = shape.opening
+    opening, place = shape.opening, TextPlace()
 
     def chunk(choice: Choice, finish_reason: str | None = None) -> bytes:
         return event({**head, "choices": [{"index": 0, **choice, "finish_reason": finish_reason}], **usage})
@@ -68,8 +69,8 @@ async def _chunks(job: AsyncJob, question: Question, shape: Shape) -> AsyncItera
         if opening is not None:
             yield chunk(opening)
             opening = None
-        if isinstance(happened, Tokens) and happened.text:
-            yield chunk(shape.piece(happened.text))
+        if isinstance(happened, Tokens) and (happened.text or happened.logprobs):
+            yield chunk(shape.with_logprobs(shape.piece(happened.text), happened.logprobs, place))
         if result is not None:
             yield chunk(shape.closing, result.choices[0].finish_reason if result.choices else "stop")
             if question.include_usage:

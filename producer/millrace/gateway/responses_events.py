@@ -6,11 +6,12 @@ numbers, so a client goes on behind the last one it saw, whichever gateway it as
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
-from millrace import Event, EventStream, Finished, JobState, Result, Started, Tokens
-from millrace.openai_api.responses_object import Answer, has_output, item_status, status_of, text_part
+from millrace import Event, EventStream, Finished, JobState, Result, Started, TokenLogprob, Tokens
+from millrace.openai_api.logprobs import event_logprobs
+from millrace.openai_api.responses_object import Answer, has_output, item_status, logprobs_of, status_of, text_part
 
 from .errors import ApiError
 from .sse import event
@@ -34,6 +35,7 @@ class Narration:
         self._told = starting_after
         self._started = False
         self._text: str | None = None
+        self._logprobs: list[TokenLogprob] = []
 
     async def chunks(self) -> AsyncIterator[bytes]:
         for chunk in self._wanted(self._begin()):
@@ -70,16 +72,18 @@ class Narration:
                 self._started = True
                 yield {"type": "response.in_progress", "response": self._answer.waiting(JobState.IN_PROGRESS)}
         elif isinstance(happened, Tokens):
-            yield from self._more(happened.text)
+            yield from self._more(happened.text, happened.logprobs or ())
         elif isinstance(happened, Finished):
             yield from self._end(happened.result)
 
-    def _more(self, text: str) -> Iterator[dict[str, Any]]:
-        if not text:
+    def _more(self, text: str, logprobs: Sequence[TokenLogprob]) -> Iterator[dict[str, Any]]:
+        if not text and not logprobs:
             return
         yield from self._open()
         self._text = (self._text or "") + text
-        yield {"type": "response.output_text.delta", **self._place(), "delta": text, "logprobs": []}
+        self._logprobs += logprobs
+        told = event_logprobs(logprobs)
+        yield {"type": "response.output_text.delta", **self._place(), "delta": text, "logprobs": told}
 
     def _open(self) -> Iterator[dict[str, Any]]:
         if self._text is not None:
@@ -95,11 +99,13 @@ class Narration:
         if self._text is not None:
             if result.text.startswith(self._text):
                 # A job's last events go when their time to live is over; its result has the whole text.
-                yield from self._more(result.text[len(self._text) :])
-            text = self._text
-            yield {"type": "response.output_text.done", **self._place(), "text": text, "logprobs": []}
-            yield {"type": "response.content_part.done", **self._place(), "part": text_part(text)}
-            item = self._answer.item(item_status(result), text)
+                rest = logprobs_of(result)[len(self._logprobs) :]
+                yield from self._more(result.text[len(self._text) :], rest)
+            text, logprobs = self._text, self._logprobs
+            told = event_logprobs(logprobs)
+            yield {"type": "response.output_text.done", **self._place(), "text": text, "logprobs": told}
+            yield {"type": "response.content_part.done", **self._place(), "part": text_part(text, logprobs)}
+            item = self._answer.item(item_status(result), text, logprobs)
             yield {"type": "response.output_item.done", "output_index": 0, "item": item}
         yield {"type": _LAST[status_of(result)], "response": self._answer.ended(result)}
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from .errors import invalid
+from .logprobs import completion_logprobs
 from .params import COMMON, LACKING, check_names, common_fields, include_usage
 from .shapes import Question, Shape
 
 #: OpenAI's default here; chat has none.
 MAX_TOKENS = 16
-KNOWN = COMMON | {"prompt"}
+#: OpenAI's limit here.
+MAX_LOGPROBS = 5
+KNOWN = COMMON | {"prompt", "logprobs"}
 REFUSED: dict[str, tuple[Any, ...]] = {
     **LACKING,
     "best_of": (1,),
     "echo": (False,),
-    "logprobs": (),
     "suffix": ("",),
 }
 
@@ -28,6 +30,7 @@ SHAPE = Shape(
     opening=None,
     closing={"text": "", "logprobs": None},
     names={"prompt_token_ids": "prompt"},
+    logprobs=completion_logprobs,
 )
 
 
@@ -35,7 +38,16 @@ def read_completion(body: dict[str, Any], key: str | None = None) -> Question:
     """A body of completions. Raises ApiError naming the parameter."""
     given = check_names(body, KNOWN, REFUSED)
     given.setdefault("max_tokens", MAX_TOKENS)
-    return Question({**common_fields(given), **_prompt(given.get("prompt"))}, key, include_usage(given))
+    fields = common_fields(given)
+    if "logprobs" in given:
+        fields["sampling"]["logprobs"] = _logprobs(given["logprobs"])
+    return Question({**fields, **_prompt(given.get("prompt"))}, key, include_usage(given))
+
+
+def _logprobs(top: Any) -> Any:
+    if isinstance(top, int | float) and not 0 <= top <= MAX_LOGPROBS:
+        raise invalid(f"logprobs must lie in [0, {MAX_LOGPROBS}], not {top}", param="logprobs")
+    return top
 
 
 def _prompt(prompt: object) -> dict[str, Any]:

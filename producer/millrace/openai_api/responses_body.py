@@ -18,11 +18,18 @@ BACKGROUND, INSTRUCTIONS = "background", "instructions"
 #: Among them: a webhook is to speak of a response. Others need no such mark.
 RESPONSE = "response"
 #: Fields of a job by the names that bodies have for them.
-NAMES: Mapping[str, str] = {"prompt": "input", "messages": "input", "max_tokens": "max_output_tokens"}
+NAMES: Mapping[str, str] = {
+    "prompt": "input",
+    "messages": "input",
+    "max_tokens": "max_output_tokens",
+    "logprobs": "top_logprobs",
+}
+#: What `include` may hold.
+LOGPROBS = "message.output_text.logprobs"
 
 KNOWN = (COMMON - {"max_tokens", "stream_options"}) | {
     "input", "instructions", "max_output_tokens", "background", "store", "text", "reasoning", "safety_identifier",
-    "prompt_cache_key", "webhook",
+    "prompt_cache_key", "webhook", "include", "top_logprobs",
 }  # fmt: skip
 REFUSED: dict[str, tuple[Any, ...]] = {
     **LACKING,
@@ -31,7 +38,6 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "context_management": ([],),
     "conversation": (),
     "image": (),
-    "include": ([],),
     "max_tool_calls": (),
     "moderation": (),
     "parallel_tool_calls": (True, False),
@@ -43,7 +49,6 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "stream_options": ({}, {"include_obfuscation": False}),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
-    "top_logprobs": (0,),
     "truncation": ("disabled",),
 }
 REFUSED_TEXT: dict[str, tuple[Any, ...]] = {"format": ({"type": "text"},), "verbosity": ("medium",)}
@@ -73,6 +78,7 @@ def read_response(body: Mapping[str, Any]) -> Asked:
     if "max_output_tokens" in given:
         given["max_tokens"] = given["max_output_tokens"]
     fields = common_fields(given)
+    _read_logprobs(given, fields["sampling"])
     messages = _messages(given.get("input"))
     marks = [BACKGROUND] if background else []
     if "instructions" in given:
@@ -84,6 +90,20 @@ def read_response(body: Mapping[str, Any]) -> Asked:
         fields["webhook"] = given["webhook"]
         marks.append(RESPONSE)
     return Asked({**fields, "messages": messages, "metadata": _metadata(fields["metadata"], marks)}, background)
+
+
+def _read_logprobs(given: Mapping[str, Any], sampling: dict[str, Any]) -> None:
+    include, top = given.get("include", []), given.get("top_logprobs", 0)
+    if not isinstance(include, list):
+        raise invalid("include must be an array", param="include")
+    if any(name != LOGPROBS for name in include):
+        raise invalid(
+            f"include is not supported here but for {LOGPROBS!r}", param="include", code="unsupported_parameter"
+        )
+    if include:
+        sampling["logprobs"] = top
+    elif top != 0 or isinstance(top, bool):
+        raise invalid(f"top_logprobs goes with include: [{LOGPROBS!r}] alone", param="top_logprobs")
 
 
 def _messages(given: object) -> list[dict[str, str]]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from millrace import ErrorCode, FinishReason, InvalidRequest, JobState, Request, Result, Role, Usage
+from millrace import ErrorCode, FinishReason, InvalidRequest, JobState, Request, Result, Role, TokenLogprob, Usage
 from millrace_schemas import queue_of_job
 from millrace_schemas.job import time_of_job
 
 from .errors import ApiError
+from .logprobs import output_logprobs
 from .responses_body import BACKGROUND, INSTRUCTIONS, MARK
 
 _PREFIX, _ITEM_PREFIX = "resp_", "msg_"
@@ -58,8 +59,13 @@ def no_response(response_id: str) -> ApiError:
     )  # fmt: skip
 
 
-def text_part(text: str) -> dict[str, Any]:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+def text_part(text: str, logprobs: Sequence[TokenLogprob] = ()) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": output_logprobs(logprobs)}
+
+
+def logprobs_of(result: Result) -> Sequence[TokenLogprob]:
+    """None of a job that asked for none."""
+    return result.choices[0].logprobs or () if result.choices else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +87,9 @@ class Answer:
     def _marks(self) -> list[str]:
         return self.request.metadata.get(MARK, "").split()
 
-    def item(self, status: str, text: str | None) -> dict[str, Any]:
+    def item(self, status: str, text: str | None, logprobs: Sequence[TokenLogprob] = ()) -> dict[str, Any]:
         """The one message; text None: it has no part yet."""
-        content = [] if text is None else [text_part(text)]
+        content = [] if text is None else [text_part(text, logprobs)]
         return {"id": self.item_id, "type": "message", "role": "assistant", "status": status, "content": content}
 
     def ended(self, result: Result) -> dict[str, Any]:
@@ -97,7 +103,7 @@ class Answer:
         if status == "failed":
             body["error"] = _error(result)
         if has_output(result):
-            body["output"] = [self.item(item_status(result), result.text)]
+            body["output"] = [self.item(item_status(result), result.text, logprobs_of(result))]
         if result.state is JobState.COMPLETED or result.usage.total_tokens:
             body["usage"] = usage_of(result.usage)
         return body
@@ -132,6 +138,7 @@ class Answer:
             "text": {"format": {"type": "text"}},
             "tool_choice": "auto",
             "tools": [],
+            "top_logprobs": request.sampling.logprobs or 0,
             "top_p": request.sampling.top_p,
             "truncation": "disabled",
             "usage": None,

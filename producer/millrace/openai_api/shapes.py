@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from millrace_schemas import Result, Usage
+from millrace_schemas import Result, TokenLogprob, Usage
 from millrace_schemas.job import time_of_job
+
+from .logprobs import TextPlace
 
 Choice = dict[str, Any]
 
@@ -28,6 +30,12 @@ class Shape:
     closing: Choice
     #: Fields of a job by the names that bodies have for them.
     names: Mapping[str, str]
+    #: Those of a choice, of a whole answer's tokens or of a piece's.
+    logprobs: Callable[[Sequence[TokenLogprob], TextPlace], Any]
+
+    def with_logprobs(self, choice: Choice, tokens: Sequence[TokenLogprob] | None, place: TextPlace) -> Choice:
+        """`choice`, and the tokens' log-probabilities if there are any."""
+        return choice if tokens is None else {**choice, "logprobs": self.logprobs(tokens, place)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +62,11 @@ def usage_of(usage: Usage) -> dict[str, Any]:
 def whole_answer(job_id: str, result: Result, shape: Shape) -> dict[str, Any]:
     """A completed job as the whole answer to its request."""
     choices = [
-        {"index": choice.index, **shape.whole(choice.text), "finish_reason": choice.finish_reason}
+        {
+            "index": choice.index,
+            **shape.with_logprobs(shape.whole(choice.text), choice.logprobs, TextPlace()),
+            "finish_reason": choice.finish_reason,
+        }
         for choice in result.choices
     ]
     head = head_of(job_id, shape.object, shape, result.model)

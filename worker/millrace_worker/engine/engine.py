@@ -12,7 +12,7 @@ import torch
 from millrace_schemas import ErrorCode
 from millrace_worker.config import EngineConfig
 from millrace_worker.errors import ModelError
-from millrace_worker.frames import AddSequence, Ready, Refusal, SequenceParams, StepOutput
+from millrace_worker.frames import AddSequence, Likely, Ready, Refusal, SequenceParams, StepOutput
 from millrace_worker.model_path import resolve_model
 from millrace_worker.models import load_model
 from millrace_worker.models.batch import ForwardBatch
@@ -126,6 +126,7 @@ class Engine:
         started, self.scheduler.started = self.scheduler.started, []
         tokens: list[tuple[int, list[int]]] = []
         finished, self._finished = self._finished, []
+        logprobs: dict[int, list[Likely]] = {}
         load = self.scheduler.load()
         launched = None if step is None else self.runner.launch(step)
         if self._overlap:
@@ -137,6 +138,8 @@ class Engine:
             completion = self.scheduler.complete(launched.step, sampled)
             tokens = completion.tokens
             finished += completion.finished
+            found = launched.logprobs()
+            logprobs = {seq_id: [found[seq_id]] for seq_id, _ in tokens if seq_id in found} if found else {}
         refused, self._refused = self._refused, []
         self._steps += 1
         seconds = time.perf_counter() - began
@@ -145,7 +148,7 @@ class Engine:
             self._pace.observe(launched.step.cost, seconds)
             self.scheduler.allowance = self._pace.allowance
         sequences, batched = (len(step.scheduled), step.num_tokens) if step is not None else (0, 0)
-        return StepOutput(self._steps, tokens, finished, refused, started, load, seconds, sequences, batched)
+        return StepOutput(self._steps, tokens, finished, refused, started, load, seconds, sequences, batched, logprobs)
 
     def _take_small_steps(self) -> None:
         """How quick a step can be, before jobs come: full ones alone would not tell."""

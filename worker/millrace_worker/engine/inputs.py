@@ -23,6 +23,8 @@ class SequenceTables:
         self.seed = np.zeros(max_num_seqs, dtype=np.int64)
         #: (row, first, end) of entries of `blocks` that were written since the list was last taken.
         self.changes: list[tuple[int, int, int]] = []
+        self.penalised = np.zeros(max_num_seqs, dtype=np.bool_)
+        self.logprobs = np.zeros(max_num_seqs, dtype=np.bool_)
         #: The list object last written to each row: a sequence that starts, or starts again, has a new one.
         self._written: list[list[int] | None] = [None] * max_num_seqs
         self._lengths = [0] * max_num_seqs
@@ -37,6 +39,8 @@ class SequenceTables:
             self.top_p[row] = params.top_p
             self.min_p[row] = params.min_p
             self.seed[row] = params.seed
+            self.penalised[row] = params.penalised
+            self.logprobs[row] = params.logprobs is not None
         written, length = self._lengths[row], len(table)
         if written < length:
             self.blocks[row, written:length] = table[written:]

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from millrace_kernels import DecodePlan, PlanShape, SharedRun, plan_decode, sample
+from millrace_worker.frames import Likely
 from millrace_worker.models.batch import ForwardBatch
 from millrace_worker.models.decoder import Decoder
 
@@ -15,8 +16,11 @@ from .device_tables import DeviceTables
 from .graphs import DecodeGraphs
 from .inputs import SequenceTables, StepInputs
 from .last_tokens import LastTokens
+from .logprobs import StepLogprobs, Wanted, warm_up_logprobs
 from .mixed_graphs import PREFILLS, MixedGraphs
 from .packed import Field, PackedInputs, packed_bytes
+from .penalties import Penalties, warm_up_penalties
+from .sequence import Sequence
 from .shared_runs import find_shared_runs
 from .step import Scheduled, Step
 
@@ -33,6 +37,10 @@ class SamplingBatch:
     positions: torch.Tensor  # [R] int64
     rows: torch.Tensor  # [R] int64, of the sequences
     any_filter: bool
+    #: By row of the logits, the sequences that are penalised; empty when none is.
+    penalised: dict[int, Sequence]
+    #: None: no sequence asks for log-probabilities.
+    logprobs: Wanted | None
     #: (logits row, token ids that must not be sampled there)
     banned: list[tuple[int, tuple[int, ...]]]
 
@@ -40,12 +48,14 @@ class SamplingBatch:
 class Launched:
     """A step on its way."""
 
-    def __init__(self, step: Step, sampled: torch.Tensor | None) -> None:
+    def __init__(self, step: Step, sampled: torch.Tensor | None, logprobs: StepLogprobs | None = None) -> None:
         self.step = step
         self._sampled = sampled
+        self._logprobs = logprobs
         self._copied: torch.cuda.Event | None = None
         if sampled is not None and sampled.is_cuda:
             self._sampled = sampled.to("cpu", non_blocking=True)
+            self._logprobs = None if logprobs is None else logprobs.to_host()
             self._copied = torch.cuda.Event()
             self._copied.record()
 
@@ -54,6 +64,10 @@ class Launched:
         if self._copied is not None:
             self._copied.synchronize()
         return [] if self._sampled is None else self._sampled.tolist()
+
+    def logprobs(self) -> dict[int, Likely]:
+        """Of the sequences that ask, by their ids; after `wait`."""
+        return {} if self._logprobs is None else self._logprobs.read()
 
 
 class ModelRunner:
@@ -82,6 +96,7 @@ class ModelRunner:
         self._sampling_buffer = torch.zeros(
             packed_bytes(_sampling_fields(max_num_seqs)), dtype=torch.uint8, device=self.device
         )
+        self.penalties = Penalties(max_num_seqs, self.device)
         #: By number of rows.
         self._sampling: dict[int, PackedInputs] = {}
         #: Of attention's plans; None on a CPU, where attention needs none.
@@ -121,6 +136,8 @@ class ModelRunner:
         ints = torch.zeros(1, dtype=torch.int64, device=self.device)
         for any_filter in (False, True):
             sample(logits, floats, ints.int(), floats, floats, ints, ints, any_filter=any_filter)
+        warm_up_penalties(logits)
+        warm_up_logprobs(logits)
 
     @torch.inference_mode()
     def launch(self, step: Step) -> Launched:
@@ -134,9 +151,9 @@ class ModelRunner:
         if not sampling_parts:
             return Launched(step, None)
         batch = self._sampling_batch(sampling_parts)
-        sampled = self._sample(logits, batch)
+        sampled, logprobs = self._sample(logits, batch)
         self.last_tokens.put(batch.rows, sampled)
-        return Launched(step, sampled)
+        return Launched(step, sampled, logprobs)
 
     def _logits(self, inputs: StepInputs) -> torch.Tensor:
         runs = self._shared_runs(inputs)
@@ -202,15 +219,25 @@ class ModelRunner:
         return SamplingBatch(
             **packed.tensors,
             any_filter=bool((top_k > 0).any() or (top_p < 1).any() or (min_p > 0).any()),
+            penalised={int(index): parts[index].seq for index in np.flatnonzero(tables.penalised[rows])},
+            logprobs=self._wanted(parts, np.flatnonzero(tables.logprobs[rows])),
             banned=banned,
         )
 
-    def _sample(self, logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
+    def _wanted(self, parts: list[Scheduled], rows: np.ndarray) -> Wanted | None:
+        if not len(rows):
+            return None
+        seqs = [parts[row].seq for row in rows]
+        return Wanted([seq.seq_id for seq in seqs], [seq.params.logprobs or 0 for seq in seqs], self._tensor(rows))
+
+    def _sample(self, logits: torch.Tensor, batch: SamplingBatch) -> tuple[torch.Tensor, StepLogprobs | None]:
         if batch.banned:
             rows = self._tensor(np.array([row for row, ids in batch.banned for _ in ids]))
             ids = self._tensor(np.array([i for _, ids in batch.banned for i in ids]))
+            allowed = logits[rows, ids]
             logits[rows, ids] = float("-inf")
-        return sample(
+        penalised = self.penalties.apply(logits, batch.penalised) if batch.penalised else None
+        sampled = sample(
             logits,
             batch.temperature,
             batch.top_k,
@@ -219,7 +246,16 @@ class ModelRunner:
             batch.seeds,
             batch.positions,
             any_filter=batch.any_filter,
+            penalised=None if penalised is None else penalised.logits,
+            penalised_row=None if penalised is None else penalised.row,
         )
+        if penalised is not None:
+            self.penalties.count(penalised, sampled)
+        if batch.logprobs is None:
+            return sampled, None
+        if batch.banned:
+            logits[rows, ids] = allowed
+        return sampled, StepLogprobs.of(logits, sampled, batch.logprobs)
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(array))

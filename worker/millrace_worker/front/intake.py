@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from millrace_schemas import DecodeError, ErrorCode, InvalidRequest, Request, decode
 from millrace_worker.frames import Ready, SequenceParams
+from millrace_worker.stream.checkpoint import read_words
 from millrace_worker.stream.lease import LeasedJob
 
 from .job import Job
@@ -42,10 +43,11 @@ async def prepare(leased: LeasedJob, request: Request, tools: TextTools, ready: 
         raise InvalidRequest(
             f"token id {max(prompt)} is outside the model's vocabulary of {ready.vocab_size}", param="prompt_token_ids"
         )
-    if max(leased.checkpoint, default=0) >= ready.vocab_size:
+    before, _ = read_words(leased.checkpoint, request.sampling.logprobs)
+    if max(before, default=0) >= ready.vocab_size:
         # In the engine it would take the neighbours along.
         raise InvalidRequest(
-            f"the tokens of an earlier attempt hold id {max(leased.checkpoint)}, outside the model's vocabulary of "
+            f"the tokens of an earlier attempt hold id {max(before)}, outside the model's vocabulary of "
             f"{ready.vocab_size}: another model made them, or the checkpoint is damaged",
             code=ErrorCode.INTERNAL,
         )
@@ -108,6 +110,10 @@ def _params(leased: LeasedJob, request: Request, tokenizer: Tokenizer | None, ro
         min_p=s.min_p,
         seed=_seed(leased.lease.job_id) if s.seed is None else s.seed,
         stop_token_ids=tuple(dict.fromkeys((*s.stop_token_ids, *end))),
+        presence_penalty=s.presence_penalty,
+        frequency_penalty=s.frequency_penalty,
+        repetition_penalty=s.repetition_penalty,
+        logprobs=s.logprobs,
     )
 
 

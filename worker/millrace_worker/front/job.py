@@ -7,10 +7,12 @@ import time
 from collections.abc import Sequence
 
 from millrace_schemas import FinishReason, Lane, Request
-from millrace_worker.frames import AddSequence, SequenceParams
+from millrace_worker.frames import AddSequence, Likely, SequenceParams
+from millrace_worker.stream.checkpoint import read_words
 from millrace_worker.stream.lease import LeasedJob
 from millrace_worker.stream.progress import Progress
 
+from .logprobs import AnswerLogprobs
 from .text import GrowingText, TextTools
 
 
@@ -32,9 +34,12 @@ class Job:
         self.prompt = prompt
         self.params = params
         self._tools = tools
-        self.generated: list[int] = list(leased.checkpoint)
-        self.progress = Progress(self.lease, self.generated, stream=leased.stream)
         sampling = request.sampling
+        self.generated, likely = read_words(leased.checkpoint, sampling.logprobs)
+        self.logprobs: AnswerLogprobs | None = None
+        if sampling.logprobs is not None:
+            self.logprobs = AnswerLogprobs(sampling.logprobs, self.generated, likely, tools.tokenizer)
+        self.progress = Progress(self.lease, self.generated, stream=leased.stream, logprobs=self.logprobs)
         self._text: GrowingText | None = None
         if tools.tokenizer is not None and (leased.stream or sampling.stop):
             self._text = GrowingText(tools, tools.tokenizer, sampling.stop, sampling.min_tokens)
@@ -78,27 +83,35 @@ class Job:
             _, used = self._text.push(ids[:-1] if ended else ids)
             if self._text.stopped:
                 del ids[used:]
+                if self.logprobs is not None:
+                    del self.logprobs.likely[used:]
                 return FinishReason.STOP
         if ended:
             return FinishReason.STOP
         return FinishReason.LENGTH if len(ids) >= self.params.max_tokens else None
 
-    def take(self, ids: Sequence[int], *, ended_by_token: bool) -> bool:
+    def take(self, ids: Sequence[int], likely: Sequence[Likely] = (), *, ended_by_token: bool) -> bool:
         """Adds tokens that the engine generated; True when a stop string ended the answer.
 
-        `ended_by_token`: the last of them is a stop token, which is no part of the text.
+        `likely` belongs to them, where it was asked for. `ended_by_token`: the last of them is a stop token, which is
+        no part of the text.
         """
         if self.ttft is None and ids:
             self.ttft = time.monotonic() - self._taken_at
         if self._text is None:
-            self.generated += ids
+            self._keep(ids, likely)
             return False
         visible = ids[:-1] if ended_by_token else ids
         text, used = self._text.push(visible)
-        self.generated += visible[:used] if self._text.stopped else ids
+        self._keep(visible[:used] if self._text.stopped else ids, likely)
         if self.progress.stream:
             self.progress.add_text(text)
         return self._text.stopped
+
+    def _keep(self, ids: Sequence[int], likely: Sequence[Likely]) -> None:
+        self.generated += ids
+        if self.logprobs is not None:
+            self.logprobs.likely += likely[: len(ids)]
 
     def close_text(self, *, ended_by_token: bool) -> str:
         """The whole text at the end; what was held back of a streamed answer is published with its last event."""

@@ -28,7 +28,7 @@ class Signature:
             id=job.id,
             model=self.model,
             state=JobState.COMPLETED,
-            choices=(Choice(0, text, tuple(job.generated), reason),),
+            choices=(_choice(job, text, reason),),
             usage=_usage(job),
             timings=_timings(job.leased, now, job.ttft),
             attempts=job.lease.attempt,
@@ -42,7 +42,7 @@ class Signature:
         choices: tuple[Choice, ...] = ()
         if job.generated:
             text = job.close_text(ended_by_token=False)
-            choices = (Choice(0, text, tuple(job.generated), FinishReason.ABORT),)
+            choices = (_choice(job, text, FinishReason.ABORT),)
         result = Result(
             id=job.id,
             model=self.model,
@@ -74,6 +74,11 @@ class Signature:
             metadata=request.metadata if request else {},
         )
         return Ending(leased.lease, result, dead=dead, request=request, leased=leased)
+
+
+def _choice(job: Job, text: str, reason: FinishReason) -> Choice:
+    logprobs = None if job.logprobs is None else job.logprobs.told()
+    return Choice(0, text, tuple(job.generated), reason, logprobs)
 
 
 def _usage(job: Job) -> Usage:

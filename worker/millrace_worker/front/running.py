@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import structlog
 
 from millrace_schemas import ErrorCode, ErrorInfo, FinishReason
 from millrace_worker.errors import EngineDied
-from millrace_worker.frames import Load, Ready, StepOutput
+from millrace_worker.frames import Likely, Load, Ready, StepOutput
 from millrace_worker.stream.closing import DeadLetter, Ending, GiveBack
 from millrace_worker.stream.lease import Lease, LeaseTable
 from millrace_worker.stream.publisher import Publisher
@@ -131,7 +131,7 @@ class Running:
                 self.totals.output_tokens += len(ids)
                 streamed = streamed or job.progress.stream
                 before, job.token_at = job.token_at, now
-                self._guarded(job, self._tokens, ids, ended.get(seq_id))
+                self._guarded(job, self._tokens, ids, frame.logprobs.get(seq_id, ()), ended.get(seq_id))
                 if before is not None:
                     after[before] = after.get(before, 0) + 1
                 elif (seconds := job.first_token_after) is not None:
@@ -202,8 +202,8 @@ class Running:
             for job, seq_id in self.jobs.admit():
                 self._link.add(job.sequence(seq_id))
 
-    def _tokens(self, job: Job, ids: list[int], reason: str | None) -> None:
-        if job.take(ids, ended_by_token=reason == FinishReason.STOP):
+    def _tokens(self, job: Job, ids: list[int], likely: Sequence[Likely], reason: str | None) -> None:
+        if job.take(ids, likely, ended_by_token=reason == FinishReason.STOP):
             if reason is not None:
                 self.jobs.left_engine(job)
             self._complete(job, FinishReason.STOP)

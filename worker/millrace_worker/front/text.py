@@ -32,6 +32,8 @@ class Tokenizer(Protocol):
 
     def stream(self) -> Detokenizer: ...
 
+    def token_bytes(self, token_id: int) -> bytes | None: ...
+
 
 class StopChecker(Protocol):
     """What the front asks of millrace_worker.stop.StopChecker.

@@ -13,9 +13,9 @@ import structlog
 
 from millrace_schemas import GROUP, Lane, QueueKeys
 
+from .checkpoint import words_from
 from .connection import Backoff
 from .lease import HANDED_OVER, HANDOVER_IDLE, LIVE_TTL, Lease, LeasedJob, LeaseTable, Verdict, number
-from .progress import tokens_from
 from .room import Room
 from .scripts import LEASE, LEAVE, Call, run
 
@@ -193,7 +193,7 @@ def _leased(row: Sequence[bytes], lane: Lane, now: float) -> LeasedJob:
         lease=Lease(_text(job_id), lane, _text(entry), int(attempt)),
         verdict=Verdict(_text(verdict)),
         request=bytes(request),
-        checkpoint=tokens_from(tokens),
+        checkpoint=words_from(tokens),
         stream=stream == b"1",
         cancel_requested=cancel == b"1",
         created_at=number(created, now),

@@ -44,7 +44,7 @@ class LeasedJob:
     lease: Lease
     verdict: Verdict
     request: bytes
-    #: Tokens that earlier attempts generated.
+    #: Tokens that earlier attempts generated, as `checkpoint.read_words` reads them.
     checkpoint: tuple[int, ...]
     stream: bool
     cancel_requested: bool

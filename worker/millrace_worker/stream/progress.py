@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from array import array
-from collections.abc import Sequence
+from typing import Protocol
 
-from millrace_schemas import QueueKeys, Started, Tokens, encode
+from millrace_schemas import QueueKeys, Started, TokenLogprob, Tokens, encode
+from millrace_worker.frames import Likely
 
+from .checkpoint import record_bytes, token_bytes
 from .lease import LIVE_TTL, Lease
 from .scripts import CHECKPOINT, Call
 
@@ -15,29 +16,29 @@ from .scripts import CHECKPOINT, Call
 STREAM_INTERVAL = 0.03
 
 
-def token_bytes(tokens: Sequence[int]) -> bytes:
-    """Four little-endian bytes a token, as `tokens:<id>` holds them."""
-    return array("I", tokens).tobytes()
+class Logprobs(Protocol):
+    """What a checkpoint asks of millrace_worker.front.logprobs.AnswerLogprobs."""
 
+    top: int
+    likely: list[Likely]
 
-def tokens_from(data: bytes) -> tuple[int, ...]:
-    """The tokens of a checkpoint; a torn last one is left out."""
-    stored = array("I")
-    stored.frombytes(data[: len(data) - len(data) % 4])
-    return tuple(stored)
+    def told(self, start: int = 0, end: int | None = None) -> tuple[TokenLogprob, ...]: ...
 
 
 class Progress:
     """The checkpoint of one leased job. A write whose reply was lost is repeated exactly, so events come once.
 
     `tokens` is the job's own growing list; `text` is what a streaming job's tokens have completed and nobody has read.
+    `logprobs` is None for a job that asks for none.
     """
 
-    def __init__(self, lease: Lease, tokens: list[int], *, stream: bool):
+    def __init__(self, lease: Lease, tokens: list[int], *, stream: bool, logprobs: Logprobs | None = None):
         self.lease = lease
         self.tokens = tokens
         self.stream = stream
         self.lost = False
+        self._logprobs = logprobs
+        self._record = record_bytes(None if logprobs is None else logprobs.top)
         self._text: list[str] = []
         self._stored = len(tokens)
         self._call: Call | None = None
@@ -83,12 +84,12 @@ class Progress:
             if event:
                 events.append(event)
             job = self.lease.job_id
-            new = token_bytes(self.tokens[self._stored : self._call_upto])
             self._start_pending = False
+            fence = (consumer, self.lease.attempt, self._stored * self._record)
             self._call = Call(
                 CHECKPOINT,
                 (keys.job(job), keys.tokens(job), keys.events(job)),
-                (consumer, self.lease.attempt, self._stored * 4, new, LIVE_TTL, *events),
+                (*fence, self._new_bytes(), LIVE_TTL, self._record, *events),
             )
         return self._call
 
@@ -98,7 +99,14 @@ class Progress:
         if not self.stream or not (new or text):
             return b""
         self._text.clear()
-        return encode(Tokens(self._stored, tuple(new), text))
+        logprobs = None if self._logprobs is None else self._logprobs.told(self._stored)
+        return encode(Tokens(self._stored, tuple(new), text, logprobs=logprobs))
+
+    def _new_bytes(self) -> bytes:
+        new = slice(self._stored, self._call_upto)
+        if self._logprobs is None:
+            return token_bytes(self.tokens[new])
+        return token_bytes(self.tokens[new], self._logprobs.likely[new], self._logprobs.top)
 
     def confirm(self, stored_bytes: int) -> None:
         """The reply to `call`: bytes now stored, or -1 for a lost lease."""
@@ -106,7 +114,7 @@ class Progress:
         self._written_at = time.monotonic()
         if stored_bytes < 0:
             self.lost = True
-        elif stored_bytes < self._stored * 4:
+        elif stored_bytes < self._stored * self._record:
             # The checkpoint vanished (evicted or deleted) while we ran: the next write carries all of it.
             self._stored = 0
         else:

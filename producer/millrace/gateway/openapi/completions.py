@@ -8,15 +8,33 @@ from typing import Any
 from millrace.openai_api import chat, completions, messages
 from millrace.openai_api.params import SAMPLING
 from millrace_schemas.job import MAX_MESSAGES
+from millrace_schemas.sampling import MAX_LOGPROBS
 
 from . import answers, fields
-from .json_schema import INTEGER, NULL, STRING, Json, array, body, closed, constant, described, one_of, ref, refused
+from .json_schema import (
+    BOOLEAN,
+    INTEGER,
+    NULL,
+    NUMBER,
+    STRING,
+    Json,
+    array,
+    body,
+    closed,
+    constant,
+    described,
+    one_of,
+    or_null,
+    ref,
+    refused,
+)
 from .operation import Operation, events
 from .sampling import openai_sampling
 
 _SAMPLING = openai_sampling((*SAMPLING, "max_tokens"))
 _SHARED = {**fields.COMMON, **_SAMPLING, "stream_options": fields.STREAM_OPTIONS}
 _FINISH_REASON = constant("stop", "length")
+_TOP: Json = {"type": "integer", "minimum": 0, "maximum": MAX_LOGPROBS}
 
 _CHAT: Mapping[str, Json] = {
     "messages": array(
@@ -24,6 +42,8 @@ _CHAT: Mapping[str, Json] = {
         description="The conversation; one message, at least, is not empty.",
     ),
     **_SHARED,
+    "logprobs": described(BOOLEAN, "Report the log-probability of each token, before penalties and temperature."),
+    "top_logprobs": described(_TOP, "With `logprobs: true`, also those of so many likeliest tokens at each place."),
     "max_completion_tokens": described(_SAMPLING["max_tokens"], "Another name of `max_tokens`."),
 }  # fmt: skip
 _PROMPT = one_of(
@@ -36,6 +56,11 @@ _COMPLETION: Mapping[str, Json] = {
     "prompt": _PROMPT,
     **_SHARED,
     "max_tokens": {**_SAMPLING["max_tokens"], "default": completions.MAX_TOKENS},
+    "logprobs": {
+        **_TOP,
+        "maximum": completions.MAX_LOGPROBS,
+        "description": "Report the log-probability of each token, and those of so many likeliest tokens at its place.",
+    },
 }
 _USAGE = closed(
     {
@@ -49,20 +74,22 @@ _USAGE = closed(
 )
 
 
-def _asked(properties: Mapping[str, Json], known: frozenset[str], lacking: Mapping[str, Any], needed: str) -> Json:
+def _asked(
+    properties: Mapping[str, Json], known: frozenset[str], lacking: Mapping[str, Any], needed: str, **more: Any
+) -> Json:
     taken = {name: schema for name, schema in properties.items() if name in known}
     both = fields.STREAM_OPTIONS_NEED_STREAM
-    return body({**taken, **refused(lacking)}, required=("model", needed), anyOf=both)
+    return body({**taken, **refused(lacking)}, required=("model", needed), anyOf=both, **more)
 
 
-def _answered(kind: str, choice: Mapping[str, Json]) -> Json:
-    choices = array(closed({"index": INTEGER, **choice, "logprobs": NULL, "finish_reason": _FINISH_REASON}))
+def _answered(kind: str, choice: Mapping[str, Json], logprobs: Json) -> Json:
+    choices = array(closed({"index": INTEGER, **choice, "logprobs": logprobs, "finish_reason": _FINISH_REASON}))
     return closed({**_head(kind), "choices": choices, "usage": ref("CompletionUsage")})
 
 
-def _chunk(kind: str, choice: Mapping[str, Json]) -> Json:
+def _chunk(kind: str, choice: Mapping[str, Json], logprobs: Json) -> Json:
     reason = {"enum": ["stop", "length", None]}
-    choices = array(closed({"index": INTEGER, **choice, "logprobs": NULL, "finish_reason": reason}))
+    choices = array(closed({"index": INTEGER, **choice, "logprobs": logprobs, "finish_reason": reason}))
     usage = {"anyOf": [ref("CompletionUsage"), NULL], "description": "With `include_usage`; in the last chunk only."}
     return closed(
         {**_head(kind), "choices": choices, "usage": usage}, optional=("usage",),
@@ -80,6 +107,31 @@ def _head(kind: str) -> dict[str, Json]:
 
 
 _DELTA = closed({"role": constant("assistant"), "content": STRING}, optional=("role", "content"))
+_TOP_NEEDS_LOGPROBS: list[Json] = [
+    {"properties": {"top_logprobs": {"enum": [0, None]}}},
+    {"properties": {"logprobs": {"const": True}}, "required": ["logprobs"]},
+]
+_TOKEN = closed(
+    {
+        "token": described(STRING, "Its text; parts of characters are replacement characters."),
+        "logprob": described(NUMBER, "-9999 for what is impossible."),
+        "bytes": or_null(described(array(INTEGER), "Of its text in UTF-8.")),
+    }
+)
+_CHAT_LOGPROBS: Json = {"anyOf": [closed({"content": array(ref("TokenChances")), "refusal": NULL}), NULL]}
+_TEXT_LOGPROBS: Json = {
+    "anyOf": [
+        closed(
+            {
+                "tokens": array(STRING),
+                "token_logprobs": array(NUMBER),
+                "top_logprobs": array({"type": "object", "additionalProperties": NUMBER}),
+                "text_offset": array(INTEGER),
+            }
+        ),
+        NULL,
+    ]
+}
 _MESSAGE = closed({"role": constant("assistant"), "content": STRING, "refusal": NULL})
 
 SCHEMAS: Mapping[str, Json] = {
@@ -91,13 +143,17 @@ SCHEMAS: Mapping[str, Json] = {
         },
         required=("role", "content"),
     ),
-    "ChatCompletionRequest": _asked(_CHAT, chat.KNOWN, chat.REFUSED, "messages"),
+    "ChatCompletionRequest": _asked(
+        _CHAT, chat.KNOWN, chat.REFUSED, "messages", allOf=[{"anyOf": _TOP_NEEDS_LOGPROBS}]
+    ),
     "CompletionRequest": _asked(_COMPLETION, completions.KNOWN, completions.REFUSED, "prompt"),
+    "TokenChance": _TOKEN,
+    "TokenChances": closed({**_TOKEN["properties"], "top_logprobs": array(ref("TokenChance"))}),
     "CompletionUsage": _USAGE,
-    "ChatCompletion": _answered("chat.completion", {"message": _MESSAGE}),
-    "ChatCompletionChunk": _chunk("chat.completion.chunk", {"delta": _DELTA}),
-    "Completion": _answered("text_completion", {"text": STRING}),
-    "CompletionChunk": _chunk("text_completion", {"text": STRING}),
+    "ChatCompletion": _answered("chat.completion", {"message": _MESSAGE}, _CHAT_LOGPROBS),
+    "ChatCompletionChunk": _chunk("chat.completion.chunk", {"delta": _DELTA}, _CHAT_LOGPROBS),
+    "Completion": _answered("text_completion", {"text": STRING}, _TEXT_LOGPROBS),
+    "CompletionChunk": _chunk("text_completion", {"text": STRING}, _TEXT_LOGPROBS),
 }
 
 _ERRORS = (*answers.OF_A_JOB, 409, 502, 504)

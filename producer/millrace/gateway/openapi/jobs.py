@@ -90,6 +90,8 @@ _STRUCTS = structs(JobRecord, JobState, Event, Role)
 _RECORD = _STRUCTS.pop("JobRecord")
 # Written without its defaults.
 _STRUCTS["ErrorInfo"]["required"] = ["code", "message"]
+for _name in ("Choice", "Tokens"):
+    _STRUCTS[_name]["required"].remove("logprobs")
 
 SCHEMAS: Mapping[str, Json] = {
     "Sampling": sampling_schema(),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from millrace.openai_api import responses_body
 from millrace.openai_api.params import SAMPLING
 from millrace_schemas.job import MAX_MESSAGES, MAX_METADATA_PAIRS
+from millrace_schemas.sampling import MAX_LOGPROBS
 
 from . import answers, fields
 from .json_schema import (
@@ -54,6 +55,15 @@ _TAKEN: Mapping[str, Json] = {
     },
     "max_output_tokens": openai_sampling(["max_tokens"])["max_tokens"],
     **openai_sampling(SAMPLING),
+    "include": array(
+        constant(responses_body.LOGPROBS), description="Report the log-probability of each token of the answer."
+    ),
+    "top_logprobs": {
+        "type": "integer",
+        "minimum": 0,
+        "maximum": MAX_LOGPROBS,
+        "description": "With `include`, also those of so many likeliest tokens at each place.",
+    },
     "text": closed(refused(responses_body.REFUSED_TEXT), optional=responses_body.REFUSED_TEXT),
     "reasoning": closed(refused(responses_body.REFUSED_REASONING), optional=responses_body.REFUSED_REASONING),
 }
@@ -63,7 +73,7 @@ _TEXT_PART = closed(
         "type": constant("output_text"),
         "text": STRING,
         "annotations": array(STRING, maxItems=0),
-        "logprobs": array(STRING, maxItems=0),
+        "logprobs": array(ref("ResponseLogprob")),
     }
 )
 _ITEM = closed(
@@ -106,11 +116,15 @@ _RESPONSE = closed(
         "text": closed({"format": closed({"type": constant("text")})}),
         "tool_choice": constant("auto"),
         "tools": array(STRING, maxItems=0),
+        "top_logprobs": INTEGER,
         "top_p": NUMBER,
         "truncation": constant("disabled"),
         "usage": {"anyOf": [ref("ResponseUsage"), NULL]},
     }
 )
+_CHANCE: Mapping[str, Json] = {"token": STRING, "logprob": NUMBER}
+_TOLD_LOGPROB = closed({**_CHANCE, "top_logprobs": array(closed(_CHANCE))})
+_CHANCE_BYTES: Mapping[str, Json] = {**_CHANCE, "bytes": array(INTEGER)}
 _PLACE = {"item_id": STRING, "output_index": constant(0), "content_index": constant(0)}
 _WHOLE = {"response": ref("Response")}
 _TOLD: Mapping[tuple[str, ...], Mapping[str, Json]] = {
@@ -127,8 +141,8 @@ _TOLD: Mapping[tuple[str, ...], Mapping[str, Json]] = {
         "item": ref("OutputMessage"),
     },
     ("response.content_part.added", "response.content_part.done"): {**_PLACE, "part": ref("OutputText")},
-    ("response.output_text.delta",): {**_PLACE, "delta": STRING, "logprobs": array(STRING, maxItems=0)},
-    ("response.output_text.done",): {**_PLACE, "text": STRING, "logprobs": array(STRING, maxItems=0)},
+    ("response.output_text.delta",): {**_PLACE, "delta": STRING, "logprobs": array(_TOLD_LOGPROB)},
+    ("response.output_text.done",): {**_PLACE, "text": STRING, "logprobs": array(_TOLD_LOGPROB)},
     ("error",): {"code": or_null(STRING), "message": STRING, "param": or_null(STRING)},
 }
 
@@ -148,9 +162,14 @@ SCHEMAS: Mapping[str, Json] = {
             **refused(responses_body.REFUSED),
         },
         required=("model", "input"),
+        anyOf=[
+            {"properties": {"top_logprobs": {"enum": [0, None]}}},
+            {"properties": {"include": {"type": "array", "minItems": 1}}, "required": ["include"]},
+        ],
         **{"if": _MARKED, "then": {"properties": {"metadata": {"maxProperties": MAX_METADATA_PAIRS - 1}}}},
     ),
     "OutputText": _TEXT_PART,
+    "ResponseLogprob": closed({**_CHANCE_BYTES, "top_logprobs": array(closed(_CHANCE_BYTES))}),
     "OutputMessage": _ITEM,
     "ResponseUsage": _USAGE,
     "Response": _RESPONSE,
@@ -181,8 +200,8 @@ _ANSWER = {
         }
     ],
     "parallel_tool_calls": True, "previous_response_id": None, "reasoning": {"effort": None, "summary": None},
-    "temperature": 0.0, "text": {"format": {"type": "text"}}, "tool_choice": "auto", "tools": [], "top_p": 1.0,
-    "truncation": "disabled",
+    "temperature": 0.0, "text": {"format": {"type": "text"}}, "tool_choice": "auto", "tools": [], "top_logprobs": 0,
+    "top_p": 1.0, "truncation": "disabled",
     "usage": {
         "input_tokens": 30, "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
         "output_tokens": 7, "output_tokens_details": {"reasoning_tokens": 0}, "total_tokens": 37,

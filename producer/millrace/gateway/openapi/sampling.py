@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from millrace_schemas import Sampling
-from millrace_schemas.sampling import MAX_STOP_LENGTH, MAX_STOP_STRINGS, MAX_STOP_TOKEN_IDS
+from millrace_schemas.sampling import MAX_LOGPROBS, MAX_STOP_LENGTH, MAX_STOP_STRINGS, MAX_STOP_TOKEN_IDS
 
 from .json_schema import Json, array, or_null
 
@@ -33,6 +33,21 @@ _LIMITS: Mapping[str, Json] = {
         "maximum": 1,
         "description": "Drop tokens less likely than this fraction of the most likely one.",
     },
+    "presence_penalty": {
+        "minimum": -2,
+        "maximum": 2,
+        "description": "Taken off the logit of every token that was generated before.",
+    },
+    "frequency_penalty": {
+        "minimum": -2,
+        "maximum": 2,
+        "description": "The same, times how often the token was generated.",
+    },
+    "repetition_penalty": {
+        "exclusiveMinimum": 0,
+        "maximum": 100,
+        "description": "Divides positive logits, and multiplies others, of tokens in the prompt or generated before.",
+    },
     "seed": {"minimum": 0, "maximum": _INT64, "description": "Without one, it is drawn when the job is made."},
     "stop": {"description": "Strings that end the answer; they are not part of it. One may stand without an array."},
     "stop_token_ids": {
@@ -41,6 +56,11 @@ _LIMITS: Mapping[str, Json] = {
         "description": "Token ids that end the answer, besides the model's own.",
     },
     "ignore_eos": {"description": "Go on past the model's end-of-sequence ids."},
+    "logprobs": {
+        "minimum": 0,
+        "maximum": MAX_LOGPROBS,
+        "description": "Report each token's log-probability, and those of so many likeliest tokens.",
+    },
 }
 
 
