@@ -10,8 +10,12 @@ _MASK = 0xFFFFFFFF
 
 
 def philox_reference(seeds: torch.Tensor, positions: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """First word of Philox4x32-10, as int64, under key seed and counter (id, position low, position high, 0)."""
-    c0, position, k0, k1 = torch.broadcast_tensors(ids, positions, seeds & _MASK, seeds >> 32)
+    """A word of Philox4x32-10, as int64: that of number id % 4 under key seed and counter (id // 4, position, 0).
+
+    The position's low half comes before its high one. So one run of the generator serves four ids.
+    """
+    ids, position, k0, k1 = torch.broadcast_tensors(ids, positions, seeds & _MASK, seeds >> 32)
+    c0 = ids >> 2
     c1, c2, c3 = position & _MASK, (position >> 32) & _MASK, torch.zeros_like(position)
     for _ in range(10):
         # Products wrap in int64; their 64 bits are right. Only what is multiplied next must be cut to 32 of them.
@@ -20,7 +24,8 @@ def philox_reference(seeds: torch.Tensor, positions: torch.Tensor, ids: torch.Te
         c2 = (low >> 32).bitwise_xor_(c3).bitwise_xor_(k1).bitwise_and_(_MASK)
         c1, c3 = high, low
         k0, k1 = k0 + 0x9E3779B9, k1 + 0xBB67AE85
-    return c0
+    words = torch.stack((c0, c1 & _MASK, c2, c3 & _MASK))
+    return words.gather(0, (ids & 3)[None])[0]
 
 
 def gumbel_reference(words: torch.Tensor) -> torch.Tensor:
@@ -33,12 +38,13 @@ def gumbel_reference(words: torch.Tensor) -> torch.Tensor:
 
 
 @triton.jit
-def philox_word(seed, ids, position):
-    """First word (uint32) for int32 ids; seed and position are int64."""
+def philox_words(seed, start, position, BLOCK: tl.constexpr):
+    """Words (uint32) for the ids from start (int32) on; start and BLOCK are multiples of 4, seed and position int64."""
     low = (position & 0xFFFFFFFF).to(tl.uint32)
     high = ((position >> 32) & 0xFFFFFFFF).to(tl.uint32)
-    word, _, _, _ = tl.philox(seed, ids, low, high, tl.zeros_like(low))
-    return word
+    counters = start // 4 + tl.arange(0, BLOCK // 4)
+    w0, w1, w2, w3 = tl.philox(seed, counters, low, high, tl.zeros_like(low))
+    return tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))
 
 
 @triton.jit

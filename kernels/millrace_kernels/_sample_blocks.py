@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._gumbel import gumbel, philox_word
+from ._gumbel import gumbel, philox_words
 from ._logits import load_logits
 
 #: Temperatures between 0 and this act as this, so that dividing by one stays finite.
@@ -29,16 +29,17 @@ def best_of(row_ptr, begin, end, vocab, FINITE: tl.constexpr, BLOCK: tl.constexp
 def draw(
     row_ptr, begin, end, vocab, best, best_id, limit, heat, seed, position, FINITE: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """(largest score, its lowest id) of the ids from `begin` to `end` that are within the limit."""
+    """(largest score, its lowest id) of the ids from `begin`, a multiple of 4, to `end` that are within the limit."""
     top = tl.full([BLOCK], float("-inf"), tl.float32)
     top_id = tl.zeros([BLOCK], tl.int32) + best_id
+    cold = 1.0 / heat
     for start in tl.range(begin, end, BLOCK):
         ids = start + tl.arange(0, BLOCK)
         gap = best - load_logits(row_ptr, ids, vocab, FINITE)
         kept = gap.to(tl.int32, bitcast=True) <= limit
         # After a filter most blocks hold nothing, and their noise need not be made.
         if tl.max(kept.to(tl.int32), axis=0) > 0:
-            score = tl.where(kept, gumbel(philox_word(seed, ids, position)) - gap / heat, float("-inf"))
+            score = tl.where(kept, gumbel(philox_words(seed, start, position, BLOCK)) - gap * cold, float("-inf"))
             top_id = tl.where(score > top, ids, top_id)
             top = tl.maximum(score, top)
     score = tl.max(top, axis=0)

@@ -127,7 +127,7 @@ def sample(
     ids = torch.empty_like(seeds)
     if rows == 0:
         return ids
-    block = min(4096, triton.next_power_of_2(vocab))
+    block = max(4, min(4096, triton.next_power_of_2(vocab)))
     if any_filter:
         launch_filtered(logits, penalised, penalised_row, settings, ids, block)
     else:

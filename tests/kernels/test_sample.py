@@ -7,7 +7,7 @@ import triton.language as tl
 
 from kernel_cases import DEVICE, DTYPES, INTERPRETED, KERNELS, by_mode
 from millrace_kernels import sample
-from millrace_kernels._gumbel import gumbel, gumbel_reference, philox_reference, philox_word
+from millrace_kernels._gumbel import gumbel, gumbel_reference, philox_reference, philox_words
 from millrace_kernels.sample import sample_reference
 
 NEUTRAL = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seeds": 0, "positions": 0}
@@ -27,7 +27,7 @@ def settings(rows: int, **given: object) -> dict[str, torch.Tensor]:
 def _noise_kernel(seeds_ptr, positions_ptr, words_ptr, gumbel_ptr, vocab, BLOCK: tl.constexpr):
     row = tl.program_id(0)
     ids = tl.arange(0, BLOCK)
-    word = philox_word(tl.load(seeds_ptr + row), ids, tl.load(positions_ptr + row))
+    word = philox_words(tl.load(seeds_ptr + row), 0, tl.load(positions_ptr + row), BLOCK)
     tl.store(words_ptr + row * vocab + ids, word.to(tl.int64), mask=ids < vocab)
     tl.store(gumbel_ptr + row * vocab + ids, gumbel(word), mask=ids < vocab)
 
@@ -39,16 +39,16 @@ POSITIONS = torch.tensor([0, 2**32, 2**31, 7, 2**40 + 3, 2**32 - 1, 1, 131071])
 def test_reference_words_are_those_of_philox() -> None:
     """The first is Random123's known answer for a counter and key of zeros; the others come from plain integers."""
     assert int(philox_reference(*torch.zeros(3, dtype=torch.int64))) == 0x6627E8D5
-    words = philox_reference(SEEDS[:, None], POSITIONS[:, None], torch.arange(3)).tolist()
+    words = philox_reference(SEEDS[:, None], POSITIONS[:, None], torch.arange(9)).tolist()
     mask = 2**32 - 1
     for row, (seed, position) in enumerate(zip(SEEDS.tolist(), POSITIONS.tolist(), strict=True)):
-        for token in range(3):
-            c, k = [token, position & mask, position >> 32 & mask, 0], [seed & mask, seed >> 32 & mask]
+        for token in range(9):
+            c, k = [token // 4, position & mask, position >> 32 & mask, 0], [seed & mask, seed >> 32 & mask]
             for _ in range(10):
                 a, b = c[0] * 0xD2511F53, c[2] * 0xCD9E8D57
                 c = [b >> 32 ^ c[1] ^ k[0], b & mask, a >> 32 ^ c[3] ^ k[1], a & mask]
                 k = [(k[0] + 0x9E3779B9) & mask, (k[1] + 0xBB67AE85) & mask]
-            assert words[row][token] == c[0]
+            assert words[row][token] == c[token % 4]
 
 
 @pytest.mark.skipif(not KERNELS, reason="there is no kernel to compare")
