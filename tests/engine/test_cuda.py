@@ -9,6 +9,7 @@ import torch
 
 from greedy import greedy_answers, prompts, save
 from millrace_worker.config import EngineConfig
+from millrace_worker.engine import shared_runs
 from millrace_worker.engine.engine import Engine
 from millrace_worker.engine.graphs import graph_sizes
 from millrace_worker.engine.mixed_graphs import mixed_sizes
@@ -106,8 +107,12 @@ def test_rows_change_hands_while_a_step_is_in_flight(eager: bool, tmp_path: Path
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("eager", [pytest.param(True, id="eager"), pytest.param(False, id="graphs")])
-def test_shared_prefixes_are_read_once_and_change_nothing(eager: bool, tmp_path: Path) -> None:
+def test_shared_prefixes_are_read_once_and_change_nothing(
+    eager: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two groups behind prefixes of their own, and sequences without one, which come and go beside each other."""
+    monkeypatch.setattr(shared_runs, "_LEAST_SAVED_BYTES", 1)
+    monkeypatch.setattr(shared_runs, "_LEAST_TOKENS", 64)
     directory = save("llama3-tied", tmp_path)
     heads = [[(7 * i + g) % 97 for i in range(128)] for g in range(2)]
     asked = [[*heads[i % 2], *tail] if i % 5 else tail for i, tail in enumerate(prompts(120, longest=40))]
@@ -132,3 +137,52 @@ def test_shared_prefixes_are_read_once_and_change_nothing(eager: bool, tmp_path:
             answers[seq_id] += tokens
     assert engine.runner.shared_steps > 5
     assert answers == wanted
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("eager", [pytest.param(True, id="eager"), pytest.param(False, id="graphs")])
+def test_penalties_and_log_probabilities_are_those_of_the_cpu(eager: bool, tmp_path: Path) -> None:
+    """On the CPU the references run, which the other tests hold against transformers."""
+    directory = save("llama3-tied", tmp_path)
+    asked = prompts(48)
+    found = []
+    for device in ("cpu", "cuda"):
+        engine = Engine(
+            EngineConfig(
+                model=str(directory),
+                device=device,
+                dtype="float32",
+                max_num_seqs=16,
+                max_num_batched_tokens=96,
+                max_model_len=200,
+                kv_cache_memory_bytes=64 * 2**20,
+                enforce_eager=eager,
+            )
+        )
+        for i, prompt in enumerate(asked):
+            params = SequenceParams(
+                max_tokens=MAX_TOKENS,
+                temperature=0.0,
+                presence_penalty=(0.0, 1.5, -1.0)[i % 3],
+                frequency_penalty=(0.0, 0.5)[i % 2],
+                repetition_penalty=(1.0, 1.3, 1.0, 0.8)[i % 4],
+                logprobs=(None, 0, 3, 20)[i // 2 % 4],
+            )
+            engine.add(AddSequence(i, prompt, [], params))
+        answers: list[list[int]] = [[] for _ in asked]
+        logprobs: list[list[float]] = [[] for _ in asked]
+        top_ids: list[list[int]] = [[] for _ in asked]
+        while engine.has_work:
+            output = engine.step()
+            for seq_id, tokens in output.tokens:
+                answers[seq_id] += tokens
+            for seq_id, new in output.logprobs.items():
+                logprobs[seq_id] += [one.logprob for one in new]
+                logprobs[seq_id] += [value for one in new for value in one.top]
+                top_ids[seq_id] += [one.top_ids[0] for one in new if one.top_ids]
+        found.append((answers, logprobs, top_ids))
+    (answers, logprobs, top_ids), on_cuda = found
+    assert (answers, top_ids) == (on_cuda[0], on_cuda[2])
+    for mine, theirs in zip(logprobs, on_cuda[1], strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-4)

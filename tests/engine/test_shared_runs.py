@@ -6,6 +6,8 @@ from millrace_kernels import SharedRun
 from millrace_worker.engine.shared_runs import find_shared_runs
 
 BLOCK = 16
+#: So many that 3,000 tokens are worth it.
+TOKEN_BYTES = 16_000
 
 
 def runs_of(contexts: list[tuple[list[int], int]], lines: list[int] | None = None) -> list[tuple[list[int], int, int]]:
@@ -15,7 +17,7 @@ def runs_of(contexts: list[tuple[list[int], int]], lines: list[int] | None = Non
     for line, (table, _) in zip(lines, contexts, strict=True):
         blocks[line, : len(table)] = table
     lens = np.array([tokens for _, tokens in contexts], dtype=np.int32)
-    found = find_shared_runs(blocks, np.array(lines, dtype=np.int32), lens, BLOCK)
+    found = find_shared_runs(blocks, np.array(lines, dtype=np.int32), lens, BLOCK, TOKEN_BYTES)
     return [readable(run) for run in found]
 
 
@@ -70,6 +72,8 @@ def test_runs_that_save_little_are_left_out_and_covered_by_those_within() -> Non
     contexts += [(template + system + own(i, 2), 43 * BLOCK) for i in range(20, 30)]
     assert runs_of(contexts) == [(list(range(20, 30)), 0, 42 * BLOCK)]
     assert runs_of([([*range(100, 140), *own(i, 2)], 41 * BLOCK) for i in range(3)]) == []
+    assert runs_of([([*range(100, 140), *own(i, 2)], 41 * BLOCK) for i in range(5)]) == []
+    assert len(runs_of([([*range(100, 140), *own(i, 2)], 41 * BLOCK) for i in range(6)])) == 1
 
 
 def test_many_pairs_are_not_looked_at() -> None:

@@ -180,7 +180,10 @@ class ModelRunner:
         n = inputs.num_decodes
         if self._plan_shape is None or not self._plan_shape.shared:
             return []
-        runs = find_shared_runs(self.tables.blocks, inputs.lines[:n], inputs.context_lens[:n], self.block_size)
+        token_bytes = self.kv_cache.stride(1) // self.block_size * self.kv_cache.element_size()
+        runs = find_shared_runs(
+            self.tables.blocks, inputs.lines[:n], inputs.context_lens[:n], self.block_size, token_bytes
+        )
         self.shared_steps += bool(runs)
         self.shared_tokens += sum((run.end - run.begin) * (len(run.members) - 1) for run in runs)
         return runs

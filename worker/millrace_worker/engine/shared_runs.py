@@ -8,10 +8,11 @@ import numpy as np
 
 from millrace_kernels import SharedRun
 
-#: Fewest sequences that are worth a run of their own, and fewest tokens that it saves from being read.
-_LEAST_MEMBERS, _LEAST_SAVED = 4, 4096
-#: Fewest tokens of a run.
-_LEAST_TOKENS = 128
+#: Fewest sequences and fewest tokens of a run.
+_LEAST_MEMBERS, _LEAST_TOKENS = 4, 256
+#: Bytes of a layer that all runs of a step together save from being read. With less, the launch that reads the runs
+#: takes longer than what it saves, as measured on an H200 for 4 to 128 sequences.
+_LEAST_SAVED_BYTES = 48_000_000
 #: Groups that are looked at where contexts part; there may be as many as sequences.
 _MOST_GROUPS = 32
 #: Blocks that are compared at once.
@@ -19,15 +20,16 @@ _STRIDE = 256
 
 
 def find_shared_runs(
-    blocks: np.ndarray, lines: np.ndarray, context_lens: np.ndarray, block_size: int
+    blocks: np.ndarray, lines: np.ndarray, context_lens: np.ndarray, block_size: int, token_bytes: int
 ) -> list[SharedRun]:
-    """Runs of whole blocks, outer ones before those nested in them.
+    """Runs of whole blocks, outer ones before those nested in them; none where they would not pay.
 
     `blocks` [L, M] are the block tables; sequence i of the step has line `lines[i]` and context_lens[i] tokens, of
-    which the last is its query's own and lies in no run.
+    which the last is its query's own and lies in no run. A token takes `token_bytes` of a layer of the cache.
     """
     full = (context_lens.astype(np.int64) - 1) // block_size
     runs: list[SharedRun] = []
+    saved = 0
     # (sequences, blocks that they all share, blocks of them that runs cover)
     open_groups: deque[tuple[np.ndarray, int, int]] = deque([(np.arange(len(lines)), 0, 0)])
     while open_groups:
@@ -35,11 +37,12 @@ def find_shared_runs(
         for group in _alike(members[full[members] > depth], blocks, lines, depth):
             end = _common(blocks, lines[group], depth, int(full[group].min()))
             tokens = (end - covered) * block_size
-            worth = tokens >= _LEAST_TOKENS and tokens * (len(group) - 1) >= _LEAST_SAVED
+            worth = tokens >= _LEAST_TOKENS
             if worth:
                 runs.append(SharedRun(group, covered * block_size, end * block_size))
+                saved += tokens * (len(group) - 1)
             open_groups.append((group, end, end if worth else covered))
-    return runs
+    return runs if saved * token_bytes >= _LEAST_SAVED_BYTES else []
 
 
 def _alike(members: np.ndarray, blocks: np.ndarray, lines: np.ndarray, depth: int) -> list[np.ndarray]:
