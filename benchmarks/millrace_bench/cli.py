@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import typer
@@ -15,9 +15,11 @@ from millrace.termination import terminated_as_exit
 from millrace_schemas import MillraceError
 
 from . import workloads
+from .cli_host import host
 from .models import MODELS, model_directory
 
 app = typer.Typer(no_args_is_help=True, help="Measure throughput on fixed workloads.")
+app.command()(host)
 
 
 @app.command()
@@ -190,26 +192,30 @@ def chaos(
         raise typer.Exit(1)
 
 
-def _measure(engine_config, names: list[str], temperature: float, repeats: int) -> list[dict[str, object]]:  # type: ignore[no-untyped-def]
+def _measure(engine_config, names: list[str], temperature: float, repeats: int) -> list[dict[str, Any]]:  # type: ignore[no-untyped-def]
     from millrace_worker.engine.engine import Engine
 
     from . import throughput as bench
 
     engine = Engine(engine_config)
     bench.warm_up(engine, temperature)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in names:
         jobs = workloads.load(name, engine.ready.vocab_size)
         runs = [bench.run(engine, jobs, temperature) for _ in range(repeats)]
         best = min(runs, key=lambda r: r.seconds)
-        row = {"workload": name, **msgspec.structs.asdict(best)}
+        row: dict[str, Any] = {
+            "workload": name,
+            **msgspec.structs.asdict(best),
+            "host": msgspec.structs.asdict(best.host),
+        }
         row["all_seconds"] = [round(r.seconds, 3) for r in runs]
         row["output_tok_s"], row["total_tok_s"] = round(best.output_rate, 1), round(best.total_rate, 1)
         rows.append(row)
     return rows
 
 
-def _print(model: str, rows: list[dict[str, object]], environment: dict[str, str]) -> None:
+def _print(model: str, rows: list[dict[str, Any]], environment: dict[str, str]) -> None:
     table = Table(title=f"Millrace, {model}: engine alone")
     columns = {
         "workload": "workload",
@@ -219,14 +225,15 @@ def _print(model: str, rows: list[dict[str, object]], environment: dict[str, str
         "output_tok_s": "output tok/s",
         "total_tok_s": "total tok/s",
         "steps": "steps",
-        "wait_seconds": "waiting s",
+        "host": "us a step: schedule, inputs, launch, wait, complete, report",
         "preemptions": "preempted",
         "kv_waste": "KV waste",
     }
     for title in columns.values():
         table.add_column(title, justify="right" if title != "workload" else "left")
     for row in rows:
-        table.add_row(*(_cell(key, row[key]) for key in columns))
+        host = " ".join(f"{seconds / row['steps'] * 1e6:,.0f}" for seconds in row["host"].values())
+        table.add_row(*(_cell(key, {**row, "host": host}[key]) for key in columns))
     console = Console()
     console.print(table)
     console.print(", ".join(f"{name} {value}" for name, value in environment.items()), highlight=False)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from millrace_worker.engine.host_times import HostTimes
 from millrace_worker.frames import AddSequence, SequenceParams
 
 from .workloads import Job, fixed
@@ -25,9 +26,8 @@ class Throughput(msgspec.Struct, frozen=True):
     cached_tokens: int
     steps: int
     preemptions: int
-    #: Seconds in which the host waited for the device. The rest went into scheduling, building tensors, launching and
-    #: booking; on the CPU all of it, as the model runs there too.
-    wait_seconds: float
+    #: Where the host's seconds went; on the CPU the model runs within `launch`.
+    host: HostTimes
     #: Share of allocated KV slots that held no token, over all steps.
     kv_waste: float
 
@@ -53,7 +53,7 @@ def run(engine: Engine, jobs: list[Job], temperature: float) -> Throughput:
     Raises ValueError when a request is refused, RuntimeError when an answer has another length than asked for.
     """
     engine.reset_prefix_cache()
-    waited = engine.wait_seconds
+    before = engine.host_times
     outputs = cached = steps = allocated = used = 0
     preemptions = engine.scheduler.num_preemptions
     start = time.perf_counter()
@@ -80,6 +80,6 @@ def run(engine: Engine, jobs: list[Job], temperature: float) -> Throughput:
         cached_tokens=cached,
         steps=steps,
         preemptions=engine.scheduler.num_preemptions - preemptions,
-        wait_seconds=engine.wait_seconds - waited,
+        host=engine.host_times.since(before),
         kv_waste=1 - used / allocated if allocated else 0.0,
     )

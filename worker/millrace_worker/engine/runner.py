@@ -104,12 +104,16 @@ class ModelRunner:
         for any_filter in (False, True):
             sample(logits, floats, ints.int(), floats, floats, ints, ints, any_filter=any_filter)
 
-    @torch.inference_mode()
-    def launch(self, step: Step) -> Launched:
-        """Starts a step, behind those that were launched before; nothing here waits for the device."""
+    def inputs(self, step: Step) -> StepInputs:
+        """The arrays of a step, after the tables of its sequences were brought up to date."""
         for part in step.scheduled:
             self.tables.update(part.seq)
-        logits = self._logits(StepInputs.of(step, self.tables, self.block_size))
+        return StepInputs.of(step, self.tables, self.block_size)
+
+    @torch.inference_mode()
+    def launch(self, step: Step, inputs: StepInputs) -> Launched:
+        """Starts a step, behind those that were launched before; nothing here waits for the device."""
+        logits = self._logits(inputs)
         sampling_parts = [part for part in step.scheduled if part.samples]
         if not sampling_parts:
             return Launched(step, None)
