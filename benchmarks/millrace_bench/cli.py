@@ -193,11 +193,13 @@ def chaos(
 
 
 def _measure(engine_config, names: list[str], temperature: float, repeats: int) -> list[dict[str, Any]]:  # type: ignore[no-untyped-def]
+    from millrace_worker.engine import garbage
     from millrace_worker.engine.engine import Engine
 
     from . import throughput as bench
 
     engine = Engine(engine_config)
+    garbage.settle()
     bench.warm_up(engine, temperature)
     rows: list[dict[str, Any]] = []
     for name in names:

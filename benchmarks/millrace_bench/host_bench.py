@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import statistics
 import time
@@ -11,6 +12,7 @@ import msgspec
 import numpy as np
 import torch
 
+from millrace_worker.engine import garbage
 from millrace_worker.engine.block_pool import BlockPool
 from millrace_worker.engine.inputs import StepInputs
 from millrace_worker.engine.loop import StepLoop
@@ -58,12 +60,15 @@ def run(workload: str, sequences: int, steps: int, repeats: int) -> HostCost:
 
     The quickest of the repeats counts: on a machine that does other things, too, it was disturbed least.
     """
-    threads = torch.get_num_threads()
+    threads, thresholds = torch.get_num_threads(), gc.get_threshold()
     torch.set_num_threads(1)
+    garbage.settle()
     try:
         runs = [_run(workload, sequences, steps) for _ in range(repeats)]
     finally:
         torch.set_num_threads(threads)
+        gc.unfreeze()
+        gc.set_threshold(*thresholds)
     quickest = min(runs, key=lambda run: run["total"])
     return HostCost(workload, sequences, **{name: round(value * 1e6, 1) for name, value in quickest.items()})
 
