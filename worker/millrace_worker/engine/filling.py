@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from .sequence import URGENT
-from .step import SEQUENCE_COST, Scheduled, Step
+from itertools import chain
+
+import numpy as np
+
+from .sequence import URGENT, Sequence
+from .step import SEQUENCE_COST, Step
 
 #: Of the allowance, what the batch lane has in any step, as a share and at least: a sequence and some tokens.
 _LEAST_SHARE = 8
@@ -21,12 +25,16 @@ class Filling:
     def __init__(self, tokens: int, allowance: int | None, *, others_run: bool):
         self._kept = min(LEAST_COST, tokens // _LEAST_SHARE) if others_run else 0
         self.tokens = tokens - self._kept
-        self.scheduled: list[Scheduled] = []
+        self.grown: list[Sequence] = []
         #: Lowest rank that lost a sequence. What was taken back may have a token on its way, and is not started again
         #: in the same step; and whoever lost blocks has no room for more.
         self.preempted: int | None = None
         self._left = allowance
         self._least = 0 if allowance is None else max(LEAST_COST, allowance // _LEAST_SHARE)
+        self._seqs: list[list[Sequence]] = []
+        #: rows, starts, counts and samples of each of `_seqs`.
+        self._arrays: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
+        self._makes_first_tokens = False
 
     @property
     def is_bounded(self) -> bool:
@@ -38,19 +46,32 @@ class Filling:
             return self.tokens
         return max(0, min(self.tokens, self._left - SEQUENCE_COST))
 
-    def add(self, part: Scheduled) -> None:
-        self.scheduled.append(part)
-        self.tokens -= part.count
+    def charge(self, tokens: int, sequences: int) -> None:
+        """Takes what these cost from what may still be scheduled."""
+        self.tokens -= tokens
         if self._left is not None:
-            self._left -= part.count + SEQUENCE_COST
+            self._left -= tokens + SEQUENCE_COST * sequences
+
+    def add(
+        self,
+        seqs: list[Sequence],
+        rows: np.ndarray,
+        starts: np.ndarray,
+        counts: np.ndarray,
+        samples: np.ndarray,
+        *,
+        first_tokens: bool,
+    ) -> None:
+        """Schedules `counts` tokens of each; `first_tokens`: some of `samples` are first ones."""
+        self._seqs.append(seqs)
+        self._arrays.append((rows, starts, counts, samples))
+        self._makes_first_tokens |= first_tokens
 
     def urgent_done(self) -> None:
         """All of rank URGENT are in: the others begin. A step that makes somebody's first token is the shortest."""
         self.tokens += self._kept
-        if self._left is None:
-            return
-        first = any(part.samples and part.seq.num_generated == 0 for part in self.scheduled)
-        self._left = self._least if first else max(self._left, self._least)
+        if self._left is not None:
+            self._left = self._least if self._makes_first_tokens else max(self._left, self._least)
 
     def note_preempted(self, rank: int) -> None:
         self.preempted = rank if self.preempted is None else min(self.preempted, rank)
@@ -60,8 +81,19 @@ class Filling:
 
     def step(self) -> Step | None:
         """The step, one-token rows first; None for an empty one."""
-        if not self.scheduled:
+        if not self._seqs:
             return None
-        decodes = [s for s in self.scheduled if s.count == 1]
-        rest = [s for s in self.scheduled if s.count > 1]
-        return Step((*decodes, *rest), len(decodes), sum(s.count for s in self.scheduled))
+        seqs = self._seqs[0]
+        rows, starts, counts, samples = self._arrays[0]
+        if len(self._seqs) > 1:
+            seqs = list(chain.from_iterable(self._seqs))
+            rows, starts, counts, samples = map(np.concatenate, zip(*self._arrays, strict=True))
+        ones = counts == 1
+        num_decodes = int(np.count_nonzero(ones))
+        if not ones[:num_decodes].all():
+            order = np.concatenate((np.flatnonzero(ones), np.flatnonzero(~ones)))
+            seqs = [seqs[i] for i in order.tolist()]
+            rows, starts, counts, samples = rows[order], starts[order], counts[order], samples[order]
+        sampling = seqs if samples.all() else [seqs[i] for i in np.flatnonzero(samples).tolist()]
+        num_tokens = int(counts.sum())
+        return Step(seqs, rows, starts, counts, samples, sampling, self.grown, num_decodes, num_tokens)

@@ -91,7 +91,7 @@ class StepLoop:
             # With two steps in flight it was the one before that was waited for.
             self._pace.observe(launched.step.cost, seconds)
             self.scheduler.allowance = self._pace.allowance
-        sequences, batched = (len(step.scheduled), step.num_tokens) if step is not None else (0, 0)
+        sequences, batched = (len(step.seqs), step.num_tokens) if step is not None else (0, 0)
         output = StepOutput(self._steps, tokens, finished, refused, started, load, seconds, sequences, batched)
         clock.lap("report")
         return output

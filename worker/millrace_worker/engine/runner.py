@@ -16,7 +16,7 @@ from .inputs import SequenceTables, StepInputs
 from .last_tokens import LastTokens
 from .mixed_graphs import MixedGraphs
 from .packed import Field, PackedInputs, packed_bytes
-from .step import Scheduled, Step
+from .step import Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Launched:
             self._copied.record()
 
     def wait(self) -> list[int]:
-        """One token id for each part that samples, in the order of `step.scheduled`."""
+        """One token id for each part that samples, in the order of `step.sampling`."""
         if self._copied is not None:
             self._copied.synchronize()
         return [] if self._sampled is None else self._sampled.tolist()
@@ -106,18 +106,17 @@ class ModelRunner:
 
     def inputs(self, step: Step) -> StepInputs:
         """The arrays of a step, after the tables of its sequences were brought up to date."""
-        for part in step.scheduled:
-            self.tables.update(part.seq)
+        for seq in step.grown:
+            self.tables.update(seq)
         return StepInputs.of(step, self.tables, self.block_size)
 
     @torch.inference_mode()
     def launch(self, step: Step, inputs: StepInputs) -> Launched:
         """Starts a step, behind those that were launched before; nothing here waits for the device."""
         logits = self._logits(inputs)
-        sampling_parts = [part for part in step.scheduled if part.samples]
-        if not sampling_parts:
+        if not step.sampling:
             return Launched(step, None)
-        batch = self._sampling_batch(sampling_parts)
+        batch = self._sampling_batch(step)
         sampled = self._sample(logits, batch)
         self.last_tokens.put(batch.rows, sampled)
         return Launched(step, sampled)
@@ -142,15 +141,13 @@ class ModelRunner:
         )
         return self.model.forward(batch, self.kv_cache)
 
-    def _sampling_batch(self, parts: list[Scheduled]) -> SamplingBatch:
-        rows = np.array([p.seq.row for p in parts], dtype=np.int64)
+    def _sampling_batch(self, step: Step) -> SamplingBatch:
+        rows, positions = step.rows[step.samples], (step.starts + step.counts)[step.samples]
         tables = self.tables
         top_k, top_p, min_p = tables.top_k[rows], tables.top_p[rows], tables.min_p[rows]
         banned = [
-            (index, part.seq.params.stop_token_ids)
-            for index, part in enumerate(parts)
-            if part.seq.params.stop_token_ids
-            and part.start + part.count < part.seq.num_prompt + part.seq.params.min_tokens
+            (index, step.sampling[index].params.stop_token_ids)
+            for index in np.flatnonzero(positions < tables.may_stop[rows]).tolist()
         ]
         packed = self._sampling.get(len(rows))
         if packed is None:
@@ -162,7 +159,7 @@ class ModelRunner:
             top_p=top_p,
             min_p=min_p,
             seeds=tables.seed[rows],
-            positions=np.array([p.start + p.count for p in parts], dtype=np.int64),
+            positions=positions,
             rows=rows,
         )
         return SamplingBatch(
