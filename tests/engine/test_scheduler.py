@@ -363,6 +363,20 @@ def test_blocks_that_are_shared_are_no_gain() -> None:
     assert parts_of(scheduler.schedule()) == [(1, 1), (3, 24)]
 
 
+def test_blocks_that_several_share_with_the_newcomer_are_no_gain() -> None:
+    scheduler, model = make(num_blocks=12)
+    system = prompt(16)
+    for i in (1, 2):
+        scheduler.add(sequence(i, [*system, i], 12, priority=1))
+        run_step(scheduler, model)
+    assert scheduler.pool.num_free == 6
+    # Eight blocks beside the four of the system prompt: each of the others gives one of its own.
+    scheduler.add(sequence(3, [*system, *prompt(31, 3)], 1))
+    assert parts_of(scheduler.schedule()) == [(3, 31)]
+    assert [seq.seq_id for seq in scheduler.running] == [3]
+    scheduler.check_integrity()
+
+
 def test_interactive_prompts_come_before_batch_prompts_and_bound_them() -> None:
     scheduler, _ = make(num_blocks=256, budget=100, seqs=8)
     scheduler.allowance = 60

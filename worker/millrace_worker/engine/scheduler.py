@@ -355,7 +355,7 @@ class Scheduler:
         rows = 0 if self._counts.num_free else 1
         if rows == 0 and missing <= 0:
             return 0
-        taken = Counter(hits)  # which `seq` will hold: they do not become free
+        taken = Counter(dict.fromkeys(hits, -1))  # `seq` will hold them: they do not become free
         for count, victim in enumerate(reversed(self.running[stay:]), start=1):
             for block in victim.block_table:
                 taken[block] += 1
