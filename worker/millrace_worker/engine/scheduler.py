@@ -234,10 +234,14 @@ class Scheduler:
         """
         bounded = rank != URGENT and filling.is_bounded
         most, each = filling.most(rank), SEQUENCE_COST if bounded else 0
-        if int(owed.sum()) + each * (len(owed) - 1) <= most:
+        first = bisect_right(members, self._turn, key=_order) if bounded else 0
+        served = np.flatnonzero(owed)
+        if int(owed.sum()) + each * (len(served) - 1) <= most:
+            if bounded and len(served) > 0:
+                # The last one before `first`, or of all.
+                self._turn = members[served[np.searchsorted(served, first) - 1]].order
             return owed
         wanted, counts = owed.tolist(), np.zeros_like(owed)
-        first = bisect_right(members, self._turn, key=_order) if bounded else 0
         for index in chain(range(first, len(members)), range(first)):
             if most <= 0:
                 break
