@@ -25,7 +25,9 @@ class Filling:
     def __init__(self, tokens: int, allowance: int | None, *, others_run: bool):
         self._kept = min(LEAST_COST, tokens // _LEAST_SHARE) if others_run else 0
         self.tokens = tokens - self._kept
+        #: Of the sequences scheduled, those that Step names so.
         self.grown: list[Sequence] = []
+        self.last: list[Sequence] = []
         #: Lowest rank that lost a sequence. What was taken back may have a token on its way, and is not started again
         #: in the same step; and whoever lost blocks has no room for more.
         self.preempted: int | None = None
@@ -96,4 +98,4 @@ class Filling:
             rows, starts, counts, samples = rows[order], starts[order], counts[order], samples[order]
         sampling = seqs if samples.all() else [seqs[i] for i in np.flatnonzero(samples).tolist()]
         num_tokens = int(counts.sum())
-        return Step(seqs, rows, starts, counts, samples, sampling, self.grown, num_decodes, num_tokens)
+        return Step(seqs, rows, starts, counts, samples, sampling, self.last, self.grown, num_decodes, num_tokens)

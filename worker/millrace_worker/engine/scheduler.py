@@ -133,17 +133,16 @@ class Scheduler:
         here is for nothing, and dropped when that step is completed.
         """
         self._register_full_blocks(step)
-        done = Completion()
-        ended: list[Sequence] = []
+        done, stopped, gone = Completion(), [], SequenceState.FINISHED
         for seq, token in zip(step.sampling, sampled, strict=True):
-            if seq.state is SequenceState.FINISHED:
+            if seq.state is gone:
                 continue  # with the step before this one, or aborted
             seq.tokens.append(token)
             done.tokens.append((seq.seq_id, [token]))
-            if token in seq.params.stop_token_ids or seq.num_generated >= seq.params.max_tokens:
-                ended.append(seq)
-        for seq in ended:
-            reason = self.finish_reason(seq)
+            if token in seq.params.stop_token_ids:
+                stopped.append(seq)
+        for seq in chain(stopped, step.last):
+            reason = None if seq.state is gone else self.finish_reason(seq)
             if reason is not None:
                 done.finished.append((seq.seq_id, reason))
                 self._leave(seq)
@@ -283,6 +282,7 @@ class Scheduler:
         samples = ends == table.tokens[rows]
         table.computed[rows] = ends
         table.tokens[rows] += samples
+        filling.last += [seqs[i] for i in np.flatnonzero(samples & (ends == table.most[rows])).tolist()]
         first_tokens = bool((samples & (ends == table.prompt[rows])).any())
         filling.add(seqs, rows, starts, counts, samples, first_tokens=first_tokens)
 

@@ -36,6 +36,8 @@ class Step:
     samples: np.ndarray  # [S] bool
     #: Those that sample, in the order of `seqs`.
     sampling: list[Sequence]
+    #: Those whose last token the step samples, if they go on for so long.
+    last: list[Sequence]
     #: Those whose block tables are longer than in the step before, or new.
     grown: list[Sequence]
     num_decodes: int
