@@ -108,6 +108,36 @@ def test_the_last_token_of_a_fully_cached_prompt_is_computed_again() -> None:
     scheduler.complete(step, model.run(step))
 
 
+@pytest.mark.parametrize("overlap", [False, True])
+def test_an_answer_is_found_once_its_sequence_has_ended(overlap: bool) -> None:
+    scheduler, model = make()
+    scheduler.add(sequence(1, prompt(6), 9))
+    run_all(scheduler, model, overlap=overlap)
+    # The last of the 15 tokens was never computed, so three blocks are full.
+    scheduler.add(sequence(2, [*prompt(6), *answer(prompt(6), 9), 5], 2))
+    run_all(scheduler, model, overlap=overlap)
+    assert scheduler.started == [(1, 0), (2, 12)]
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_preempted_sequence_finds_what_it_had_generated(overlap: bool) -> None:
+    scheduler, model = make(seqs=1)
+    seq = sequence(1, prompt(6), 20, priority=1)
+    scheduler.add(seq)
+    pipeline = Pipeline(scheduler, model, overlap=overlap)
+    while seq.num_generated < 7:
+        pipeline.step()
+    held = seq.block_table[:3]
+    scheduler.add(sequence(2, prompt(5, 2), 1))
+    pipeline.step()
+    assert seq.state is SequenceState.WAITING
+    while seq.state is SequenceState.WAITING:
+        pipeline.step()
+    # Of its 13 tokens, or 14 with two steps in flight, three blocks were left to it.
+    assert seq.block_table[:3] == held
+    assert len(seq.block_hashes) == 3
+
+
 def test_a_burst_with_one_system_prompt_computes_it_once() -> None:
     scheduler, model = make(256, seqs=16, budget=24)
     system = prompt(40)

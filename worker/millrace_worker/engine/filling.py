@@ -34,8 +34,9 @@ class Filling:
         self._left = allowance
         self._least = 0 if allowance is None else max(LEAST_COST, allowance // _LEAST_SHARE)
         self._seqs: list[list[Sequence]] = []
-        #: rows, starts, counts and samples of each of `_seqs`.
-        self._arrays: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
+        #: rows, starts, counts, samples and known of each of `_seqs`.
+        self._arrays: list[tuple[np.ndarray, ...]] = []
+        self._num_tokens = 0
         self._makes_first_tokens = False
 
     @property
@@ -51,22 +52,14 @@ class Filling:
     def charge(self, tokens: int, sequences: int) -> None:
         """Takes what these cost from what may still be scheduled."""
         self.tokens -= tokens
+        self._num_tokens += tokens
         if self._left is not None:
             self._left -= tokens + SEQUENCE_COST * sequences
 
-    def add(
-        self,
-        seqs: list[Sequence],
-        rows: np.ndarray,
-        starts: np.ndarray,
-        counts: np.ndarray,
-        samples: np.ndarray,
-        *,
-        first_tokens: bool,
-    ) -> None:
-        """Schedules `counts` tokens of each; `first_tokens`: some of `samples` are first ones."""
+    def add(self, seqs: list[Sequence], arrays: tuple[np.ndarray, ...], *, first_tokens: bool) -> None:
+        """Schedules tokens of each, as the arrays of a Step say; `first_tokens`: some will have their first sampled."""
         self._seqs.append(seqs)
-        self._arrays.append((rows, starts, counts, samples))
+        self._arrays.append(arrays)
         self._makes_first_tokens |= first_tokens
 
     def urgent_done(self) -> None:
@@ -85,17 +78,20 @@ class Filling:
         """The step, one-token rows first; None for an empty one."""
         if not self._seqs:
             return None
-        seqs = self._seqs[0]
-        rows, starts, counts, samples = self._arrays[0]
+        seqs, arrays = self._seqs[0], self._arrays[0]
         if len(self._seqs) > 1:
             seqs = list(chain.from_iterable(self._seqs))
-            rows, starts, counts, samples = map(np.concatenate, zip(*self._arrays, strict=True))
-        ones = counts == 1
+            arrays = tuple(map(np.concatenate, zip(*self._arrays, strict=True)))
+        ones = arrays[2] == 1
         num_decodes = int(np.count_nonzero(ones))
-        if not ones[:num_decodes].all():
+        if np.count_nonzero(ones[:num_decodes]) < num_decodes:
             order = np.concatenate((np.flatnonzero(ones), np.flatnonzero(~ones)))
             seqs = [seqs[i] for i in order.tolist()]
-            rows, starts, counts, samples = rows[order], starts[order], counts[order], samples[order]
-        sampling = seqs if samples.all() else [seqs[i] for i in np.flatnonzero(samples).tolist()]
-        num_tokens = int(counts.sum())
-        return Step(seqs, rows, starts, counts, samples, sampling, self.last, self.grown, num_decodes, num_tokens)
+            arrays = tuple(array[order] for array in arrays)
+        rows, starts, counts, samples, known = arrays
+        sampling = seqs
+        if np.count_nonzero(samples) < len(seqs):
+            sampling = [seqs[i] for i in np.flatnonzero(samples).tolist()]
+        return Step(
+            seqs, rows, starts, counts, samples, known, sampling, self.last, self.grown, num_decodes, self._num_tokens
+        )

@@ -21,8 +21,8 @@ class SequenceTables:
         self.top_p = np.ones(max_num_seqs, dtype=np.float32)
         self.min_p = np.zeros(max_num_seqs, dtype=np.float32)
         self.seed = np.zeros(max_num_seqs, dtype=np.int64)
-        #: Tokens that the sequence had when it started, or started again: those behind them are on the device.
-        self.known = np.zeros(max_num_seqs, dtype=np.int64)
+        #: Whether any of top_k, top_p and min_p is in use.
+        self.filtered = np.zeros(max_num_seqs, dtype=np.bool_)
         #: Total tokens from which on stop ids may be sampled.
         self.may_stop = np.zeros(max_num_seqs, dtype=np.int64)
         #: The list object last written to each row: a sequence that starts, or starts again, has a new one.
@@ -39,7 +39,7 @@ class SequenceTables:
             self.top_p[row] = params.top_p
             self.min_p[row] = params.min_p
             self.seed[row] = params.seed
-            self.known[row] = seq.num_tokens
+            self.filtered[row] = params.top_k > 0 or params.top_p < 1 or params.min_p > 0
             self.may_stop[row] = seq.num_prompt + params.min_tokens if params.stop_token_ids else 0
         written, length = self._lengths[row], len(table)
         if written < length:
@@ -74,7 +74,7 @@ class StepInputs:
         places, offsets = np.divmod(positions, block_size)
         context = starts + counts
         return cls(
-            input_ids=_token_ids(step, tables),
+            input_ids=_token_ids(step),
             positions=positions,
             slots=tables.blocks[token_rows, places].astype(np.int64) * block_size + offsets,
             block_tables=tables.blocks[rows, : -(-int(context.max()) // block_size)],
@@ -97,14 +97,13 @@ class StepInputs:
         return self.num_decodes == len(self.counts) and bool(self.samples.all())
 
 
-def _token_ids(step: Step, tables: SequenceTables) -> np.ndarray:
+def _token_ids(step: Step) -> np.ndarray:
     ids = np.empty(step.num_tokens, dtype=np.int64)
     offset = step.num_decodes
-    rows, starts = step.rows[:offset], step.starts[:offset]
     # Also where the host knows it by now, a sampled token is read on the device: no list is looked into.
-    ids[:offset] = pending(rows)
-    for index in np.flatnonzero(starts < tables.known[rows]).tolist():
-        ids[index] = step.seqs[index].tokens[starts[index]]
+    ids[:offset] = pending(step.rows[:offset])
+    for index in np.flatnonzero(step.known[:offset]).tolist():
+        ids[index] = step.seqs[index].tokens[step.starts[index]]
     prefills = zip(step.seqs[offset:], step.starts[offset:].tolist(), step.counts[offset:].tolist(), strict=True)
     for seq, start, count in prefills:
         ids[offset : offset + count] = seq.tokens[start : start + count]

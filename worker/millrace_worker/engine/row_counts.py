@@ -13,10 +13,14 @@ class RowCounts:
     There is no prefill or decode: `computed` tokens have their KV in the cache, or will have it when the steps that are
     scheduled have run. They chase all `tokens`, those included that these steps will sample. A fresh prompt, a prefix
     hit, a preempted sequence and one resumed after a crash differ only in these two numbers.
+
+    `known` tokens were there when the sequence started, or started again; `most` may be computed at all; `capacity`
+    slots are in the blocks that it holds.
     """
 
     def __init__(self, max_num_seqs: int) -> None:
-        self.prompt, self.computed, self.tokens, self.most, self.capacity = np.zeros((5, max_num_seqs), dtype=np.int64)
+        self._all = np.zeros((6, max_num_seqs), dtype=np.int64)
+        self.prompt, self.computed, self.tokens, self.capacity, self.known, self.most = self._all
         self._free = list(range(max_num_seqs - 1, -1, -1))
 
     @property
@@ -26,17 +30,14 @@ class RowCounts:
 
     def start(self, seq: Sequence, num_computed: int) -> None:
         """Gives `seq` a row; its tokens are all known, and of so many the blocks that it has hold the KV."""
-        row = seq.row = self._free.pop()
-        self.prompt[row] = seq.num_prompt
-        self.computed[row] = self.capacity[row] = num_computed
-        self.tokens[row] = seq.num_tokens
+        seq.row = self._free.pop()
         # The last token that may be sampled is never computed.
-        self.most[row] = seq.num_prompt + seq.params.max_tokens - 1
+        most = seq.num_prompt + seq.params.max_tokens - 1
+        self._all[:, seq.row] = seq.num_prompt, num_computed, seq.num_tokens, num_computed, seq.num_tokens, most
 
     def vacate(self, seq: Sequence) -> None:
         """Takes the row back."""
-        for counts in (self.prompt, self.computed, self.tokens, self.most, self.capacity):
-            counts[seq.row] = 0
+        self._all[:, seq.row] = 0
         self._free.append(seq.row)
         seq.row = -1
 

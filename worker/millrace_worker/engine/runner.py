@@ -144,7 +144,6 @@ class ModelRunner:
     def _sampling_batch(self, step: Step) -> SamplingBatch:
         rows, positions = step.rows[step.samples], (step.starts + step.counts)[step.samples]
         tables = self.tables
-        top_k, top_p, min_p = tables.top_k[rows], tables.top_p[rows], tables.min_p[rows]
         banned = [
             (index, step.sampling[index].params.stop_token_ids)
             for index in np.flatnonzero(positions < tables.may_stop[rows]).tolist()
@@ -155,16 +154,16 @@ class ModelRunner:
             self._sampling[len(rows)] = packed
         packed.send(
             temperature=tables.temperature[rows],
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
+            top_k=tables.top_k[rows],
+            top_p=tables.top_p[rows],
+            min_p=tables.min_p[rows],
             seeds=tables.seed[rows],
             positions=positions,
             rows=rows,
         )
         return SamplingBatch(
             **packed.tensors,
-            any_filter=bool((top_k > 0).any() or (top_p < 1).any() or (min_p > 0).any()),
+            any_filter=bool(tables.filtered[rows].any()),
             banned=banned,
         )
 

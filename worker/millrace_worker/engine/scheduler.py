@@ -17,7 +17,7 @@ from __future__ import annotations
 from bisect import bisect_right, insort
 from collections import Counter, deque
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 
 import numpy as np
 
@@ -132,7 +132,7 @@ class Scheduler:
         Steps are completed in the order in which they were scheduled. What a later one computes of a sequence that ends
         here is for nothing, and dropped when that step is completed.
         """
-        self._register_full_blocks(step)
+        self._register_prompts(step)
         done, stopped, gone = Completion(), [], SequenceState.FINISHED
         for seq, token in zip(step.sampling, sampled, strict=True):
             if seq.state is gone:
@@ -252,22 +252,26 @@ class Scheduler:
         return counts
 
     def _find_blocks(self, members: list[Sequence], rows: np.ndarray, counts: np.ndarray, filling: Filling) -> int:
-        """Gives running sequences the blocks for their next tokens, one after the other.
+        """Gives running sequences the blocks for their next tokens.
 
-        Where there are none left, sequences behind are preempted, and at last the one itself. Returns how many of
-        `members` still run: the others, which are the last ones, had to go.
+        Where there are too few, the last of all are preempted, of `members` too. Returns how many of these are left.
         """
-        ends = self._counts.computed[rows] + counts
-        for index in np.flatnonzero(ends > self._counts.capacity[rows]).tolist():
-            seq, missing = members[index], self._blocks_for(int(ends[index])) - len(members[index].block_table)
-            while missing > self.pool.num_free and seq.state is SequenceState.RUNNING:
-                self._preempt_last(filling)
-            if seq.state is not SequenceState.RUNNING:
-                break
-            self._grow(seq, missing, filling)
-        if filling.preempted is None:
-            return len(members)
-        return sum(seq.state is SequenceState.RUNNING for seq in members)
+        stay, capacity = len(members), self._counts.capacity
+        missing = -((capacity[rows] - self._counts.computed[rows] - counts) // self.block_size)
+        growing = np.flatnonzero(missing > 0)
+        wanted = int(missing[growing].sum())
+        while wanted > self.pool.num_free:
+            self._preempt_last(filling)
+            if members[stay - 1].state is not SequenceState.RUNNING:
+                stay -= 1
+                growing = growing[growing < stay]
+                wanted = int(missing[growing].sum())
+        blocks = iter(self.pool.allocate(wanted))
+        for index in growing.tolist():
+            members[index].block_table.extend(islice(blocks, int(missing[index])))
+            filling.grown.append(members[index])
+        capacity[rows[growing]] += missing[growing] * self.block_size
+        return stay
 
     def _grow(self, seq: Sequence, blocks: int, filling: Filling) -> None:
         seq.block_table += self.pool.allocate(blocks)
@@ -283,8 +287,9 @@ class Scheduler:
         table.computed[rows] = ends
         table.tokens[rows] += samples
         filling.last += [seqs[i] for i in np.flatnonzero(samples & (ends == table.most[rows])).tolist()]
-        first_tokens = bool((samples & (ends == table.prompt[rows])).any())
-        filling.add(seqs, rows, starts, counts, samples, first_tokens=first_tokens)
+        first_tokens = bool(np.count_nonzero(samples & (ends == table.prompt[rows])))
+        known = starts < table.known[rows]
+        filling.add(seqs, (rows, starts, counts, samples, known), first_tokens=first_tokens)
 
     def _preempt_last(self, filling: Filling) -> None:
         """Takes back everything but the tokens. What stays in the cache is found again as a prefix hit."""
@@ -393,24 +398,30 @@ class Scheduler:
         elif any(queue for rank, queue in self._waiting.items() if rank != URGENT):
             self._overtakes += 1
 
-    def _register_full_blocks(self, step: Step) -> None:
-        """Makes the blocks findable that the step has filled."""
-        if not self.enable_prefix_caching:
+    def _register_prompts(self, step: Step) -> None:
+        """Makes the blocks findable that the step has filled with what others may ask for now."""
+        for part in np.flatnonzero(step.known).tolist():
+            if step.seqs[part].state is SequenceState.RUNNING:
+                self._register(step.seqs[part], int(step.starts[part]), int(step.starts[part] + step.counts[part]))
+
+    def _register(self, seq: Sequence, start: int, end: int) -> None:
+        """Makes the blocks findable that the tokens from `start` to `end` have filled."""
+        first, full = start // self.block_size, end // self.block_size
+        if first >= full or not self.enable_prefix_caching:
             return
-        firsts, fulls = step.starts // self.block_size, (step.starts + step.counts) // self.block_size
-        for part in np.flatnonzero(firsts < fulls).tolist():
-            seq, full = step.seqs[part], int(fulls[part])
-            if seq.state is not SequenceState.RUNNING:
-                continue
-            extend_hashes(seq, full, self.block_size)
-            for index in range(int(firsts[part]), full):
-                block_hash = seq.block_hashes[index]
-                self.pool.register(seq.block_table[index], block_hash)
-                if self._in_flight.get(block_hash) is seq:
-                    del self._in_flight[block_hash]
+        extend_hashes(seq, full, self.block_size)
+        for block_hash, block in zip(seq.block_hashes[first:full], seq.block_table[first:full], strict=True):
+            self.pool.register(block, block_hash)
+            if self._in_flight.get(block_hash) is seq:
+                del self._in_flight[block_hash]
 
     def _vacate(self, seq: Sequence) -> None:
-        """Gives back blocks and row."""
+        """Gives back blocks and row. What it has generated is made findable only now, all at once.
+
+        Its last token was never computed, or is so by the step that runs now.
+        """
+        known, computed = int(self._counts.known[seq.row]), int(self._counts.computed[seq.row])
+        self._register(seq, known, min(computed, seq.num_tokens - 1))
         self.pool.release(reversed(seq.block_table))
         seq.block_table = []
         self._counts.vacate(seq)

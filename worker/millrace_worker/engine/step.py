@@ -34,6 +34,8 @@ class Step:
     starts: np.ndarray  # [S] int64
     counts: np.ndarray  # [S] int64
     samples: np.ndarray  # [S] bool
+    #: [S] bool: the tokens were there when the sequence started. Others were sampled, and are on the device.
+    known: np.ndarray
     #: Those that sample, in the order of `seqs`.
     sampling: list[Sequence]
     #: Those whose last token the step samples, if they go on for so long.
