@@ -227,17 +227,18 @@ def _print(model: str, rows: list[dict[str, Any]], environment: dict[str, str]) 
         "output_tok_s": "output tok/s",
         "total_tok_s": "total tok/s",
         "steps": "steps",
-        "host": "us a step: schedule, inputs, launch, wait, complete, report",
         "preemptions": "preempted",
         "kv_waste": "KV waste",
     }
     for title in columns.values():
         table.add_column(title, justify="right" if title != "workload" else "left")
     for row in rows:
-        host = " ".join(f"{seconds / row['steps'] * 1e6:,.0f}" for seconds in row["host"].values())
-        table.add_row(*(_cell(key, {**row, "host": host}[key]) for key in columns))
+        table.add_row(*(_cell(key, row[key]) for key in columns))
     console = Console()
     console.print(table)
+    for row in rows:
+        phases = (f"{phase} {seconds / row['steps'] * 1e6:,.0f}" for phase, seconds in row["host"].items())
+        console.print(f"{row['workload']}: us of the host in a step: {', '.join(phases)}", highlight=False)
     console.print(", ".join(f"{name} {value}" for name, value in environment.items()), highlight=False)
 
 

@@ -105,9 +105,8 @@ class Scheduler:
     def abort(self, seq_id: int) -> None:
         """Forgets a sequence, if it is still here."""
         seq = self._sequences.get(seq_id)
-        if seq is None:
-            return
-        self._leave(seq)
+        if seq is not None:
+            self._leave(seq)
 
     def schedule(self) -> Step | None:
         """The next step, its blocks allocated; None when nothing can run."""
@@ -259,6 +258,8 @@ class Scheduler:
         stay, capacity = len(members), self._counts.capacity
         missing = -((capacity[rows] - self._counts.computed[rows] - counts) // self.block_size)
         growing = np.flatnonzero(missing > 0)
+        if len(growing) == 0:
+            return stay
         wanted = int(missing[growing].sum())
         while wanted > self.pool.num_free:
             self._preempt_last(filling)
@@ -287,8 +288,8 @@ class Scheduler:
         table.computed[rows] = ends
         table.tokens[rows] += samples
         filling.last += [seqs[i] for i in np.flatnonzero(samples & (ends == table.most[rows])).tolist()]
-        first_tokens = bool(np.count_nonzero(samples & (ends == table.prompt[rows])))
         known = starts < table.known[rows]
+        first_tokens = bool(known.any() and (samples & (ends == table.prompt[rows])).any())
         filling.add(seqs, (rows, starts, counts, samples, known), first_tokens=first_tokens)
 
     def _preempt_last(self, filling: Filling) -> None:
