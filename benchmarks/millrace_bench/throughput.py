@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from millrace_worker.engine.host_times import HostTimes
 from millrace_worker.frames import AddSequence, SequenceParams
 
 from .workloads import Job
@@ -25,9 +26,8 @@ class Throughput(msgspec.Struct, frozen=True):
     cached_tokens: int
     steps: int
     preemptions: int
-    #: Seconds in which the host waited for the device. The rest went into scheduling, building tensors, launching and
-    #: booking; on the CPU all of it, as the model runs there too.
-    wait_seconds: float
+    #: Where the host's seconds went; on the CPU the model runs within `launch`.
+    host: HostTimes
     #: Share of allocated KV slots that held no token, over all steps.
     kv_waste: float
     #: Mean over the steps that launched something.
@@ -36,7 +36,7 @@ class Throughput(msgspec.Struct, frozen=True):
     @property
     def host_ms_per_step(self) -> float:
         """Milliseconds of a step in which the host did not wait for the device, as a mean over all steps."""
-        return (self.seconds - self.wait_seconds) / self.steps * 1000
+        return (self.seconds - self.host.wait) / self.steps * 1000
 
     def figures(self) -> dict[str, float]:
         """What is known of a run beyond its time and its tokens."""
@@ -44,10 +44,14 @@ class Throughput(msgspec.Struct, frozen=True):
             "cached_tokens": self.cached_tokens,
             "steps": self.steps,
             "preemptions": self.preemptions,
-            "wait_seconds": self.wait_seconds,
+            "wait_seconds": self.host.wait,
             "kv_waste": self.kv_waste,
             "sequences_per_step": self.sequences_per_step,
             "host_ms_per_step": self.host_ms_per_step,
+            **{
+                f"{phase}_us_per_step": seconds / self.steps * 1e6
+                for phase, seconds in msgspec.structs.asdict(self.host).items()
+            },
         }
 
 
@@ -57,7 +61,7 @@ def run(engine: Engine, jobs: list[Job], temperature: float) -> Throughput:
     Raises ValueError when a request is refused, RuntimeError when an answer has another length than asked for.
     """
     engine.reset_prefix_cache()
-    waited = engine.wait_seconds
+    before = engine.host_times
     outputs = cached = steps = allocated = used = launched = sequences = 0
     preemptions = engine.scheduler.num_preemptions
     start = time.perf_counter()
@@ -86,7 +90,7 @@ def run(engine: Engine, jobs: list[Job], temperature: float) -> Throughput:
         cached_tokens=cached,
         steps=steps,
         preemptions=engine.scheduler.num_preemptions - preemptions,
-        wait_seconds=engine.wait_seconds - waited,
+        host=engine.host_times.since(before),
         kv_waste=1 - used / allocated if allocated else 0.0,
         sequences_per_step=sequences / launched if launched else 0.0,
     )

@@ -36,6 +36,9 @@ def test_figures_add_up(tmp_path: Path) -> None:
     assert row["host_ms_per_step"] == pytest.approx(host)
     # Every sequence is in one step for each token of its answer.
     assert row["sequences_per_step"] == pytest.approx(row["output_tokens"] / row["steps"])
+    phases = [row[f"{phase}_us_per_step"] for phase in ("schedule", "inputs", "launch", "wait", "complete", "report")]
+    assert all(microseconds > 0 for microseconds in phases)
+    assert sum(phases) * row["steps"] / 1e6 == pytest.approx(row["seconds"], rel=0.2)
 
 
 @pytest.mark.parametrize(

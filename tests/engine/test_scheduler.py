@@ -108,6 +108,36 @@ def test_the_last_token_of_a_fully_cached_prompt_is_computed_again() -> None:
     scheduler.complete(step, model.run(step))
 
 
+@pytest.mark.parametrize("overlap", [False, True])
+def test_an_answer_is_found_once_its_sequence_has_ended(overlap: bool) -> None:
+    scheduler, model = make()
+    scheduler.add(sequence(1, prompt(6), 9))
+    run_all(scheduler, model, overlap=overlap)
+    # The last of the 15 tokens was never computed, so three blocks are full.
+    scheduler.add(sequence(2, [*prompt(6), *answer(prompt(6), 9), 5], 2))
+    run_all(scheduler, model, overlap=overlap)
+    assert scheduler.started == [(1, 0), (2, 12)]
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_preempted_sequence_finds_what_it_had_generated(overlap: bool) -> None:
+    scheduler, model = make(seqs=1)
+    seq = sequence(1, prompt(6), 20, priority=1)
+    scheduler.add(seq)
+    pipeline = Pipeline(scheduler, model, overlap=overlap)
+    while seq.num_generated < 7:
+        pipeline.step()
+    held = seq.block_table[:3]
+    scheduler.add(sequence(2, prompt(5, 2), 1))
+    pipeline.step()
+    assert seq.state is SequenceState.WAITING
+    while seq.state is SequenceState.WAITING:
+        pipeline.step()
+    # Of its 13 tokens, or 14 with two steps in flight, three blocks were left to it.
+    assert seq.block_table[:3] == held
+    assert len(seq.block_hashes) == 3
+
+
 def test_a_burst_with_one_system_prompt_computes_it_once() -> None:
     scheduler, model = make(256, seqs=16, budget=24)
     system = prompt(40)
@@ -361,6 +391,20 @@ def test_blocks_that_are_shared_are_no_gain() -> None:
     run_step(scheduler, model)
     scheduler.add(sequence(3, prompt(24, 3), 2))
     assert parts_of(scheduler.schedule()) == [(1, 1), (3, 24)]
+
+
+def test_blocks_that_several_share_with_the_newcomer_are_no_gain() -> None:
+    scheduler, model = make(num_blocks=12)
+    system = prompt(16)
+    for i in (1, 2):
+        scheduler.add(sequence(i, [*system, i], 12, priority=1))
+        run_step(scheduler, model)
+    assert scheduler.pool.num_free == 6
+    # Eight blocks beside the four of the system prompt: each of the others gives one of its own.
+    scheduler.add(sequence(3, [*system, *prompt(31, 3)], 1))
+    assert parts_of(scheduler.schedule()) == [(3, 31)]
+    assert [seq.seq_id for seq in scheduler.running] == [3]
+    scheduler.check_integrity()
 
 
 def test_interactive_prompts_come_before_batch_prompts_and_bound_them() -> None:

@@ -15,6 +15,7 @@ from millrace_worker.config import EngineConfig, WorkerConfig
 from millrace_worker.errors import ModelError
 from millrace_worker.frames import StartFailed, pack
 
+from . import garbage
 from .engine import Engine
 from .link import FrontLink
 
@@ -38,6 +39,7 @@ def main() -> int:
     except (ModelError, torch.cuda.OutOfMemoryError) as e:
         link.send(pack(StartFailed(str(e).splitlines()[0])))
         return 1
+    garbage.settle()
     link.send(pack(engine.ready))
     serve(engine, link)
     return 0

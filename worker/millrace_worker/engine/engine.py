@@ -1,18 +1,16 @@
-"""The engine: step = schedule, launch, complete."""
+"""The engine: a model with its memory, and the loop that runs it."""
 
 from __future__ import annotations
 
 import gc
-import time
 from typing import Any
 
 import structlog
 import torch
 
-from millrace_schemas import ErrorCode
 from millrace_worker.config import EngineConfig
 from millrace_worker.errors import ModelError
-from millrace_worker.frames import AddSequence, Likely, Ready, Refusal, SequenceParams, StepOutput
+from millrace_worker.frames import Ready, SequenceParams
 from millrace_worker.model_path import resolve_model
 from millrace_worker.models import load_model
 from millrace_worker.models.batch import ForwardBatch
@@ -21,11 +19,10 @@ from millrace_worker.models.decoder import Decoder
 
 from . import kv_cache
 from .block_pool import BlockPool
-from .pace import Pace
-from .runner import Launched, ModelRunner
+from .loop import StepLoop
+from .runner import ModelRunner
 from .scheduler import Scheduler
 from .sequence import Sequence
-from .step import SEQUENCE_COST
 
 log = structlog.get_logger()
 
@@ -35,8 +32,8 @@ _LARGE = 64 * 2**30
 _SMALL_STEPS = 4
 
 
-class Engine:
-    """A model, its KV cache and the sequences in them. Single-threaded; `step` until `has_work` is false."""
+class Engine(StepLoop):
+    """A model, its KV cache and the sequences in them."""
 
     def __init__(self, config: EngineConfig, *, overlap: bool | None = None) -> None:
         """Loads the model and takes the memory. `overlap` keeps two steps in flight; None: on CUDA.
@@ -55,7 +52,7 @@ class Engine:
         self.model_config = model_config
         max_num_seqs = config.max_num_seqs or _most_sequences(self.device)
         cache, max_model_len = _make_cache(config, model, model_config, max_num_seqs, self.device)
-        self.ready = Ready(
+        ready = Ready(
             device=_device_name(self.device),
             max_model_len=max_model_len,
             max_num_seqs=max_num_seqs,
@@ -63,7 +60,7 @@ class Engine:
             num_blocks=cache.shape[0],
             vocab_size=model_config.vocab_size,
         )
-        self.scheduler = Scheduler(
+        scheduler = Scheduler(
             BlockPool(cache.shape[0]),
             block_size=config.block_size,
             max_num_seqs=max_num_seqs,
@@ -71,9 +68,7 @@ class Engine:
             enable_prefix_caching=config.enable_prefix_caching,
             long_prefill_token_threshold=config.long_prefill_token_threshold,
         )
-        self._pace = Pace(config.max_num_batched_tokens + max_num_seqs * SEQUENCE_COST)
-        self.scheduler.allowance = self._pace.allowance
-        self.runner = ModelRunner(
+        runner = ModelRunner(
             model,
             cache,
             max_num_seqs=max_num_seqs,
@@ -82,73 +77,14 @@ class Engine:
             share_runs=config.enable_prefix_caching,
         )
         if self.device.type == "cuda":
-            self.runner.warm_up(model_config.vocab_size)
+            runner.warm_up(model_config.vocab_size)
             if not config.enforce_eager:
-                self.runner.capture()
-        #: On a device of its own the next step is launched before the last one's tokens are read.
-        self._overlap = self.device.type == "cuda" if overlap is None else overlap
-        self._launched: Launched | None = None
-        #: Time spent waiting for the device.
-        self.wait_seconds = 0.0
-        self._steps = 0
-        self._refused: list[Refusal] = []
-        self._finished: list[tuple[int, str]] = []
+                runner.capture()
+        super().__init__(ready, scheduler, runner, overlap=self.device.type == "cuda" if overlap is None else overlap)
         self._take_small_steps()
         log.info(
             "engine ready", model=config.model, dtype=str(cache.dtype).removeprefix("torch."), **_sizes(self.ready)
         )
-
-    @property
-    def has_work(self) -> bool:
-        waiting = self._launched is not None or bool(self._refused) or bool(self._finished)
-        return waiting or self.scheduler.has_work
-
-    def add(self, new: AddSequence) -> None:
-        """Takes a sequence in; one that can never run is refused in the next StepOutput."""
-        refusal = self._refusal(new)
-        if refusal is not None:
-            self._refused.append(refusal)
-            return
-        seq = Sequence(new.seq_id, new.prompt, new.generated, new.params, new.priority)
-        reason = Scheduler.finish_reason(seq)
-        if reason is not None:  # resumed after its last token, before its result was written
-            self._finished.append((seq.seq_id, reason))
-            return
-        self.scheduler.add(seq)
-
-    def abort(self, seq_id: int) -> None:
-        self.scheduler.abort(seq_id)
-
-    def step(self) -> StepOutput:
-        """Launches one forward pass, if anything can run, and reports what came of the one before, or of this one."""
-        began = time.perf_counter()
-        step = self.scheduler.schedule()
-        started, self.scheduler.started = self.scheduler.started, []
-        tokens: list[tuple[int, list[int]]] = []
-        finished, self._finished = self._finished, []
-        logprobs: dict[int, list[Likely]] = {}
-        load = self.scheduler.load()
-        launched = None if step is None else self.runner.launch(step)
-        if self._overlap:
-            launched, self._launched = self._launched, launched
-        if launched is not None:
-            start = time.perf_counter()
-            sampled = launched.wait()
-            self.wait_seconds += time.perf_counter() - start
-            completion = self.scheduler.complete(launched.step, sampled)
-            tokens = completion.tokens
-            finished += completion.finished
-            found = launched.logprobs()
-            logprobs = {seq_id: [found[seq_id]] for seq_id, _ in tokens if seq_id in found} if found else {}
-        refused, self._refused = self._refused, []
-        self._steps += 1
-        seconds = time.perf_counter() - began
-        if launched is not None:
-            # With two steps in flight it was the one before that was waited for.
-            self._pace.observe(launched.step.cost, seconds)
-            self.scheduler.allowance = self._pace.allowance
-        sequences, batched = (len(step.scheduled), step.num_tokens) if step is not None else (0, 0)
-        return StepOutput(self._steps, tokens, finished, refused, started, load, seconds, sequences, batched, logprobs)
 
     def _take_small_steps(self) -> None:
         """How quick a step can be, before jobs come: full ones alone would not tell."""
@@ -156,31 +92,11 @@ class Engine:
         self.scheduler.add(Sequence(0, [0], [], SequenceParams(max_tokens=count, temperature=0.0), priority=1))
         while self.has_work:
             self.step()
-        self._steps, self.wait_seconds = 0, 0.0
+        self._forget_times()
 
     def reset_prefix_cache(self) -> None:
         """Forgets all cached blocks that no sequence holds. For benchmarks."""
         self.scheduler.pool.forget_all()
-
-    def _refusal(self, new: AddSequence) -> Refusal | None:
-        limit, prompt, answer = self.ready.max_model_len, len(new.prompt), new.params.max_tokens
-        if prompt + answer > limit:
-            return Refusal(
-                new.seq_id,
-                ErrorCode.CONTEXT_LENGTH_EXCEEDED,
-                f"the prompt has {prompt} tokens and the answer may have {answer}, together more than the "
-                f"{limit} that this model serves",
-            )
-        if not new.prompt:
-            return Refusal(new.seq_id, ErrorCode.INVALID_REQUEST, "the prompt has no tokens")
-        worst = max(max(new.prompt), max(new.params.stop_token_ids, default=0))
-        if worst >= self.model_config.vocab_size:
-            return Refusal(
-                new.seq_id,
-                ErrorCode.INVALID_REQUEST,
-                f"token id {worst} is not in the model's vocabulary of {self.model_config.vocab_size}",
-            )
-        return None
 
 
 def _device(name: str) -> torch.device:

@@ -8,7 +8,7 @@ import numpy as np
 
 from .last_tokens import pending
 from .sequence import Sequence
-from .step import Scheduled, Step
+from .step import Step
 
 
 class SequenceTables:
@@ -25,6 +25,10 @@ class SequenceTables:
         self.changes: list[tuple[int, int, int]] = []
         self.penalised = np.zeros(max_num_seqs, dtype=np.bool_)
         self.logprobs = np.zeros(max_num_seqs, dtype=np.bool_)
+        #: Whether any of top_k, top_p and min_p is in use.
+        self.filtered = np.zeros(max_num_seqs, dtype=np.bool_)
+        #: Total tokens from which on stop ids may be sampled.
+        self.may_stop = np.zeros(max_num_seqs, dtype=np.int64)
         #: The list object last written to each row: a sequence that starts, or starts again, has a new one.
         self._written: list[list[int] | None] = [None] * max_num_seqs
         self._lengths = [0] * max_num_seqs
@@ -41,6 +45,8 @@ class SequenceTables:
             self.seed[row] = params.seed
             self.penalised[row] = params.penalised
             self.logprobs[row] = params.logprobs is not None
+            self.filtered[row] = params.top_k > 0 or params.top_p < 1 or params.min_p > 0
+            self.may_stop[row] = seq.num_prompt + params.min_tokens if params.stop_token_ids else 0
         written, length = self._lengths[row], len(table)
         if written < length:
             self.blocks[row, written:length] = table[written:]
@@ -50,7 +56,7 @@ class SequenceTables:
 
 @dataclass(frozen=True, slots=True)
 class StepInputs:
-    """Inputs of one forward pass on the host, in the order of `step.scheduled`. T tokens of S sequences."""
+    """Inputs of one forward pass on the host, in the order of `step.seqs`. T tokens of S sequences."""
 
     input_ids: np.ndarray  # [T] int64, last_tokens.pending(row) where only the device knows it
     positions: np.ndarray  # [T] int64
@@ -64,29 +70,25 @@ class StepInputs:
 
     @classmethod
     def of(cls, step: Step, tables: SequenceTables, block_size: int) -> StepInputs:
-        parts = step.scheduled
-        rows = np.array([p.seq.row for p in parts], dtype=np.int64)
-        starts = np.array([p.start for p in parts], dtype=np.int64)
-        if step.num_decodes == len(parts):
-            counts, positions, token_rows = np.ones_like(rows), starts, rows
-            ends = np.arange(1, len(parts) + 1)
+        rows, starts, counts = step.rows, step.starts, step.counts
+        ends = np.cumsum(counts)
+        if step.num_decodes == len(rows):
+            positions, token_rows = starts, rows
         else:
-            counts = np.array([p.count for p in parts], dtype=np.int64)
-            ends = np.cumsum(counts)
             # Of each token: its sequence's start plus its distance from the sequence's first token in the step.
             positions = np.arange(step.num_tokens) - np.repeat(ends - counts - starts, counts)
             token_rows = np.repeat(rows, counts)
         places, offsets = np.divmod(positions, block_size)
         context = starts + counts
         return cls(
-            input_ids=_token_ids(parts, step),
+            input_ids=_token_ids(step),
             positions=positions,
             slots=tables.blocks[token_rows, places].astype(np.int64) * block_size + offsets,
             lines=rows.astype(np.int32),
             context_lens=context.astype(np.int32),
             counts=counts,
             ends=ends,
-            samples=np.array([p.samples for p in parts], dtype=np.bool_),
+            samples=step.samples,
             num_decodes=step.num_decodes,
         )
 
@@ -102,13 +104,15 @@ class StepInputs:
         return self.num_decodes == len(self.counts) and bool(self.samples.all())
 
 
-def _token_ids(parts: tuple[Scheduled, ...], step: Step) -> np.ndarray:
+def _token_ids(step: Step) -> np.ndarray:
     ids = np.empty(step.num_tokens, dtype=np.int64)
-    ids[: step.num_decodes] = [
-        p.seq.tokens[p.start] if p.start < len(p.seq.tokens) else pending(p.seq.row) for p in parts[: step.num_decodes]
-    ]
     offset = step.num_decodes
-    for part in parts[step.num_decodes :]:
-        ids[offset : offset + part.count] = part.seq.tokens[part.start : part.start + part.count]
-        offset += part.count
+    # Also where the host knows it by now, a sampled token is read on the device: no list is looked into.
+    ids[:offset] = pending(step.rows[:offset])
+    for index in np.flatnonzero(step.known[:offset]).tolist():
+        ids[index] = step.seqs[index].tokens[step.starts[index]]
+    prefills = zip(step.seqs[offset:], step.starts[offset:].tolist(), step.counts[offset:].tolist(), strict=True)
+    for seq, start, count in prefills:
+        ids[offset : offset + count] = seq.tokens[start : start + count]
+        offset += count
     return ids

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 
@@ -20,6 +21,6 @@ class LastTokens:
         return torch.where(input_ids < 0, self._ids[(-1 - input_ids).clamp_(min=0)], input_ids)
 
 
-def pending(row: int) -> int:
-    """Stands for a token that is not known on the host yet."""
-    return -1 - row
+def pending(rows: np.ndarray) -> np.ndarray:
+    """Stands for the newest tokens of these rows, which the host may not know yet."""
+    return -1 - rows

@@ -22,7 +22,7 @@ from .packed import Field, PackedInputs, packed_bytes
 from .penalties import Penalties, warm_up_penalties
 from .sequence import Sequence
 from .shared_runs import find_shared_runs
-from .step import Scheduled, Step
+from .step import Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Launched:
             self._copied.record()
 
     def wait(self) -> list[int]:
-        """One token id for each part that samples, in the order of `step.scheduled`."""
+        """One token id for each part that samples, in the order of `step.sampling`."""
         if self._copied is not None:
             self._copied.synchronize()
         return [] if self._sampled is None else self._sampled.tolist()
@@ -139,18 +139,21 @@ class ModelRunner:
         warm_up_penalties(logits)
         warm_up_logprobs(logits)
 
+    def inputs(self, step: Step) -> StepInputs:
+        """The arrays of a step, after the tables of its sequences were brought up to date."""
+        for seq in step.grown:
+            self.tables.update(seq)
+        return StepInputs.of(step, self.tables, self.block_size)
+
     @torch.inference_mode()
-    def launch(self, step: Step) -> Launched:
+    def launch(self, step: Step, inputs: StepInputs) -> Launched:
         """Starts a step, behind those that were launched before; nothing here waits for the device."""
-        for part in step.scheduled:
-            self.tables.update(part.seq)
         changes, self.tables.changes = self.tables.changes, []
         self.device_tables.send(changes)
-        logits = self._logits(StepInputs.of(step, self.tables, self.block_size))
-        sampling_parts = [part for part in step.scheduled if part.samples]
-        if not sampling_parts:
+        logits = self._logits(inputs)
+        if not step.sampling:
             return Launched(step, None)
-        batch = self._sampling_batch(sampling_parts)
+        batch = self._sampling_batch(step)
         sampled, logprobs = self._sample(logits, batch)
         self.last_tokens.put(batch.rows, sampled)
         return Launched(step, sampled, logprobs)
@@ -196,15 +199,12 @@ class ModelRunner:
         plan = plan_decode(inputs.context_lens[:n], inputs.lines[:n], shape, runs)
         return DecodePlan.of(shape, {name: self._tensor(array) for name, array in plan.items()})
 
-    def _sampling_batch(self, parts: list[Scheduled]) -> SamplingBatch:
-        rows = np.array([p.seq.row for p in parts], dtype=np.int64)
+    def _sampling_batch(self, step: Step) -> SamplingBatch:
+        rows, positions = step.rows[step.samples], (step.starts + step.counts)[step.samples]
         tables = self.tables
-        top_k, top_p, min_p = tables.top_k[rows], tables.top_p[rows], tables.min_p[rows]
         banned = [
-            (index, part.seq.params.stop_token_ids)
-            for index, part in enumerate(parts)
-            if part.seq.params.stop_token_ids
-            and part.start + part.count < part.seq.num_prompt + part.seq.params.min_tokens
+            (index, step.sampling[index].params.stop_token_ids)
+            for index in np.flatnonzero(positions < tables.may_stop[rows]).tolist()
         ]
         packed = self._sampling.get(len(rows))
         if packed is None:
@@ -212,25 +212,25 @@ class ModelRunner:
             self._sampling[len(rows)] = packed
         packed.send(
             temperature=tables.temperature[rows],
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
+            top_k=tables.top_k[rows],
+            top_p=tables.top_p[rows],
+            min_p=tables.min_p[rows],
             seeds=tables.seed[rows],
-            positions=np.array([p.start + p.count for p in parts], dtype=np.int64),
+            positions=positions,
             rows=rows,
         )
         return SamplingBatch(
             **packed.tensors,
-            any_filter=bool((top_k > 0).any() or (top_p < 1).any() or (min_p > 0).any()),
-            penalised={int(index): parts[index].seq for index in np.flatnonzero(tables.penalised[rows])},
-            logprobs=self._wanted(parts, np.flatnonzero(tables.logprobs[rows])),
+            any_filter=bool(tables.filtered[rows].any()),
+            penalised={int(index): step.sampling[index] for index in np.flatnonzero(tables.penalised[rows])},
+            logprobs=self._wanted(step, np.flatnonzero(tables.logprobs[rows])),
             banned=banned,
         )
 
-    def _wanted(self, parts: list[Scheduled], rows: np.ndarray) -> Wanted | None:
+    def _wanted(self, step: Step, rows: np.ndarray) -> Wanted | None:
         if not len(rows):
             return None
-        seqs = [parts[row].seq for row in rows]
+        seqs = [step.sampling[row] for row in rows]
         return Wanted([seq.seq_id for seq in seqs], [seq.params.logprobs or 0 for seq in seqs], self._tensor(rows))
 
     def _sample(self, logits: torch.Tensor, batch: SamplingBatch) -> tuple[torch.Tensor, StepLogprobs | None]:

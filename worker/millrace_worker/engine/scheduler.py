@@ -1,4 +1,4 @@
-"""Which tokens run next. Pure Python over ids and counts: no tensors, no clock, no queue.
+"""Which tokens run next. Ids and counts only: no tensors, no clock, no queue.
 
 A step may be scheduled while the one before it still runs: the tokens that it will sample are counted as pending, their
 values are left to the device, and an end that depends on them is seen a step late.
@@ -21,15 +21,18 @@ from __future__ import annotations
 from bisect import bisect_right, insort
 from collections import Counter, deque
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
+
+import numpy as np
 
 from millrace_worker.frames import Load
 
 from .block_pool import BlockPool
 from .filling import Filling
 from .prefix_cache import extend_hashes
+from .row_counts import RowCounts
 from .sequence import URGENT, Sequence, SequenceState
-from .step import SEQUENCE_COST, Scheduled, Step
+from .step import SEQUENCE_COST, Step
 
 #: A sequence that waits is moved up once so many urgent ones were started before it, or once it was preempted so often.
 _MOST_OVERTAKES = 8
@@ -78,7 +81,9 @@ class Scheduler:
         #: By rank, in its order.
         self._waiting: dict[int, deque[Sequence]] = {URGENT: deque()}
         self._sequences: dict[int, Sequence] = {}
-        self._free_rows = list(range(max_num_seqs - 1, -1, -1))
+        self._counts = RowCounts(max_num_seqs)
+        #: Rows of `running`; None: not brought up to date yet.
+        self._rows: np.ndarray | None = None
         self._admissions = 0
         #: Blocks that a running sequence is computing: hash -> seq_id. Whoever needs the same block waits for it.
         self._in_flight: dict[bytes, Sequence] = {}
@@ -107,14 +112,8 @@ class Scheduler:
     def abort(self, seq_id: int) -> None:
         """Forgets a sequence, if it is still here."""
         seq = self._sequences.get(seq_id)
-        if seq is None:
-            return
-        if seq.state is SequenceState.RUNNING:
-            self.running.remove(seq)
-            self._vacate(seq)
-        else:
-            self._queue(seq.rank).remove(seq)
-        self._finish(seq)
+        if seq is not None:
+            self._leave(seq)
 
     def schedule(self) -> Step | None:
         """The next step, its blocks allocated; None when nothing can run."""
@@ -141,34 +140,20 @@ class Scheduler:
         Steps are completed in the order in which they were scheduled. What a later one computes of a sequence that ends
         here is for nothing, and dropped when that step is completed.
         """
-        done = Completion()
-        tokens = iter(sampled)
-        finished: set[int] = set()
-        for part in step.scheduled:
-            seq = part.seq
-            token = next(tokens) if part.samples else -1
-            if seq.state is SequenceState.FINISHED:
+        self._register_prompts(step)
+        done, stopped, gone = Completion(), [], SequenceState.FINISHED
+        for seq, token in zip(step.sampling, sampled, strict=True):
+            if seq.state is gone:
                 continue  # with the step before this one, or aborted
-            running = seq.state is SequenceState.RUNNING
-            if running:
-                self._register_full_blocks(seq, part.start, part.start + part.count)
-            if not part.samples:
-                continue
-            seq.num_pending -= 1
             seq.tokens.append(token)
             done.tokens.append((seq.seq_id, [token]))
-            reason = self.finish_reason(seq)
-            if reason is None:
-                continue
-            done.finished.append((seq.seq_id, reason))
-            if running:
-                finished.add(seq.seq_id)
-                self._vacate(seq)
-            else:
-                self._queue(seq.rank).remove(seq)  # preempted while the step ran
-            self._finish(seq)
-        if finished:
-            self.running = [seq for seq in self.running if seq.seq_id not in finished]
+            if token in seq.params.stop_token_ids:
+                stopped.append(seq)
+        for seq in chain(stopped, step.last):
+            reason = None if seq.state is gone else self.finish_reason(seq)
+            if reason is not None:
+                done.finished.append((seq.seq_id, reason))
+                self._leave(seq)
         return done
 
     @staticmethod
@@ -183,8 +168,6 @@ class Scheduler:
 
     def load(self) -> Load:
         """The counts that the front and the metrics see, with what is scheduled computed and nothing of it freed."""
-        # Only the last blocks of a table have empty slots, and those are never shared.
-        empty = sum(len(seq.block_table) * self.block_size - seq.num_computed for seq in self.running)
         allocated = (self.pool.num_blocks - self.pool.num_free) * self.block_size
         return Load(
             running=len(self.running),
@@ -192,7 +175,7 @@ class Scheduler:
             free_blocks=self.pool.num_free,
             total_blocks=self.pool.num_blocks,
             allocated_slots=allocated,
-            used_slots=allocated - empty,
+            used_slots=allocated - self._counts.num_empty,
             preemptions=self.num_preemptions,
         )
 
@@ -200,7 +183,12 @@ class Scheduler:
         """Asserts that the pool and the running sequences agree; see BlockPool.check_integrity."""
         self.pool.check_integrity(seq.block_table for seq in self.running)
         assert set(self._in_flight.values()) <= set(self.running), "blocks in flight without an owner"
-        assert len(self._free_rows) + len(self.running) == self.max_num_seqs, "rows are lost"
+        assert self._counts.num_free + len(self.running) == self.max_num_seqs, "rows are lost"
+        assert self._running_rows().tolist() == [seq.row for seq in self.running], "rows are out of date"
+        for seq in self.running:
+            capacity = self._counts.capacity[seq.row]
+            assert capacity == len(seq.block_table) * self.block_size, "capacity differs from the blocks"
+            assert self._counts.computed[seq.row] <= capacity, "tokens without a block"
 
     def _queue(self, priority: int) -> deque[Sequence]:
         queue = self._waiting.get(priority)
@@ -212,14 +200,10 @@ class Scheduler:
     def _blocks_for(self, tokens: int) -> int:
         return -(-tokens // self.block_size)
 
-    def _take(self, seq: Sequence, count: int) -> Scheduled:
-        missing = self._blocks_for(seq.num_computed + count) - len(seq.block_table)
-        if missing > 0:
-            seq.block_table.extend(self.pool.allocate(missing))
-        part = Scheduled(seq, seq.num_computed, count, samples=count == seq.num_uncomputed)
-        seq.num_computed += count
-        seq.num_pending += part.samples
-        return part
+    def _running_rows(self) -> np.ndarray:
+        if self._rows is None:
+            self._rows = np.array([seq.row for seq in self.running], dtype=np.int64)
+        return self._rows
 
     def _move_up(self) -> None:
         """Of those that wait behind the urgent ones, the first is made one of them once it has waited for enough."""
@@ -235,70 +219,101 @@ class Scheduler:
 
     def _urgent_decode(self) -> bool:
         """Whether an interactive sequence gets its next token in this step."""
-        for seq in self.running:
-            if seq.rank != URGENT:
-                return False
-            if seq.num_uncomputed == 1 and not _ends(seq):
-                return True
-        return False
+        urgent = bisect_right(self.running, URGENT, key=_rank)
+        return bool((self._counts.owed(self._running_rows()[:urgent]) == 1).any())
 
     def _advance(self, rank: int, filling: Filling) -> None:
         """The next tokens of running sequences of this rank, as far as the step has room."""
         first = bisect_right(self.running, rank - 1, key=_rank)
         members = self.running[first : bisect_right(self.running, rank, key=_rank)]
-        if rank != URGENT and filling.is_bounded:
-            for seq, count in self._turns(members, filling.most(rank), filling):
-                if not self._give(seq, count, filling):
-                    return
+        if not members:
             return
-        for seq in members:
-            if filling.tokens == 0:
-                return
-            if not _ends(seq) and not self._give(seq, filling.tokens, filling):
-                return
+        rows = self._running_rows()[first : first + len(members)]
+        counts = self._shares(members, self._counts.owed(rows), rank, filling)
+        chosen = np.flatnonzero(counts)
+        if len(chosen) < len(members):
+            members, rows, counts = [members[i] for i in chosen.tolist()], rows[chosen], counts[chosen]
+        stay = self._find_blocks(members, rows, counts, filling)
+        if stay > 0:
+            filling.charge(int(counts[:stay].sum()), stay)
+            self._book(members[:stay], rows[:stay], counts[:stay], filling)
 
-    def _turns(self, members: list[Sequence], most: int, filling: Filling) -> list[tuple[Sequence, int]]:
-        """Who has how many tokens: those first that had none for longest, until they come to `most`.
+    def _shares(self, members: list[Sequence], owed: np.ndarray, rank: int, filling: Filling) -> np.ndarray:
+        """How many of the tokens that they owe these running sequences have in this step.
 
-        In the order of `running` all the same, so that none of them is preempted for one that comes later.
+        The first ones all, until the step is full. Where it is bounded, those come first that had none for longest, and
+        each costs more than its tokens.
         """
-        behind = bisect_right(members, self._turn, key=_order)
-        turns: list[tuple[Sequence, int]] = []
-        for seq in chain(members[behind:], members[:behind]):
+        bounded = rank != URGENT and filling.is_bounded
+        most, each = filling.most(rank), SEQUENCE_COST if bounded else 0
+        first = bisect_right(members, self._turn, key=_order) if bounded else 0
+        served = np.flatnonzero(owed)
+        all_fit = int(owed.sum()) + each * (len(served) - 1) <= most
+        if all_fit and not (filling.bounds_long and (owed > 1).any()):
+            if bounded and len(served) > 0:
+                # The last one before `first`, or of all.
+                self._turn = members[served[np.searchsorted(served, first) - 1]].order
+            return owed
+        wanted, counts = owed.tolist(), np.zeros_like(owed)
+        for index in chain(range(first, len(members)), range(first)):
             if most <= 0:
                 break
-            count = 0 if _ends(seq) else filling.share(seq.num_uncomputed, most)
+            count = filling.share(wanted[index], most)
             if count > 0:
-                most -= count + SEQUENCE_COST
-                turns.append((seq, count))
-        if turns:
-            self._turn = turns[-1][0].order
-        return sorted(turns, key=lambda turn: turn[0].order)
+                counts[index] = count
+                filling.note_share(count)
+                most -= count + each
+                if bounded:
+                    self._turn = members[index].order
+        return counts
 
-    def _give(self, seq: Sequence, most: int, filling: Filling) -> bool:
-        """Schedules tokens of a running sequence; False when it had to go for want of blocks, as all behind it had."""
-        count = filling.share(seq.num_uncomputed, most)
-        if count == 0:
-            return True
-        if seq.state is SequenceState.RUNNING:
-            self._make_room(seq, count, filling)
-        if seq.state is not SequenceState.RUNNING:
-            return False
-        filling.add(self._take(seq, count))
-        return True
+    def _find_blocks(self, members: list[Sequence], rows: np.ndarray, counts: np.ndarray, filling: Filling) -> int:
+        """Gives running sequences the blocks for their next tokens.
 
-    def _make_room(self, seq: Sequence, count: int, filling: Filling) -> None:
-        """Preempts sequences behind `seq`, and at last itself, until it can have its blocks."""
-        missing = self._blocks_for(seq.num_computed + count) - len(seq.block_table)
-        while missing > 0 and missing > self.pool.num_free and seq.state is SequenceState.RUNNING:
+        Where there are too few, the last of all are preempted, of `members` too. Returns how many of these are left.
+        """
+        stay, capacity = len(members), self._counts.capacity
+        missing = -((capacity[rows] - self._counts.computed[rows] - counts) // self.block_size)
+        growing = np.flatnonzero(missing > 0)
+        if len(growing) == 0:
+            return stay
+        wanted = int(missing[growing].sum())
+        while wanted > self.pool.num_free:
             self._preempt_last(filling)
+            if members[stay - 1].state is not SequenceState.RUNNING:
+                stay -= 1
+                growing = growing[growing < stay]
+                wanted = int(missing[growing].sum())
+        blocks = iter(self.pool.allocate(wanted))
+        for index in growing.tolist():
+            members[index].block_table.extend(islice(blocks, int(missing[index])))
+            filling.grown.append(members[index])
+        capacity[rows[growing]] += missing[growing] * self.block_size
+        return stay
+
+    def _grow(self, seq: Sequence, blocks: int, filling: Filling) -> None:
+        seq.block_table += self.pool.allocate(blocks)
+        self._counts.capacity[seq.row] += blocks * self.block_size
+        filling.grown.append(seq)
+
+    def _book(self, seqs: list[Sequence], rows: np.ndarray, counts: np.ndarray, filling: Filling) -> None:
+        """Puts tokens that have their blocks into the step."""
+        table = self._counts
+        starts = table.computed[rows]
+        ends = starts + counts
+        samples = ends == table.tokens[rows]
+        table.computed[rows] = ends
+        table.tokens[rows] += samples
+        filling.last += [seqs[i] for i in np.flatnonzero(samples & (ends == table.most[rows])).tolist()]
+        known = starts < table.known[rows]
+        first_tokens = bool(known.any() and (samples & (ends == table.prompt[rows])).any())
+        filling.add(seqs, (rows, starts, counts, samples, known), first_tokens=first_tokens)
 
     def _preempt_last(self, filling: Filling) -> None:
         """Takes back everything but the tokens. What stays in the cache is found again as a prefix hit."""
         seq = self.running.pop()
         self._vacate(seq)
         seq.state = SequenceState.WAITING
-        seq.num_computed = 0
         seq.num_preempted += 1
         self._queue(seq.rank).appendleft(seq)
         self.num_preemptions += 1
@@ -308,11 +323,14 @@ class Scheduler:
         """Starts waiting sequences of this rank; False when some had to stay, which no other rank must overtake."""
         queue = self._waiting[rank]
         held_back: list[Sequence] = []
+        started: list[Sequence] = []
+        counts: list[int] = []
         while queue and filling.most(rank) > 0 and len(held_back) < self.max_num_seqs:
             seq = queue[0]
             hits = self._prefix_hits(seq)
-            uncomputed = seq.num_tokens - len(hits) * self.block_size
-            if self._is_in_flight(seq, len(hits)) or filling.share(uncomputed, filling.most(rank)) == 0:
+            computed = len(hits) * self.block_size
+            count = filling.share(seq.num_tokens - computed, filling.most(rank))
+            if count == 0 or self._is_in_flight(seq, len(hits)):
                 held_back.append(queue.popleft())
                 continue
             victims = self._victims(seq, hits)
@@ -322,7 +340,13 @@ class Scheduler:
                 self._preempt_last(filling)
             queue.popleft()
             self._start(seq, hits)
-            filling.add(self._take(seq, filling.share(seq.num_uncomputed, filling.most(rank))))
+            filling.note_share(count)
+            self._grow(seq, self._blocks_for(computed + count) - len(hits), filling)
+            filling.charge(count, 1)
+            started.append(seq)
+            counts.append(count)
+        if started:
+            self._book(started, np.array([seq.row for seq in started]), np.array(counts), filling)
         queue.extendleft(reversed(held_back))
         return len(held_back) == len(queue)
 
@@ -356,10 +380,10 @@ class Scheduler:
         stay = bisect_right(self.running, seq.rank, key=_rank)
         revived = sum(self.pool.is_free(block) for block in hits)
         missing = self._blocks_for(seq.num_tokens) - len(hits) + revived + stay - self.pool.num_free
-        rows = 0 if self._free_rows else 1
+        rows = 0 if self._counts.num_free else 1
         if rows == 0 and missing <= 0:
             return 0
-        taken = Counter(hits)  # which `seq` will hold: they do not become free
+        taken = Counter(dict.fromkeys(hits, -1))  # `seq` will hold them: they do not become free
         for count, victim in enumerate(reversed(self.running[stay:]), start=1):
             for block in victim.block_table:
                 taken[block] += 1
@@ -371,9 +395,9 @@ class Scheduler:
     def _start(self, seq: Sequence, hits: list[int]) -> None:
         self.pool.share(hits)
         seq.block_table = list(hits)
-        seq.num_computed = len(hits) * self.block_size
+        num_computed = len(hits) * self.block_size
         if seq.num_cached is None:
-            seq.num_cached = min(seq.num_computed, seq.num_prompt)
+            seq.num_cached = min(num_computed, seq.num_prompt)
             self.started.append((seq.seq_id, seq.num_cached))
             self._admissions += 1
             seq.order = self._admissions
@@ -382,7 +406,8 @@ class Scheduler:
             owner = self._in_flight.get(block_hash)
             if owner is None or owner.rank > seq.rank:
                 self._in_flight[block_hash] = seq
-        seq.row = self._free_rows.pop()
+        self._counts.start(seq, num_computed)
+        self._rows = None
         seq.state = SequenceState.RUNNING
         insort(self.running, seq, key=lambda s: (s.rank, s.order))
 
@@ -392,37 +417,48 @@ class Scheduler:
         elif any(queue for rank, queue in self._waiting.items() if rank != URGENT):
             self._overtakes += 1
 
-    def _register_full_blocks(self, seq: Sequence, start: int, end: int) -> None:
+    def _register_prompts(self, step: Step) -> None:
+        """Makes the blocks findable that the step has filled with what others may ask for now."""
+        for part in np.flatnonzero(step.known).tolist():
+            if step.seqs[part].state is SequenceState.RUNNING:
+                self._register(step.seqs[part], int(step.starts[part]), int(step.starts[part] + step.counts[part]))
+
+    def _register(self, seq: Sequence, start: int, end: int) -> None:
         """Makes the blocks findable that the tokens from `start` to `end` have filled."""
         first, full = start // self.block_size, end // self.block_size
-        if first == full or not self.enable_prefix_caching:
+        if first >= full or not self.enable_prefix_caching:
             return
         extend_hashes(seq, full, self.block_size)
-        for index in range(first, full):
-            block_hash = seq.block_hashes[index]
-            self.pool.register(seq.block_table[index], block_hash)
+        for block_hash, block in zip(seq.block_hashes[first:full], seq.block_table[first:full], strict=True):
+            self.pool.register(block, block_hash)
             if self._in_flight.get(block_hash) is seq:
                 del self._in_flight[block_hash]
 
     def _vacate(self, seq: Sequence) -> None:
-        """Gives back blocks and row."""
+        """Gives back blocks and row. What it has generated is made findable only now, all at once.
+
+        Its last token was never computed, or is so by the step that runs now.
+        """
+        known, computed = int(self._counts.known[seq.row]), int(self._counts.computed[seq.row])
+        self._register(seq, known, min(computed, seq.num_tokens - 1))
         self.pool.release(reversed(seq.block_table))
         seq.block_table = []
-        self._free_rows.append(seq.row)
-        seq.row = -1
+        self._counts.vacate(seq)
+        self._rows = None
         for block_hash in seq.block_hashes if self._in_flight else ():
             if self._in_flight.get(block_hash) is seq:
                 del self._in_flight[block_hash]
 
-    def _finish(self, seq: Sequence) -> None:
+    def _leave(self, seq: Sequence) -> None:
+        """Forgets a sequence that runs or waits."""
+        if seq.state is SequenceState.RUNNING:
+            self.running.remove(seq)
+            self._vacate(seq)
+        else:
+            self._queue(seq.rank).remove(seq)
         seq.state = SequenceState.FINISHED
         self._num_urgent -= seq.priority == URGENT
         del self._sequences[seq.seq_id]
-
-
-def _ends(seq: Sequence) -> bool:
-    """Whether its last token is on its way."""
-    return seq.num_generated + seq.num_pending >= seq.params.max_tokens
 
 
 def _rank(seq: Sequence) -> int:

@@ -19,19 +19,12 @@ class SequenceState(Enum):
 
 
 class Sequence:
-    """One answer being made.
-
-    There is no prefill or decode: `num_computed` tokens have their KV in the cache, or will have it when the steps that
-    are scheduled have run. They chase all tokens, those included that these steps will sample. A fresh prompt, a prefix
-    hit, a preempted sequence and one resumed after a crash differ only in these two numbers.
-    """
+    """One answer being made. How far it is computed while it runs, RowCounts says."""
 
     __slots__ = (
         "block_hashes",
         "block_table",
         "num_cached",
-        "num_computed",
-        "num_pending",
         "num_preempted",
         "num_prompt",
         "order",
@@ -59,15 +52,12 @@ class Sequence:
         self.order = 0
         self.num_preempted = 0
         self.state = SequenceState.WAITING
-        self.num_computed = 0
-        #: Tokens that scheduled steps will have sampled, and that are not in `tokens` yet: 0 or 1.
-        self.num_pending = 0
         #: Prompt tokens that the prefix cache held when the sequence was first scheduled.
         self.num_cached: int | None = None
         self.block_table: list[int] = []
         #: Chain hashes of the full blocks of `tokens`, as far as they were needed.
         self.block_hashes: list[bytes] = []
-        #: Stable index into the runner's tables while RUNNING, else -1.
+        #: Stable index into RowCounts and the runner's tables while RUNNING, else -1.
         self.row = -1
 
     @property
@@ -77,7 +67,3 @@ class Sequence:
     @property
     def num_generated(self) -> int:
         return len(self.tokens) - self.num_prompt
-
-    @property
-    def num_uncomputed(self) -> int:
-        return len(self.tokens) + self.num_pending - self.num_computed

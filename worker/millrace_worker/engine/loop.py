@@ -1,0 +1,126 @@
+"""The engine's loop: step = schedule, launch, complete, with two steps in flight on a device of its own."""
+
+from __future__ import annotations
+
+import time
+
+from millrace_schemas import ErrorCode
+from millrace_worker.frames import AddSequence, Likely, Ready, Refusal, StepOutput
+
+from .host_times import HostClock, HostTimes
+from .pace import Pace
+from .runner import Launched, ModelRunner
+from .scheduler import Scheduler
+from .sequence import Sequence
+from .step import SEQUENCE_COST
+
+
+class StepLoop:
+    """Sequences come in, steps run, outputs go out. Single-threaded; `step` until `has_work` is false."""
+
+    def __init__(self, ready: Ready, scheduler: Scheduler, runner: ModelRunner, *, overlap: bool) -> None:
+        """`overlap`: the next step is launched before the last one's tokens are read."""
+        self.ready = ready
+        self.scheduler = scheduler
+        self.runner = runner
+        self._overlap = overlap
+        self._pace = Pace(scheduler.max_num_batched_tokens + scheduler.max_num_seqs * SEQUENCE_COST)
+        self.scheduler.allowance = self._pace.allowance
+        self._clock = HostClock()
+        self._launched: Launched | None = None
+        self._steps = 0
+        self._refused: list[Refusal] = []
+        self._finished: list[tuple[int, str]] = []
+
+    @property
+    def has_work(self) -> bool:
+        waiting = self._launched is not None or bool(self._refused) or bool(self._finished)
+        return waiting or self.scheduler.has_work
+
+    @property
+    def host_times(self) -> HostTimes:
+        """Where the time of all steps went."""
+        return self._clock.times
+
+    def add(self, new: AddSequence) -> None:
+        """Takes a sequence in; one that can never run is refused in the next StepOutput."""
+        refusal = self._refusal(new)
+        if refusal is not None:
+            self._refused.append(refusal)
+            return
+        seq = Sequence(new.seq_id, new.prompt, new.generated, new.params, new.priority)
+        reason = Scheduler.finish_reason(seq)
+        if reason is not None:  # resumed after its last token, before its result was written
+            self._finished.append((seq.seq_id, reason))
+            return
+        self.scheduler.add(seq)
+
+    def abort(self, seq_id: int) -> None:
+        self.scheduler.abort(seq_id)
+
+    def step(self) -> StepOutput:
+        """Launches one forward pass, if anything can run, and reports what came of the one before, or of this one."""
+        began, clock = time.perf_counter(), self._clock
+        clock.start()
+        step = self.scheduler.schedule()
+        started, self.scheduler.started = self.scheduler.started, []
+        clock.lap("schedule")
+        tokens: list[tuple[int, list[int]]] = []
+        finished, self._finished = self._finished, []
+        logprobs: dict[int, list[Likely]] = {}
+        load = self.scheduler.load()
+        clock.lap("report")
+        launched = None
+        if step is not None:
+            inputs = self.runner.inputs(step)
+            clock.lap("inputs")
+            launched = self.runner.launch(step, inputs)
+            clock.lap("launch")
+        if self._overlap:
+            launched, self._launched = self._launched, launched
+        if launched is not None:
+            sampled = launched.wait()
+            clock.lap("wait")
+            completion = self.scheduler.complete(launched.step, sampled)
+            tokens = completion.tokens
+            finished += completion.finished
+            found = launched.logprobs()
+            logprobs = {seq_id: [found[seq_id]] for seq_id, _ in tokens if seq_id in found} if found else {}
+            clock.lap("complete")
+        refused, self._refused = self._refused, []
+        self._steps += 1
+        seconds = time.perf_counter() - began
+        if launched is not None:
+            # With two steps in flight it was the one before that was waited for.
+            self._pace.observe(launched.step.cost, seconds)
+            self.scheduler.allowance = self._pace.allowance
+        sequences, batched = (len(step.seqs), step.num_tokens) if step is not None else (0, 0)
+        output = StepOutput(
+            self._steps, tokens, finished, refused, started, load, seconds, sequences, batched, logprobs
+        )
+        clock.lap("report")
+        return output
+
+    def _forget_times(self) -> None:
+        """Steps and times are counted from now on."""
+        self._steps, self._clock = 0, HostClock()
+
+    def _refusal(self, new: AddSequence) -> Refusal | None:
+        limit, prompt, answer = self.ready.max_model_len, len(new.prompt), new.params.max_tokens
+        if prompt + answer > limit:
+            return Refusal(
+                new.seq_id,
+                ErrorCode.CONTEXT_LENGTH_EXCEEDED,
+                f"the prompt has {prompt} tokens and the answer may have {answer}, together more than the "
+                f"{limit} that this model serves",
+            )
+        if not new.prompt:
+            return Refusal(new.seq_id, ErrorCode.INVALID_REQUEST, "the prompt has no tokens")
+        worst = max(max(new.prompt), max(new.params.stop_token_ids, default=0))
+        if worst >= self.ready.vocab_size:
+            return Refusal(
+                new.seq_id,
+                ErrorCode.INVALID_REQUEST,
+                f"token id {worst} is not in the model's vocabulary of {self.ready.vocab_size}",
+            )
+        return None
