@@ -32,7 +32,7 @@ def test_figures_add_up(tmp_path: Path) -> None:
     assert row["cached_tokens"] == 11 * 32
     assert row["output_tok_s"] == pytest.approx(row["output_tokens"] / row["seconds"], rel=0.01)
     assert all(seconds > 0 for seconds in row["host"].values())
-    assert sum(row["host"].values()) == pytest.approx(row["seconds"], rel=0.2)
+    assert 0.5 * row["seconds"] < sum(row["host"].values()) <= row["seconds"]
 
 
 @pytest.mark.parametrize(
