@@ -199,7 +199,8 @@ def spy(scheduler: Scheduler) -> list[tuple[bool, int]]:
         bounded = scheduler._urgent_decode()
         step = schedule()
         if step is not None:
-            begun = [(part.count, part.seq.num_uncomputed + part.count - part.samples) for part in step.scheduled]
+            tokens = scheduler._counts.tokens
+            begun = [(part.count, tokens[part.seq.row] - part.samples - part.start) for part in step.scheduled]
             long = [count for count, before in begun if before > scheduler.long_prefill_token_threshold and count > 1]
             seen.append((bounded, sum(long)))
         return step

@@ -8,6 +8,7 @@ from millrace_bench import throughput
 from millrace_bench.peers.protocol import Run, Task, serve
 from millrace_bench.workloads import Job
 from millrace_worker import config
+from millrace_worker.engine import garbage
 from millrace_worker.engine.engine import Engine
 
 
@@ -16,6 +17,7 @@ class MillraceEngine:
 
     def __init__(self, task: Task) -> None:
         self._engine = Engine(config.load(task.settings).engine)
+        garbage.settle()
         self._temperature = task.temperature
         self.about = {"blocks": str(self._engine.ready.num_blocks)}
 
