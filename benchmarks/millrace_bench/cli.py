@@ -15,9 +15,11 @@ from millrace.termination import terminated_as_exit
 from millrace_schemas import MillraceError
 
 from . import workloads
+from .cli_queue import queue
 from .models import MODELS, model_directory
 
 app = typer.Typer(no_args_is_help=True, help="Measure throughput on fixed workloads.")
+app.command()(queue)
 
 
 @app.command()

@@ -1,0 +1,50 @@
+"""The rates of `millrace bench queue`, a line for each system."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+#: What Millrace's rate of jobs should be, over that of the fastest other system.
+TARGET = 3.0
+_RATES = {
+    "enqueue_per_s": "enqueued/s",
+    "worker_per_s": "worked off/s",
+    "read_per_s": "read/s",
+    "jobs_per_s": "end to end/s",
+}
+
+
+def over_best(rows: Sequence[Mapping[str, Any]], rate: str = "jobs_per_s") -> float | None:
+    """Millrace's rate over that of the fastest other system; None unless both are there."""
+    ours = [row[rate] for row in rows if rate in row and row["system"].startswith("millrace")]
+    others = [row[rate] for row in rows if rate in row and not row["system"].startswith("millrace")]
+    return round(max(ours) / max(others), 2) if ours and others else None
+
+
+def show(rows: Sequence[Mapping[str, Any]], environment: Mapping[str, str]) -> None:
+    """Prints them."""
+    table = Table(title="Small jobs through a queue: one producer, one worker, one Redis")
+    for heading in ("system", "jobs", "right", *_RATES.values(), "a job whose worker dies"):
+        table.add_column(heading, justify="left" if heading.startswith(("system", "a job")) else "right")
+    notes = []
+    for row in rows:
+        if "problem" in row:
+            table.add_row(row["title"], f"{row['jobs']:,}", *("-" for _ in range(len(_RATES) + 1)), row["delivery"])
+            notes.append(f"{row['title']}: {row['problem']}")
+            continue
+        rates = (f"{row[name]:,}" for name in _RATES)
+        table.add_row(row["title"], f"{row['jobs']:,}", f"{row['right']:,}", *rates, row["delivery"])
+        versions = ", ".join(f"{name} {value}" for name, value in row["versions"].items())
+        notes.append(f"{row['title']}: {row['settings']}. {versions}")
+    console = Console()
+    console.print(table)
+    for note in notes:
+        console.print(note, highlight=False, markup=False)
+    if (ratio := over_best(rows)) is not None:
+        verdict = "met" if ratio >= TARGET else "MISSED"
+        console.print(f"end to end over the fastest other: {ratio:g} (target {TARGET:g}: {verdict})", highlight=False)
+    console.print(", ".join(f"{name} {value}" for name, value in environment.items()), highlight=False)
