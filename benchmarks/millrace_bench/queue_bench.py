@@ -17,8 +17,11 @@ from typing import Any
 
 from millrace.embedded import EmbeddedRedis
 
+from .cpu_time import cpu_seconds
 from .queue_peers import program
 
+#: What a process does here, and the process.
+_Process = tuple[str, subprocess.Popen[bytes]]
 _LOOK = 0.02
 #: Bytes of a process's output that are shown when it fails, from its end.
 _TAIL = 2000
@@ -148,6 +151,10 @@ def _best(runs: Sequence[Mapping[str, Mapping[str, Any]]], jobs: int) -> dict[st
         "jobs_per_s": round(jobs / min(found["total_s"] for found in beside)),
         "all_jobs_per_s": [round(jobs / found["total_s"]) for found in beside],
         "all_worker_per_s": [round(jobs / found["worker_s"]) for found in backlog],
+        "cpu_us": {
+            part: round(min(found[f"{part}_cpu_s"] for found in beside) / jobs * 1e6)
+            for part in ("producer", "worker", "redis")
+        },
         "right": min(found["right"] for found in (*backlog, *beside)),
         "versions": beside[0]["versions"],
     }
@@ -158,17 +165,17 @@ def _measure(system: System, jobs: int, load: Load) -> dict[str, dict[str, Any]]
     found = {}
     for order in (program.BESIDE, program.BACKLOG):
         with tempfile.TemporaryDirectory(prefix="millrace-bench-") as name, EmbeddedRedis() as server:
-            found[order] = _Run(system, python, server.url, Path(name), load.deadline).run(jobs, order)
+            found[order] = _Run(system, python, server, Path(name), load.deadline).run(jobs, order)
     return found
 
 
 class _Run:
     """One producer and one worker, from an empty Redis to the last result."""
 
-    def __init__(self, system: System, python: str, url: str, directory: Path, deadline: float):
+    def __init__(self, system: System, python: str, server: EmbeddedRedis, directory: Path, deadline: float):
         self._system = system
         self._python = python
-        self._url = url
+        self._server = server
         self._directory = directory
         self._deadline = deadline
         self._until = time.monotonic() + deadline
@@ -180,15 +187,32 @@ class _Run:
             if order == program.BACKLOG:
                 self._wait_for(self._directory / program.ENQUEUED, producer)
             with self._process("work") as worker:
+                self._wait_for(self._directory / program.BEGUN, producer, worker)
+                before = self._cpu(worker)
+                self._wait_for(self._directory / program.ENDED, producer, worker)
+                after = self._cpu(worker)
                 self._wait_for(found, producer, worker)
         answer: dict[str, Any] = json.loads(found.read_text())
-        return answer
+        return answer | {name: after[name] - before[name] for name in after}
+
+    def _cpu(self, worker: _Process) -> dict[str, float]:
+        """Seconds of processor time that worker and Redis have had."""
+        return {"worker_cpu_s": cpu_seconds(worker[1].pid), "redis_cpu_s": cpu_seconds(self._server.pid or 0)}
 
     @contextmanager
-    def _process(self, role: str, *args: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    def _process(self, role: str, *args: str) -> Iterator[_Process]:
         """A program of the system in a session of its own, so that what it starts ends with it."""
         module = f"millrace_bench.queue_peers.{self._system.module}"
-        command = [self._python, "-m", module, role, self._url, str(self._directory), self._system.variant, *args]
+        command = [
+            self._python,
+            "-m",
+            module,
+            role,
+            self._server.url,
+            str(self._directory),
+            self._system.variant,
+            *args,
+        ]
         # The Python of another environment finds the programs in its working directory.
         where = Path(__file__).parents[1]
         with (self._directory / role).open("wb") as output:
@@ -202,7 +226,7 @@ class _Run:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
-    def _wait_for(self, path: Path, *processes: tuple[str, subprocess.Popen[bytes]]) -> None:
+    def _wait_for(self, path: Path, *processes: _Process) -> None:
         while not path.exists():
             for role, process in processes:
                 code = process.poll()

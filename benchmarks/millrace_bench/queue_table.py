@@ -11,10 +11,10 @@ from rich.table import Table
 #: What Millrace's rate of jobs should be, over that of the fastest other system.
 TARGET = 3.0
 _RATES = {
-    "enqueue_per_s": "enqueued/s",
-    "worker_per_s": "worked off/s",
-    "read_per_s": "read/s",
-    "jobs_per_s": "end to end/s",
+    "enqueue_per_s": "enqueued",
+    "worker_per_s": "worked off",
+    "read_per_s": "read",
+    "jobs_per_s": "end to end",
 }
 
 
@@ -27,19 +27,21 @@ def over_best(rows: Sequence[Mapping[str, Any]], rate: str = "jobs_per_s") -> fl
 
 def show(rows: Sequence[Mapping[str, Any]], environment: Mapping[str, str]) -> None:
     """Prints them."""
-    table = Table(title="Small jobs through a queue: one producer, one worker, one Redis")
-    for heading in ("system", "jobs", "right", *_RATES.values(), "a job whose worker dies"):
-        table.add_column(heading, justify="left" if heading.startswith(("system", "a job")) else "right")
+    table = Table(title="Small jobs through a queue: one producer, one worker, one Redis; jobs a second")
+    table.caption = "CPU us: processor time of producer + worker + Redis, for a job end to end"
+    for heading in ("system", "jobs", "right", *_RATES.values(), "CPU us"):
+        table.add_column(heading, justify="left" if heading.startswith("system") else "right")
     notes = []
     for row in rows:
         if "problem" in row:
-            table.add_row(row["title"], f"{row['jobs']:,}", *("-" for _ in range(len(_RATES) + 1)), row["delivery"])
+            table.add_row(row["title"], f"{row['jobs']:,}", *("-" for _ in range(len(_RATES) + 2)))
             notes.append(f"{row['title']}: {row['problem']}")
             continue
         rates = (f"{row[name]:,}" for name in _RATES)
-        table.add_row(row["title"], f"{row['jobs']:,}", f"{row['right']:,}", *rates, row["delivery"])
+        cpu = " + ".join(f"{us:,}" for us in row["cpu_us"].values())
+        table.add_row(row["title"], f"{row['jobs']:,}", f"{row['right']:,}", *rates, cpu)
         versions = ", ".join(f"{name} {value}" for name, value in row["versions"].items())
-        notes.append(f"{row['title']}: {row['settings']}. {versions}")
+        notes.append(f"{row['title']}: {row['delivery']}; {row['settings']}. {versions}")
     console = Console()
     console.print(table)
     for note in notes:

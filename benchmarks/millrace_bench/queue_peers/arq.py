@@ -12,7 +12,8 @@ from millrace_bench.queue_peers import program
 
 #: Calls under way at once, by as many connections.
 _CHUNK = 128
-_LOOK = 0.02
+#: Seconds between two looks of one call: more often, and those that wait keep the worker from working.
+_LOOK = 0.1
 
 
 async def answer(context: dict[str, Any], text: str) -> str:

@@ -26,11 +26,14 @@ import redis
 #: Exit code of a program whose system is not installed.
 NOT_INSTALLED = 3
 BESIDE, BACKLOG = "beside", "backlog"
-#: Files of a directory: all jobs are in the queue; the first one runs; what the producer found, as JSON.
-ENQUEUED, FIRST, FOUND = "enqueued", "first", "found.json"
+#: Files of a directory: it is warm and begins; all jobs are in the queue; the first one runs; all were read; what the
+#: producer found, as JSON.
+BEGUN, ENQUEUED, FIRST, ENDED, FOUND = "begun", "enqueued", "first", "ended", "found.json"
 _WARM_UP = 64
 #: Keys looked at in one command, and seconds between two looks when a result is not there.
 _KEYS, _LOOK = 256, 0.02
+#: Seconds in which whoever watches from outside sees a file of this directory.
+SEEN = 0.1
 
 
 class Peer(Protocol):
@@ -109,7 +112,9 @@ def _produce(peer: Peer, url: str, directory: Path, jobs: int, order: str) -> di
     if order == BESIDE:
         list(peer.read(peer.enqueue(texts_of(_WARM_UP))))
     texts = texts_of(jobs)
-    began = time.monotonic()
+    (directory / BEGUN).touch()
+    time.sleep(SEEN)
+    cpu, began = time.process_time(), time.monotonic()
     handles = peer.enqueue(texts)
     enqueued = time.monotonic()
     (directory / ENQUEUED).touch()
@@ -120,6 +125,9 @@ def _produce(peer: Peer, url: str, directory: Path, jobs: int, order: str) -> di
     reading = time.monotonic()
     answers = list(peer.read(handles))
     ended = time.monotonic()
+    found["producer_cpu_s"] = time.process_time() - cpu
+    (directory / ENDED).touch()
+    time.sleep(SEEN)
     found |= {"read_s": ended - reading, "total_s": ended - began, "answers": len(answers)}
     found["right"] = sum(answer == text for answer, text in zip(answers, texts, strict=False))
     return found

@@ -14,7 +14,8 @@ from millrace_bench.queue_peers import program
 
 #: Calls under way at once, by as many connections.
 _CHUNK = 128
-_LOOK = 0.02
+#: Seconds between two looks of one call: more often, and those that wait keep the worker from working.
+_LOOK = 0.1
 _AT_ONCE = 100
 
 
