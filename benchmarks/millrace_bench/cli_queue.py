@@ -31,7 +31,10 @@ def queue(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a system.")] = False,
 ) -> None:
-    """Jobs that cost nothing through Millrace's queue and through RQ, arq, taskiq and Celery, each on its own Redis."""
+    """Jobs that cost nothing through Millrace's queue and through RQ, arq, taskiq and Celery, each on its own Redis.
+
+    Exit code 1 when Millrace gave no figures, or wrong answers; another system without figures is only named.
+    """
     environment = describe_host()
     try:
         load = queue_bench.Load(jobs, _systems(systems), repeats, deadline, _pythons(python or []))
@@ -46,6 +49,8 @@ def queue(
         raise typer.Exit(1) from e
     if not as_json:
         show(rows, environment)
+    if any("problem" in row for row in rows if row["system"].startswith("millrace")):
+        raise typer.Exit(1)
 
 
 def _systems(names: str) -> tuple[str, ...]:

@@ -133,6 +133,8 @@ def run(load: Load) -> Iterator[dict[str, Any]]:
         }  # fmt: skip
         try:
             row |= _best([_measure(system, jobs, load) for _ in range(load.repeats)], jobs)
+            if row["right"] < jobs:
+                row["problem"] = f"{jobs - row['right']} of {jobs} answers were wrong"
         except NotInstalled:
             row["problem"] = f"not installed; run: {system.install}"
         except Failed as e:

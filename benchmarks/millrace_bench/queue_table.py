@@ -20,8 +20,8 @@ _RATES = {
 
 def over_best(rows: Sequence[Mapping[str, Any]], rate: str = "jobs_per_s") -> float | None:
     """Millrace's rate over that of the fastest other system; None unless both are there."""
-    ours = [row[rate] for row in rows if rate in row and row["system"].startswith("millrace")]
-    others = [row[rate] for row in rows if rate in row and not row["system"].startswith("millrace")]
+    ours = [row[rate] for row in rows if "problem" not in row and row["system"].startswith("millrace")]
+    others = [row[rate] for row in rows if "problem" not in row and not row["system"].startswith("millrace")]
     return round(max(ours) / max(others), 2) if ours and others else None
 
 

@@ -16,12 +16,10 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
-
-import redis
 
 #: Exit code of a program whose system is not installed.
 NOT_INSTALLED = 3
@@ -39,8 +37,9 @@ SEEN = 0.1
 class Peer(Protocol):
     """One system, over one Redis. `text` in, the same text out, is a job."""
 
-    #: Distributions whose versions belong to a figure.
-    packages: tuple[str, ...]
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """Distributions whose versions belong to a figure."""
 
     def enqueue(self, texts: Sequence[str]) -> list[Any]:
         """Hands jobs over in the system's bulk way; their handles, in order."""
@@ -48,7 +47,7 @@ class Peer(Protocol):
     def result_keys(self, handles: Sequence[Any]) -> list[str]:
         """The Redis keys that are there as soon as the jobs' results are stored."""
 
-    def read(self, handles: Sequence[Any]) -> Iterator[str] | list[str]:
+    def read(self, handles: Sequence[Any]) -> list[str]:
         """Waits for all results as the system's users do, and returns them in order."""
 
     def work(self) -> None:
@@ -85,12 +84,12 @@ def texts_of(count: int) -> list[str]:
     return [f"What becomes of grain number {number}?" for number in range(count)]
 
 
-def run(make: Any) -> int:
+def run(make: Callable[[str, str], Peer]) -> int:
     """The program; `make(url, variant)` makes its Peer. Returns the exit code."""
     command, url, place, variant = sys.argv[1:5]
     directory = Path(place)
     try:
-        peer: Peer = make(url, variant)
+        peer = make(url, variant)
     except ImportError as e:
         print(f"not installed: {e}", flush=True)
         return NOT_INSTALLED
@@ -98,7 +97,7 @@ def run(make: Any) -> int:
         first_job.watch(directory)
         peer.work()
         return 0
-    found = _produce(peer, url, directory, int(sys.argv[5]), sys.argv[6])
+    found = produce(peer, url, directory, int(sys.argv[5]), sys.argv[6])
     found["versions"] = _versions(*peer.packages)
     part = directory / f"{FOUND}.part"
     part.write_text(json.dumps(found))
@@ -108,9 +107,10 @@ def run(make: Any) -> int:
     os._exit(0)
 
 
-def _produce(peer: Peer, url: str, directory: Path, jobs: int, order: str) -> dict[str, Any]:
+def produce(peer: Peer, url: str, directory: Path, jobs: int, order: str) -> dict[str, Any]:
+    """Times, in seconds, and `right`, how many answers were."""
     if order == BESIDE:
-        list(peer.read(peer.enqueue(texts_of(_WARM_UP))))
+        peer.read(peer.enqueue(texts_of(_WARM_UP)))
     texts = texts_of(jobs)
     (directory / BEGUN).touch()
     time.sleep(SEEN)
@@ -123,7 +123,7 @@ def _produce(peer: Peer, url: str, directory: Path, jobs: int, order: str) -> di
         _wait_for(url, peer.result_keys(handles))
         found["worker_s"] = time.monotonic() - float((directory / FIRST).read_text())
     reading = time.monotonic()
-    answers = list(peer.read(handles))
+    answers = peer.read(handles)
     ended = time.monotonic()
     found["producer_cpu_s"] = time.process_time() - cpu
     (directory / ENDED).touch()
@@ -135,6 +135,8 @@ def _produce(peer: Peer, url: str, directory: Path, jobs: int, order: str) -> di
 
 def _wait_for(url: str, keys: Sequence[str]) -> None:
     """Until all are there. They come about in order, so most looks are at the next few."""
+    import redis
+
     with redis.Redis.from_url(url) as client:
         at = 0
         while at < len(keys):

@@ -9,8 +9,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import redis
-
 from millrace_bench.queue_peers import program
 
 _CHUNK = 500
@@ -26,6 +24,7 @@ class Rq:
     packages = ("rq", "redis", "hiredis")
 
     def __init__(self, url: str, variant: str):
+        import redis
         from rq import Queue, SimpleWorker, Worker
         from rq.job import Job
         from rq.serializers import JSONSerializer
