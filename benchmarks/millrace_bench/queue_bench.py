@@ -139,6 +139,8 @@ def run(load: Load) -> Iterator[dict[str, Any]]:
             row["problem"] = f"not installed; run: {system.install}"
         except Failed as e:
             row["problem"] = str(e)
+        # Of the minute of its last run.
+        row["load"] = round(os.getloadavg()[0], 2)
         yield row
 
 

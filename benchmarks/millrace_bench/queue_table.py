@@ -29,17 +29,17 @@ def show(rows: Sequence[Mapping[str, Any]], environment: Mapping[str, str]) -> N
     """Prints them."""
     table = Table(title="Small jobs through a queue: one producer, one worker, one Redis; jobs a second")
     table.caption = "CPU us: processor time of producer + worker + Redis, for a job end to end"
-    for heading in ("system", "jobs", "right", *_RATES.values(), "CPU us"):
+    for heading in ("system", "jobs", "right", *_RATES.values(), "CPU us", "load"):
         table.add_column(heading, justify="left" if heading.startswith("system") else "right")
     notes = []
     for row in rows:
         if "problem" in row:
-            table.add_row(row["title"], f"{row['jobs']:,}", *("-" for _ in range(len(_RATES) + 2)))
+            table.add_row(row["title"], f"{row['jobs']:,}", *("-" for _ in range(len(_RATES) + 3)))
             notes.append(f"{row['title']}: {row['problem']}")
             continue
         rates = (f"{row[name]:,}" for name in _RATES)
         cpu = " + ".join(f"{us:,}" for us in row["cpu_us"].values())
-        table.add_row(row["title"], f"{row['jobs']:,}", f"{row['right']:,}", *rates, cpu)
+        table.add_row(row["title"], f"{row['jobs']:,}", f"{row['right']:,}", *rates, cpu, f"{row['load']:g}")
         versions = ", ".join(f"{name} {value}" for name, value in row["versions"].items())
         notes.append(f"{row['title']}: {row['delivery']}; {row['settings']}. {versions}")
     console = Console()
