@@ -111,7 +111,8 @@ def test_answers_are_compared_with_what_was_asked(tmp_path: Path) -> None:
 def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     figures = {
         "jobs": 9, "right": 9, "settings": "as it comes", "delivery": "at least once", "versions": {"x": "1"},
-        "enqueue_per_s": 1, "worker_per_s": 2, "read_per_s": 3, "load": 1.5, "cpu_us": {"producer": 1, "worker": 2, "redis": 3},
+        "enqueue_per_s": 1, "worker_per_s": 2, "read_per_s": 3, "load": 1.5,
+        "cpu_us": {"producer": 1, "worker": 2, "redis": 3},
     }  # fmt: skip
     rows = [
         {"system": "millrace", "title": "Millrace", "jobs_per_s": 4000, **figures},
