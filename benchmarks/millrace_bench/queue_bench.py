@@ -71,7 +71,8 @@ SYSTEMS: dict[str, System] = {
     "arq": System(
         *("arq", "", "arq"),
         "max_jobs 100, poll_delay 0.01 s, queue_read_limit 1,000; enqueue_job, 128 at once",
-        *(_AT_LEAST_ONCE, "pip install arq hiredis"),
+        # In an environment of its own: it needs redis-py below 6.
+        *(_AT_LEAST_ONCE, "python -m venv arq; arq/bin/pip install arq hiredis; and pass --python arq=arq/bin/python"),
     ),
     "taskiq": System(
         *("taskiq", "list", "taskiq, ListQueueBroker"),

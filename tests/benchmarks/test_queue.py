@@ -37,7 +37,7 @@ def script(path: Path, *lines: str) -> Path:
 def test_every_result_is_read_and_right(system: str) -> None:
     (row,) = measured("--systems", system)
     if system == "arq" and "problem" in row:
-        assert row["problem"] == "not installed; run: pip install arq hiredis"
+        assert row["problem"] == f"not installed; run: {SYSTEMS['arq'].install}"
         return
     assert (row["jobs"], row["right"]) == (40, 40), row
     for rate in ("enqueue_per_s", "worker_per_s", "read_per_s", "jobs_per_s"):
