@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -68,7 +69,9 @@ def _pythons(given: list[str]) -> dict[str, str]:
         module, _, path = word.partition("=")
         if module not in modules or not path:
             raise ValueError(f"--python is {word!r}; it must be one of {', '.join(modules)}, then = and a path")
-        if shutil.which(path) is None:
+        program = shutil.which(path)
+        if program is None:
             raise ValueError(f"--python {module}: {path} is no program that can be run")
-        found[module] = path
+        # Links are kept: by its own path, a Python finds its environment.
+        found[module] = str(Path(program).absolute())
     return found

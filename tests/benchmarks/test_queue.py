@@ -71,7 +71,9 @@ def test_a_system_that_hangs_is_ended_and_quoted(tmp_path: Path) -> None:
         assert not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2]
 
 
-def test_a_worker_that_ends_is_quoted(tmp_path: Path) -> None:
+def test_a_worker_that_ends_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a Python may be named from where one stands."""
+    monkeypatch.chdir(tmp_path)
     ends = script(
         tmp_path / "python", f'[ "$3" = produce ] && exec {sys.executable} "$@"', "echo no such pool", "exit 7"
     )
