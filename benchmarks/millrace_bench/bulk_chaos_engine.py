@@ -32,7 +32,7 @@ class EchoEngine:
     def serve(self) -> None:
         """Until the other side says so, or is gone."""
         while self._read(wait=not self._running and not self._waiting):
-            # All that has come: the front sends a frame for each job of the batch lane.
+            # All that has come: the front sends a frame for each turn of its loop.
             while select.select([self._socket], [], [], 0)[0]:
                 if not self._read(wait=False):
                     return

@@ -77,6 +77,23 @@ def test_carries_frames_and_stops() -> None:
     running(body)
 
 
+def test_what_comes_together_goes_in_one_frame() -> None:
+    """This engine reads a frame a step."""
+
+    async def body(bench: Bench) -> None:
+        await bench.link.start()
+        carrying = asyncio.create_task(bench.link.run())
+        for seq_id in range(1, 9):
+            bench.add(seq_id, [seq_id])
+        while not bench.frames:
+            await asyncio.sleep(0.01)
+        assert [seq_id for seq_id, _ in bench.frames[0].started] == list(range(1, 9))
+        await bench.link.stop()
+        await carrying
+
+    running(body)
+
+
 @pytest.mark.parametrize(
     ("command", "kind", "words"),
     [

@@ -6,8 +6,12 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import pytest
+
 from front_parts import READY, TOOLS, leased_job, request_of
 from millrace_schemas import Lane
+from millrace_worker.frames import AddSequence
+from millrace_worker.front import batch_turns
 from millrace_worker.front.front import Front, QueueSide
 from millrace_worker.front.outcome import Signature
 from millrace_worker.front.running import Running
@@ -27,6 +31,13 @@ class Desk:
         self.woken = asyncio.Event()
         self.given_back: list[str] = []
         self.begun: list[str] = []
+        #: Sequence ids, as many as come between two looks at everything else.
+        self.frames: list[list[int]] = []
+        self._filling = False
+        #: While it is not set, nothing that was given back is written.
+        self.hold: asyncio.Event | None = None
+        #: A job that cannot be begun.
+        self.odd = ""
         self.front: Front
 
     def hand_out(self, name: str, lane: Lane = Lane.INTERACTIVE) -> None:
@@ -53,12 +64,24 @@ class Desk:
 
     async def give_back(self, back: GiveBack) -> bool:
         self.given_back.append(back.lease.job_id)
+        if self.hold is not None:
+            await self.hold.wait()
         return True
 
     def follow(self, progress: Any) -> None:
+        if progress.lease.job_id == self.odd:
+            raise ValueError(self.odd)
         self.begun.append(progress.lease.job_id)
 
-    def add(self, sequence: Any) -> None: ...
+    def add(self, sequence: AddSequence) -> None:
+        if not self._filling:
+            self.frames.append([])
+            self._filling = True
+            asyncio.get_running_loop().call_soon(self._send)
+        self.frames[-1].append(sequence.seq_id)
+
+    def _send(self) -> None:
+        self._filling = False
 
 
 def with_front(body: Callable[[Front, Desk], Awaitable[None]]) -> None:
@@ -97,5 +120,68 @@ def test_an_interactive_job_is_prepared_before_the_batch_jobs_of_a_read() -> Non
         while len(desk.begun) < 9:
             await asyncio.sleep(0)
         assert desk.begun == ["urgent", *(f"batch{n}" for n in range(8))]
+
+    with_front(body)
+
+
+def test_batch_jobs_that_are_prepared_in_one_turn_reach_the_engine_in_one_frame(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(batch_turns, "TURN", 60.0)
+
+    async def body(front: Front, desk: Desk) -> None:
+        for n in range(8):
+            desk.hand_out(f"batch{n}", Lane.BATCH)
+        while len(desk.begun) < 8:
+            await asyncio.sleep(0)
+        assert [len(frame) for frame in desk.frames] == [8]
+
+    with_front(body)
+
+
+def test_an_interactive_job_waits_for_one_turn_of_batch_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_turns, "TURN", 0.0)
+
+    async def body(front: Front, desk: Desk) -> None:
+        for n in range(8):
+            desk.hand_out(f"batch{n}", Lane.BATCH)
+        while not desk.begun:
+            await asyncio.sleep(0)
+        desk.hand_out("urgent")
+        while len(desk.begun) < 9:
+            await asyncio.sleep(0)
+        assert desk.begun.index("urgent") <= 2
+        assert [name for name in desk.begun if name != "urgent"] == [f"batch{n}" for n in range(8)]
+
+    with_front(body)
+
+
+def test_batch_jobs_are_given_back_together() -> None:
+    """A drain has no time for a round trip to Redis each."""
+
+    async def body(front: Front, desk: Desk) -> None:
+        desk.woken.set()
+        await front.stop_reading()
+        desk.hold = asyncio.Event()
+        for n in range(8):
+            desk.hand_out(f"batch{n}", Lane.BATCH)
+        while len(desk.given_back) < 8:
+            await asyncio.sleep(0)
+        assert await front.wait_settled(0) is False
+        desk.hold.set()
+        assert await front.wait_settled(5.0)
+        assert desk.begun == []
+
+    with_front(body)
+
+
+def test_a_batch_job_that_cannot_be_begun_does_not_keep_the_others() -> None:
+    async def body(front: Front, desk: Desk) -> None:
+        desk.odd = "batch0"
+        for n in range(3):
+            desk.hand_out(f"batch{n}", Lane.BATCH)
+        while len(desk.begun) < 2:
+            await asyncio.sleep(0)
+        assert desk.begun == ["batch1", "batch2"]
 
     with_front(body)

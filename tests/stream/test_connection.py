@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import redis
 
-from millrace_schemas import QueueUnavailable
+from millrace_schemas import Lane, QueueUnavailable
 from millrace_worker.stream.connection import (
     Backoff,
     Refused,
@@ -88,6 +88,29 @@ def test_no_hidden_retries_and_room_for_the_block() -> None:
         assert kwargs["protocol"] == 2
     assert short["socket_timeout"] == thread["socket_timeout"] == 5.0
     assert blocking["socket_timeout"] >= 7.0 + 3.0
+
+
+@pytest.mark.parametrize("url", ["redis://localhost", "rediss://localhost"])
+def test_commands_are_packed_as_redis_py_does(url: str) -> None:
+    """By hiredis, whatever the transport, and what hiredis does not take by redis-py."""
+
+    async def packed() -> None:
+        connection: Any = connect(url).connection_pool.make_connection()
+        plain = type(connection).__mro__[2]
+        commands: list[tuple[Any, ...]] = [
+            ("EVALSHA", "0" * 40, 1, "k\u00e9y", b"\x00\xff", Lane.BATCH, -1, 1.5, 1e300, 2**70, ""),
+            ("CLIENT ID",),
+            ("SET", "k", memoryview(b"v")),
+            ("SET", "k", b"v" * 100_000),
+        ]
+        for command in commands:
+            assert b"".join(connection.pack_command(*command)) == b"".join(plain.pack_command(connection, *command))
+        together = b"".join(connection.pack_commands(commands))
+        assert together == b"".join(plain.pack_commands(connection, commands))
+        with pytest.raises(redis.DataError):
+            connection.pack_command("SET", "k", None)
+
+    asyncio.run(packed())
 
 
 def test_backoff_grows_to_a_limit_and_starts_again() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import redis
@@ -25,6 +25,7 @@ from millrace_worker.stream.publisher import Publisher
 from millrace_worker.stream.reclaim import Reclaimer
 from millrace_worker.stream.room import Room
 
+from .batch_turns import BatchTurns
 from .engine_link import EngineLink
 from .intake import prepare, read_request
 from .job import Job
@@ -84,8 +85,7 @@ class Front:
         #: Set while no read is under way.
         self._at_rest = asyncio.Event()
         self._at_rest.set()
-        #: Batch jobs are prepared one after the other, and the loop looks at everything else between two of them.
-        self._batch_turn = asyncio.Lock()
+        self._batch = BatchTurns(self._prepare)
         self._stopping = False
         #: Why the worker has to give up, once it has.
         self.failure: EngineDied | None = None
@@ -206,7 +206,10 @@ class Front:
             # Leased anew under a newer attempt: the one that runs here has lost its lease.
             self.running.lost(previous.lease)
         self.running.jobs.prepares(leased.lease.lane, 1)
-        self.running.spawn(self._prepare(leased))
+        if leased.lease.lane is not Lane.BATCH:
+            self.running.spawn(self._prepare(leased))
+        elif self._batch.add(leased):
+            self.running.spawn(self._batch.run())
 
     def _count(self, leased: LeasedJob) -> None:
         figures, lane = self.running.figures, leased.lease.lane
@@ -217,27 +220,26 @@ class Front:
             figures.queue_time[lane].observe(max(0.0, leased.started_at - leased.created_at))
 
     async def _prepare(self, leased: LeasedJob) -> None:
-        """Makes a leased job run, gives it back while the worker drains, or ends it."""
+        """Makes a leased job run; one that will not run here is put away beside the loop."""
+        ready = await self._job_or_ending(leased)
+        if isinstance(ready, Ending) or not self._reading:
+            self.running.spawn(self._put_away(leased, ready))
+            return
         try:
-            async with self._turn(leased.lease.lane):
-                ready = await self._job_or_ending(leased)
-            if isinstance(ready, Ending):
-                await self.running.finish(ready)
-            elif not self._reading:
-                await self._queue.publisher.give_back(GiveBack(leased.lease, "handover", ready.progress))
-            elif leased.lease in self._queue.leases:
+            if leased.lease in self._queue.leases:
                 self.running.begin(ready)
         finally:
             self.running.jobs.prepares(leased.lease.lane, -1)
 
-    @contextlib.asynccontextmanager
-    async def _turn(self, lane: Lane) -> AsyncIterator[None]:
-        if lane is not Lane.BATCH:
-            yield
-            return
-        async with self._batch_turn:
-            await asyncio.sleep(0)
-            yield
+    async def _put_away(self, leased: LeasedJob, ready: Job | Ending) -> None:
+        """Ends the job, or gives it back while the worker drains."""
+        try:
+            if isinstance(ready, Ending):
+                await self.running.finish(ready)
+            else:
+                await self._queue.publisher.give_back(GiveBack(leased.lease, "handover", ready.progress))
+        finally:
+            self.running.jobs.prepares(leased.lease.lane, -1)
 
     async def _job_or_ending(self, leased: LeasedJob) -> Job | Ending:
         """Whatever is wrong with one job's content stays with that job."""

@@ -21,6 +21,8 @@ from redis.retry import Retry
 from millrace_schemas import QueueUnavailable
 from millrace_worker.errors import ConfigError
 
+from .packing import pack_by_hiredis
+
 OLDEST_REDIS = (6, 2)
 
 _SOCKET_TIMEOUT = 5.0
@@ -35,17 +37,23 @@ _PASSING = ("LOADING ", "OOM command", "READONLY ", "MASTERDOWN ", "CLUSTERDOWN 
 
 def connect(url: str) -> redis.asyncio.Redis:
     """A client for short commands in the event loop."""
-    return _made(redis.asyncio.Redis, url, retry=AsyncRetry(NoBackoff(), 0), **_options(_SOCKET_TIMEOUT))
+    return _made_async(url, _SOCKET_TIMEOUT)
 
 
 def connect_blocking(url: str, block: float) -> redis.asyncio.Redis:
     """A client whose reads may block for `block` seconds."""
-    return _made(redis.asyncio.Redis, url, retry=AsyncRetry(NoBackoff(), 0), **_options(block + _MARGIN))
+    return _made_async(url, block + _MARGIN)
 
 
 def connect_sync(url: str) -> redis.Redis:
     """A client for a thread."""
     return _made(redis.Redis, url, retry=Retry(NoBackoff(), 0), **_options(_SOCKET_TIMEOUT))
+
+
+def _made_async(url: str, timeout: float) -> redis.asyncio.Redis:
+    client: redis.asyncio.Redis = _made(redis.asyncio.Redis, url, retry=AsyncRetry(NoBackoff(), 0), **_options(timeout))
+    pack_by_hiredis(client.connection_pool)
+    return client
 
 
 def _made(kind: Any, url: str, **options: Any) -> Any:
