@@ -20,8 +20,9 @@ _LEAST_MERGED_IN_PLACE = 16
 CUT = 64
 #: Fewest tokens that are worth a part of their own: of few sequences, which leave the device idle, and of more.
 _LEAST_PART, _FEW_PROGRAMS = (64, 128), 16
-#: Programs that a multiprocessor should have to choose from, and have at most where contexts are cut.
-_PROGRAMS = 4
+#: Programs that a multiprocessor has to choose from where contexts are cut: the more, the evener; but those of fewer
+#: tokens than this cost more than they even out, as measured on an H200, and then half as many do.
+_PROGRAMS, _SHORT_PART = 8, 512
 #: Most parts of one context.
 _MOST_PARTS = 64
 #: Fewest tokens of a shared run that are worth a program of their own.
@@ -50,8 +51,12 @@ class PlanShape:
     #: Query heads of a KV head.
     group: int
     processors: int
-    #: Whether shared runs may be planned.
+    #: Whether shared runs may be planned; never with more query heads of a KV head than a tile has rows.
     shared: bool = False
+
+    def __post_init__(self) -> None:
+        if self.group > self.tile_rows:
+            object.__setattr__(self, "shared", False)
 
     @property
     def cuts(self) -> int:
@@ -69,7 +74,8 @@ class PlanShape:
 
     @property
     def tile_rows(self) -> int:
-        return 64 if self.rows * self.group <= 128 or self.group > 128 else 128
+        """Query rows of a program over a shared run."""
+        return 64 if self.rows * self.group <= 128 else 128
 
     @property
     def merges_in_place(self) -> bool:
@@ -145,12 +151,12 @@ def plan_decode(
 ) -> dict[str, np.ndarray]:
     """The arrays of a DecodePlan, int32, each as long as it needs, for sequences of `context_lens` [n] tokens.
 
-    `lines` [n] are their lines in the block tables. Of the runs, outer ones first, those are left out for which the
-    shape has no room; runs within them are then read as a part of the context.
+    `lines` [n] are their lines in the block tables. A run ends before the query's own token. Of the runs, outer ones
+    first, those are left out for which the shape has no room; runs within them are then read as a part of the context.
     """
     context = context_lens.astype(np.int64)
     rows = len(context)
-    shared = _SharedTasks(rows, shape)
+    shared = _SharedTasks(rows, shape, runs)
     for run in runs:
         shared.add(run, int(lines[run.members[0]]))
     own = context - shared.covered
@@ -180,7 +186,10 @@ def plan_decode(
 def _cut(own: np.ndarray, shape: PlanShape) -> tuple[np.ndarray, np.ndarray]:
     """(parts, tokens of a part) of contexts of so many tokens; the last part has what is left."""
     least = _LEAST_PART[0] if len(own) * shape.kv_heads <= _FEW_PROGRAMS else _LEAST_PART[1]
-    wanted = max(least, -(-int(own.sum()) // shape.cuts))
+    total = int(own.sum())
+    wanted = -(-total // shape.cuts)
+    if wanted < _SHORT_PART:
+        wanted = max(least, min(_SHORT_PART, 2 * wanted))
     parts = np.clip((own + wanted // 2) // wanted, 1, _MOST_PARTS)
     length = np.maximum(-(-own // (parts * CUT)) * CUT, CUT)
     return np.maximum(-(-own // length), 1), length
@@ -189,8 +198,10 @@ def _cut(own: np.ndarray, shape: PlanShape) -> tuple[np.ndarray, np.ndarray]:
 class _SharedTasks:
     """The part of a plan that reads shared runs."""
 
-    def __init__(self, rows: int, shape: PlanShape) -> None:
+    def __init__(self, rows: int, shape: PlanShape, runs: Sequence[SharedRun]) -> None:
         self._shape = shape
+        #: Full tiles of the runs that are still to come, and of all.
+        self._tiles_left = self._tiles = sum(self._tiles_of(run) for run in runs)
         #: Of each row: tokens that its runs cover, and partial results of them.
         self.covered, self.parts = np.zeros(rows, dtype=np.int64), np.zeros(rows, dtype=np.int64)
         self._records: list[tuple[int, int, int, int, int, int]] = []
@@ -198,18 +209,19 @@ class _SharedTasks:
         self._ordinals: list[np.ndarray] = []
         self._num_members = 0
 
+    def _tiles_of(self, run: SharedRun) -> int:
+        return -(-len(run.members) // self._shape.tile_members)
+
     def add(self, run: SharedRun, line: int) -> None:
-        shape, count = self._shape, len(run.members)
+        shape, count, tiles = self._shape, len(run.members), self._tiles_of(run)
+        free, tiles_left = shape.shared_tasks - len(self._records), self._tiles_left
+        self._tiles_left -= tiles
         begin = int(self.covered[run.members[0]])
-        if run.begin != begin or self._num_members + count > shape.members:
+        if run.begin != begin or self._num_members + count > shape.members or tiles > free:
             return
-        tiles = -(-count // shape.tile_members)
-        room = (shape.shared_tasks - len(self._records)) // tiles
-        if room == 0:
-            return
-        # Cut so that the programs of a run fill the device on their own.
-        wanted = max(1, shape.processors // (tiles * shape.kv_heads))
-        parts = max(1, min(wanted, room, (run.end - begin) // _LEAST_SHARED_PART, 16))
+        # Cut so that all runs together fill the device, and none takes the room of those that come later.
+        wanted = shape.processors // (self._tiles * shape.kv_heads)
+        parts = max(1, min(wanted, free // tiles_left, (run.end - begin) // _LEAST_SHARED_PART, 16))
         length = -(-(run.end - begin) // (parts * CUT)) * CUT
         parts = -(-(run.end - begin) // length)
         for part in range(parts):

@@ -13,6 +13,8 @@ import triton.language as tl
 from ._launch import check_dtype, check_float, check_rows, check_same_device, check_shape, use_triton
 from ._logits import FINITE, clean_logits, load_logits
 
+#: As many alternatives as OpenAI's API gives at most.
+_USUAL_TOP = 20
 _BLOCK = 4096
 _LAST_ID = 2**31 - 1
 _LOW_HALF = 2**32 - 1
@@ -163,7 +165,8 @@ def logprobs(
         *(logits, rows, ids, best, mass, keys, chosen, top_ids, top_values, *sizes),
         **constants,
         SPLITS_PAD=triton.next_power_of_2(splits),
-        KEYS_PAD=triton.next_power_of_2(max(splits * top, 1)),
+        # The same for most numbers, so that a new one does not compile a kernel in the middle of the work.
+        KEYS_PAD=triton.next_power_of_2(splits * max(top, _USUAL_TOP) if top else 1),
         num_warps=4,
     )
     return chosen, top_ids, top_values

@@ -126,11 +126,14 @@ def _paged_decode_kernel(
                         cache_modifier=".cg",
                     )
                     new_top = tl.maximum(top, lse)
-                    decay, weight = tl.exp2(top - new_top), tl.exp2(lse - new_top)
+                    # Of an empty part and a slot that is not there, -inf minus -inf would be NaN.
+                    safe = tl.where(new_top == float("-inf"), 0.0, new_top)
+                    decay, weight = tl.exp2(top - safe), tl.exp2(lse - safe)
                     acc = acc * decay[:, None] + partial * weight[:, None]
                     total = total * decay + weight
                     top = new_top
-            tl.store(out_ptr + row_place, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=q_live)
+            merged = acc / tl.where(total > 0, total, 1.0)[:, None]
+            tl.store(out_ptr + row_place, merged.to(out_ptr.dtype.element_ty), mask=q_live)
             tl.store(arrival_ptr, 0)
     else:
         tl.store(partial_ptr + place[:, None] * HEAD_DIM + dim[None, :], mean, mask=q_live)
@@ -192,7 +195,7 @@ def _tiles(programs: int, dim_pad: int, group_pad: int, itemsize: int) -> tuple[
     """(TILE, num_warps, num_stages) for so many programs of whole contexts."""
     row_bytes = dim_pad * itemsize
     if row_bytes == 256 and itemsize == 2 and group_pad == 16:  # as measured on an H200
-        return (64, 2, 3) if programs <= 256 else (64, 4, 3)
+        return (128, 4, 3) if programs <= 64 else (64, 2, 3)
     tile = max(16, min(64, 16384 // row_bytes))
     return tile, 4 if row_bytes > 256 or group_pad > 16 or itemsize == 4 else 2, 2 if itemsize == 4 else 3
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from millrace_worker.engine.packed import Field, PackedInputs, packed_bytes
@@ -24,6 +25,13 @@ def test_each_array_lies_at_its_place_with_padding_behind_it() -> None:
     packed.send(ids=nothing, heat=nothing, slots=nothing)
     assert views["slots"].tolist() == [-1] * 4
     assert views["ids"].tolist() == [0] * 3
+
+
+def test_more_than_there_is_room_for_is_refused() -> None:
+    packed = PackedInputs(torch.zeros(packed_bytes(FIELDS), dtype=torch.uint8), FIELDS)
+    three = np.arange(3)
+    with pytest.raises(ValueError, match="slots has 5 numbers; there is room for 4"):
+        packed.send(ids=three, heat=three, slots=np.arange(5))
 
 
 def test_values_may_change_once_they_are_sent() -> None:

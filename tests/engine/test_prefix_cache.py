@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+import random
+
+import pytest
+
 from fake_model import sequence
-from millrace_worker.engine.prefix_cache import ROOT, block_hash, extend_hashes
+from millrace_worker.engine import prefix_cache
+from millrace_worker.engine.prefix_cache import ROOT, ChainHasher, block_hash
+
+
+def chain(tokens: list[int], block_size: int) -> list[bytes]:
+    """One block after the other."""
+    names, parent = [], ROOT
+    for start in range(0, len(tokens) - block_size + 1, block_size):
+        parent = block_hash(parent, tokens[start : start + block_size])
+        names.append(parent)
+    return names
 
 
 def test_the_name_of_a_block_is_fixed() -> None:
@@ -13,15 +27,40 @@ def test_the_name_of_a_block_is_fixed() -> None:
 
 def test_the_chain_depends_on_everything_before() -> None:
     one, two = sequence(1, [1, 2, 3, 4, 5, 6]), sequence(2, [9, 2, 3, 4, 5, 6])
+    hasher = ChainHasher(2)
     for seq in (one, two):
-        extend_hashes(seq, 3, 2)
+        hasher.extend(seq, 3)
     assert not set(one.block_hashes) & set(two.block_hashes)
 
 
 def test_hashes_are_extended_not_recomputed() -> None:
-    seq = sequence(1, [1, 2, 3, 4, 5, 6])
-    extend_hashes(seq, 2, 2)
+    seq, hasher = sequence(1, [1, 2, 3, 4, 5, 6]), ChainHasher(2)
+    hasher.extend(seq, 2)
     first = list(seq.block_hashes)
-    extend_hashes(seq, 3, 2)
+    hasher.extend(seq, 3)
     assert seq.block_hashes[:2] == first
     assert len(seq.block_hashes) == 3
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_names_are_those_of_the_chain_whatever_came_before(seed: int) -> None:
+    """Prompts with common beginnings of any length, hashed at once or bit by bit, in a small memory."""
+    draw = random.Random(seed)
+    hasher = ChainHasher(4, remembered=3)
+    heads = [[draw.randrange(9) for _ in range(40)] for _ in range(5)]
+    for number in range(200):
+        tokens = draw.choice(heads)[: draw.randrange(41)] + [draw.randrange(3) for _ in range(draw.randrange(30))]
+        seq, wanted = sequence(number, tokens), chain(tokens, 4)
+        for count in sorted({draw.randrange(len(wanted) + 1), len(wanted)}):
+            hasher.extend(seq, count)
+            assert seq.block_hashes == wanted[:count]
+
+
+def test_a_common_beginning_is_hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[bytes] = []
+    plain = prefix_cache._hash
+    monkeypatch.setattr(prefix_cache, "_hash", lambda parent, content: hashed.append(content) or plain(parent, content))
+    hasher, system = ChainHasher(4), list(range(40))
+    for user in range(50):
+        hasher.extend(sequence(user, [*system, user, user, user, user]), 11)
+    assert len(hashed) == 10 + 50

@@ -76,6 +76,15 @@ def test_runs_that_save_little_are_left_out_and_covered_by_those_within() -> Non
     assert len(runs_of([([*range(100, 140), *own(i, 2)], 41 * BLOCK) for i in range(6)])) == 1
 
 
+def test_contexts_that_part_at_ever_other_places_are_given_up_on() -> None:
+    """Prompts cut from one document: each goes on with blocks of its own where it was cut."""
+    document = list(range(100, 1200))
+    contexts = [(document[: 20 + i] + own(i, 5), (25 + i) * BLOCK) for i in range(1000)]
+    runs = runs_of(contexts)
+    assert 0 < len(runs) <= 256
+    assert runs[0] == (list(range(1000)), 0, 20 * BLOCK)
+
+
 def test_many_pairs_are_not_looked_at() -> None:
     contexts = [([100 + i // 2, *own(i, 40)], 600) for i in range(400)]
     assert runs_of(contexts) == []

@@ -119,6 +119,22 @@ def test_a_long_run_of_few_members_is_cut() -> None:
     assert sorted(records[:, 3]) == [0, *sorted(records[:, 4])[:-1]]
 
 
+@pytest.mark.parametrize(
+    ("groups", "size", "prefix"), [(8, 16, 4096), (16, 16, 4096), (16, 64, 2048), (32, 32, 2048), (8, 128, 4096)]
+)
+def test_many_groups_all_find_room(groups: int, size: int, prefix: int) -> None:
+    rows = groups * size
+    runs = [SharedRun(np.arange(size * group, size * (group + 1)), 0, prefix) for group in range(groups)]
+    parts = parts_of(plan([prefix + 50] * rows, PlanShape(rows, 8, 4, 132, shared=True), runs))
+    for row in range(rows):
+        assert_covers(parts[row], prefix, prefix + 50)
+
+
+def test_groups_of_more_heads_than_a_tile_has_rows_share_nothing() -> None:
+    assert not PlanShape(8, 1, 256, 132, shared=True).shared
+    assert PlanShape(8, 1, 64, 132, shared=True).shared
+
+
 def test_runs_that_find_no_room_are_read_by_their_members() -> None:
     shape = PlanShape(4, 8, 4, 132, shared=True)
     runs = [SharedRun(np.arange(4), 64 * depth, 64 * depth + 64) for depth in range(5)]

@@ -10,6 +10,7 @@ from kernel_cases import DEVICE, paged
 from millrace_kernels import (
     DecodePlan,
     PlanShape,
+    SharedRun,
     linear,
     norm_gated_linear,
     paged_decode,
@@ -86,3 +87,50 @@ def test_a_captured_step_follows_its_inputs() -> None:
         rows = 3 if name == "prompt" else len(got)  # the last row belongs to no sequence now
         assert torch.equal(got[:rows], wanted[:rows]), name
     assert torch.equal(captured[0][1], torch.zeros_like(captured[0][1]))
+
+
+def test_captured_parts_are_merged_by_the_last_task_of_a_row() -> None:
+    """Layer after layer, replay after replay, with runs that sequences share and without."""
+    rows, layers = 20, 4
+    case = paged([300 + 97 * i for i in range(rows)], KV_HEADS, DIM, 16, torch.bfloat16)
+    tables = case.block_tables.clone()
+    tables[5:13, :16] = tables[5, :16]
+    queries = [torch.randn(rows, HEADS, DIM, device=DEVICE).bfloat16() for _ in range(layers)]
+    shape = PlanShape(rows, KV_HEADS, HEADS // KV_HEADS, 132, shared=True)
+    tensors = {name: torch.empty(n, dtype=torch.int32, device=DEVICE) for name, n in shape.counts().items()}
+    plan = DecodePlan.of(shape, tensors)
+    assert plan.arrivals is not None
+
+    def put_plan(lens: list[int], runs: list[SharedRun]) -> None:
+        arrays = plan_decode(np.array(lens), np.arange(len(lens)), shape, runs)
+        assert (arrays["tasks"].reshape(-1, 8)[:, 6] > 1).any()
+        for name, array in arrays.items():
+            tensors[name].fill_(-1)[: len(array)] = torch.from_numpy(array).to(DEVICE)
+
+    def step() -> list[torch.Tensor]:
+        found, q = [], queries[0]
+        for layer in range(layers):
+            q = paged_decode(q, case.kv, tables, case.context_lens, 0.125, plan=plan) + queries[layer]
+            found.append(q)
+        return found
+
+    put_plan([300] * rows, [])
+    step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    run = SharedRun(np.arange(5, 13), 0, 256)
+    lens = case.context_lens.tolist()
+    for number, runs in ((rows, []), (rows, [run]), (14, [run]), (rows, [])):
+        put_plan(lens[:number], runs)
+        for _ in range(3):
+            graph.replay()
+        torch.cuda.synchronize()
+        assert not plan.arrivals.any()
+        q = queries[0]
+        for layer in range(layers):
+            # Without a plan: read alone, by a launch of the same queries.
+            alone = paged_decode(q[:number], case.kv, tables[:number], case.context_lens[:number], 0.125)
+            torch.testing.assert_close(captured[layer][:number], alone + queries[layer][:number], atol=2e-2, rtol=2e-2)
+            q = captured[layer]

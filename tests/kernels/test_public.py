@@ -4,6 +4,10 @@ import importlib
 
 import millrace_kernels
 
+#: What paged_decode goes by; no ops.
+PLANS = {"DecodePlan", "PlanShape", "SharedRun", "plan_decode"}
+SAME_REFERENCE = {"linear_parts": "linear"}
+
 
 def test_names_are_sorted_and_exist() -> None:
     assert millrace_kernels.__all__ == sorted(millrace_kernels.__all__)
@@ -12,5 +16,7 @@ def test_names_are_sorted_and_exist() -> None:
 
 def test_every_op_has_its_reference_beside_it() -> None:
     for name in millrace_kernels.__all__:
+        if name in PLANS:
+            continue
         module = importlib.import_module(getattr(millrace_kernels, name).__module__)
-        assert callable(getattr(module, f"{name}_reference"))
+        assert callable(getattr(module, f"{SAME_REFERENCE.get(name, name)}_reference"))

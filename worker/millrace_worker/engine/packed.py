@@ -48,6 +48,8 @@ class PackedInputs:
         raw = staged.numpy()
         for name, (offset, field) in self._fields.items():
             part, values = raw[offset : offset + field.nbytes].view(field.dtype), arrays[name]
+            if len(values) > field.count:
+                raise ValueError(f"{name} has {len(values)} numbers; there is room for {field.count}")
             part[: len(values)] = values
             part[len(values) :] = field.padding
         self._target.copy_(staged, non_blocking=True)

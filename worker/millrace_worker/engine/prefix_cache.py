@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from array import array
+from collections import OrderedDict
+
+import numpy as np
 
 from .sequence import Sequence
 
 #: Root of every chain. SHA-256 with a fixed seed: the same tokens have the same name in every process.
 ROOT = hashlib.sha256(b"millrace block chain 1").digest()
+
+#: Beginnings that are kept: of more system prompts than these, those that were not asked for lately are hashed again.
+_REMEMBERED = 64
 
 
 def block_hash(parent: bytes, tokens: list[int]) -> bytes:
@@ -16,18 +22,47 @@ def block_hash(parent: bytes, tokens: list[int]) -> bytes:
     return _hash(parent, _content(tokens))
 
 
-def extend_hashes(seq: Sequence, count: int, block_size: int) -> None:
-    """Brings `seq.block_hashes` up to its first `count` blocks, which must be full."""
-    hashes = seq.block_hashes
-    first = len(hashes)
-    if first >= count:
-        return
-    content = _content(seq.tokens[first * block_size : count * block_size])
-    block_bytes = len(content) // (count - first)
-    parent = hashes[-1] if hashes else ROOT
-    for offset in range(0, len(content), block_bytes):
-        parent = _hash(parent, content[offset : offset + block_bytes])
-        hashes.append(parent)
+class ChainHasher:
+    """Names the blocks of sequences; one that begins as another did lately takes over the names they share."""
+
+    def __init__(self, block_size: int, *, remembered: int = _REMEMBERED) -> None:
+        self._block_size = block_size
+        self._remembered = remembered
+        #: Content and names of the last sequence with each first block, the latest at the end.
+        self._recent: OrderedDict[bytes, tuple[bytes, list[bytes]]] = OrderedDict()
+
+    def extend(self, seq: Sequence, count: int) -> None:
+        """Brings `seq.block_hashes` up to its first `count` blocks, which must be full."""
+        hashes, size = seq.block_hashes, self._block_size
+        first = len(hashes)
+        if first >= count:
+            return
+        content = _content(seq.tokens[first * size : count * size])
+        block_bytes = len(content) // (count - first)
+        if first == 0:
+            hashes += self._known(content, block_bytes)
+        parent = hashes[-1] if hashes else ROOT
+        for offset in range((len(hashes) - first) * block_bytes, len(content), block_bytes):
+            parent = _hash(parent, content[offset : offset + block_bytes])
+            hashes.append(parent)
+        if first == 0:
+            self._remember(content, hashes[:count], block_bytes)
+
+    def _known(self, content: bytes, block_bytes: int) -> list[bytes]:
+        before = self._recent.get(content[:block_bytes])
+        if before is None:
+            return []
+        length = min(len(content), len(before[0]))
+        differs = np.frombuffer(content, np.uint8, length) != np.frombuffer(before[0], np.uint8, length)
+        same = int(differs.argmax()) if differs.any() else length
+        return before[1][: same // block_bytes]
+
+    def _remember(self, content: bytes, hashes: list[bytes], block_bytes: int) -> None:
+        head = content[:block_bytes]
+        self._recent[head] = content, hashes
+        self._recent.move_to_end(head)
+        if len(self._recent) > self._remembered:
+            self._recent.popitem(last=False)
 
 
 def _content(tokens: list[int]) -> bytes:

@@ -29,7 +29,7 @@ from millrace_worker.frames import Load
 
 from .block_pool import BlockPool
 from .filling import Filling
-from .prefix_cache import extend_hashes
+from .prefix_cache import ChainHasher
 from .row_counts import RowCounts
 from .sequence import URGENT, Sequence, SequenceState
 from .step import SEQUENCE_COST, Step
@@ -82,6 +82,7 @@ class Scheduler:
         self._waiting: dict[int, deque[Sequence]] = {URGENT: deque()}
         self._sequences: dict[int, Sequence] = {}
         self._counts = RowCounts(max_num_seqs)
+        self._hasher = ChainHasher(block_size)
         #: Rows of `running`; None: not brought up to date yet.
         self._rows: np.ndarray | None = None
         self._admissions = 0
@@ -355,7 +356,7 @@ class Scheduler:
         if not self.enable_prefix_caching:
             return []
         full = (seq.num_tokens - 1) // self.block_size
-        extend_hashes(seq, full, self.block_size)
+        self._hasher.extend(seq, full)
         hits: list[int] = []
         for block_hash in seq.block_hashes[:full]:
             block = self.pool.lookup(block_hash)
@@ -428,7 +429,7 @@ class Scheduler:
         first, full = start // self.block_size, end // self.block_size
         if first >= full or not self.enable_prefix_caching:
             return
-        extend_hashes(seq, full, self.block_size)
+        self._hasher.extend(seq, full)
         for block_hash, block in zip(seq.block_hashes[first:full], seq.block_table[first:full], strict=True):
             self.pool.register(block, block_hash)
             if self._in_flight.get(block_hash) is seq:

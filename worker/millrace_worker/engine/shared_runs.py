@@ -15,6 +15,8 @@ _LEAST_MEMBERS, _LEAST_TOKENS = 4, 256
 _LEAST_SAVED_BYTES = 48_000_000
 #: Groups that are looked at where contexts part; there may be as many as sequences.
 _MOST_GROUPS = 32
+#: Groups that are looked at in all, so that contexts which part at ever other places do not hold up the step.
+_MOST_LOOKS = 256
 #: Blocks that are compared at once.
 _STRIDE = 256
 
@@ -29,12 +31,13 @@ def find_shared_runs(
     """
     full = (context_lens.astype(np.int64) - 1) // block_size
     runs: list[SharedRun] = []
-    saved = 0
+    saved = looks = 0
     # (sequences, blocks that they all share, blocks of them that runs cover)
     open_groups: deque[tuple[np.ndarray, int, int]] = deque([(np.arange(len(lines)), 0, 0)])
-    while open_groups:
+    while open_groups and looks < _MOST_LOOKS:
         members, depth, covered = open_groups.popleft()
         for group in _alike(members[full[members] > depth], blocks, lines, depth):
+            looks += 1
             end = _common(blocks, lines[group], depth, int(full[group].min()))
             tokens = (end - covered) * block_size
             worth = tokens >= _LEAST_TOKENS
