@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .apply_penalties import apply_penalties
 from .count_tokens import count_tokens
-from .decode_plan import DecodePlan, PlanShape, SharedRun, plan_decode
+from .decode_plan import DecodePlan, PlanShape, SharedReads, SharedRun, plan_decode
 from .linear import linear, linear_parts, norm_gated_linear, norm_linear
 from .logprobs import logprobs
 from .paged_decode import paged_decode
@@ -17,6 +17,7 @@ from .silu_mul import silu_mul
 __all__ = [
     "DecodePlan",
     "PlanShape",
+    "SharedReads",
     "SharedRun",
     "apply_penalties",
     "count_tokens",

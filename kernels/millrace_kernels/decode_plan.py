@@ -42,6 +42,30 @@ class SharedRun:
 
 
 @dataclass(frozen=True, slots=True)
+class SharedReads:
+    """What plans with shared runs do: tokens read once for several sequences, and those not read again because of it.
+
+    Without sharing, attention would read both.
+    """
+
+    read: int = 0
+    saved: int = 0
+
+    @classmethod
+    def of(cls, plan: Mapping[str, np.ndarray]) -> SharedReads:
+        """Of the arrays of `plan_decode`: of the runs that found room in it."""
+        if not len(records := plan.get("shared", ())):
+            return cls()
+        _, count, line, begin, end, *_ = np.asarray(records).reshape(-1, SHARED_WIDTH).T
+        # Tiles of the members of one part of a run follow each other.
+        first = np.ones(len(line), dtype=bool)
+        first[1:] = (line[1:] != line[:-1]) | (begin[1:] != begin[:-1])
+        length = (end - begin).astype(np.int64)
+        read = int(length[first].sum())
+        return cls(read, int((length * count).sum()) - read)
+
+
+@dataclass(frozen=True, slots=True)
 class PlanShape:
     """How many records a plan has room for; CUDA graphs want fixed numbers of programs."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from millrace_schemas import WorkerInfo
 from millrace_schemas.batch import BatchStatus
@@ -60,6 +60,19 @@ def rows_of(overview: Overview, throughput: Throughput) -> dict[str, list[list[s
     batches = [_batch(batch) for batch in overview.bulk.batches]
     tables = {"queues": queues, "workers": workers, "batches": batches, "failures": failures}
     return {name: [[printable(cell) for cell in row] for row in rows] for name, rows in tables.items()}
+
+
+def sharing_of(workers: Iterable[WorkerInfo]) -> str:
+    """What these workers have not computed, and not read, more than once; "" before their first prompt."""
+    workers = list(workers)
+    prompts, steps = sum(worker.prompt_tokens for worker in workers), sum(worker.steps for worker in workers)
+    if not prompts:
+        return ""
+    cached = sum(worker.cached_tokens for worker in workers) / prompts
+    # Workers that are older than this count say nothing of their steps.
+    grouped = sum(worker.shared_steps for worker in workers) / steps if steps else None
+    words = f"{percent(cached)} of prompt tokens came from the prefix cache"
+    return words if grouped is None else f"{words}, {percent(grouped)} of steps were grouped"
 
 
 def _worker(worker: WorkerInfo, now: float, rate: float | None) -> list[str]:

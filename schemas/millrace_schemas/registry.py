@@ -42,5 +42,8 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     #: Tokens of the prompts that the engine began, and how many of them the prefix cache had.
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    #: Of the engine, and those in which attention read KV blocks once for several sequences.
+    steps: int = 0
+    shared_steps: int = 0
     #: Of completed jobs, by lane.
     latencies: dict[Lane, Latencies] = {}

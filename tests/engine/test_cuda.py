@@ -132,10 +132,18 @@ def test_shared_prefixes_are_read_once_and_change_nothing(
     for i, prompt in enumerate(asked):
         engine.add(AddSequence(i, prompt, [], SequenceParams(max_tokens=MAX_TOKENS, temperature=0.0)))
     answers: list[list[int]] = [[] for _ in asked]
+    outputs = []
     while engine.has_work:
-        for seq_id, tokens in engine.step().tokens:
+        outputs.append(engine.step())
+        for seq_id, tokens in outputs[-1].tokens:
             answers[seq_id] += tokens
-    assert engine.runner.shared_steps > 5
+    shared = [output for output in outputs if output.shared_read]
+    assert len(shared) > 5
+    # Nothing but the two heads is long enough, and at least four sequences are behind each that is read once.
+    for output in shared:
+        assert output.shared_read in (128, 256)
+        assert output.shared_saved >= 3 * output.shared_read
+        assert output.shared_saved % 128 == 0
     assert answers == wanted
 
 

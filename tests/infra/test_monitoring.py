@@ -60,7 +60,7 @@ def types_of(url: str) -> dict[str, str]:
 WORKERS = {
     "time_to_first_token_seconds", "inter_token_latency_seconds", "e2e_request_latency_seconds", "leases", "dead_total",
     "generation_tokens_total", "kv_cache_usage_ratio", "num_requests_running", "num_requests_waiting", "step_seconds",
-    "preemptions_total", "prefix_cache_hits_total", "batch_size", "redeliveries_total",
+    "preemptions_total", "prefix_cache_hits_total", "batch_size", "redeliveries_total", "shared_decode_steps_total",
 }  # fmt: skip
 
 

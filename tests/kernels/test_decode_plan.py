@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from millrace_kernels import PlanShape, SharedRun, plan_decode
+from millrace_kernels import PlanShape, SharedReads, SharedRun, plan_decode
 
 SHAPE = PlanShape(rows=64, kv_heads=8, group=4, processors=132)
 
@@ -140,3 +140,23 @@ def test_runs_that_find_no_room_are_read_by_their_members() -> None:
     runs = [SharedRun(np.arange(4), 64 * depth, 64 * depth + 64) for depth in range(5)]
     parts = parts_of(plan([1000] * 4, shape, runs))
     assert_covers(parts[0], 128, 1000)
+
+
+def test_what_is_read_for_several_is_that_of_the_runs_however_they_are_cut() -> None:
+    """Into tiles of members, and into parts of a run that has few."""
+    rows = np.arange(64)
+    shape = PlanShape(64, 8, 4, 132, shared=True)
+    nested = [SharedRun(rows[:50], 0, 4096), SharedRun(rows[50:], 0, 512), SharedRun(rows[:10], 4096, 4608)]
+    made = plan([5000] * 64, shape, nested)
+    assert len(made["shared"]) > 8 * len(nested)
+    assert SharedReads.of(made) == SharedReads(4096 + 512 + 512, 49 * 4096 + 13 * 512 + 9 * 512)
+    few = PlanShape(4, 8, 4, 132, shared=True)
+    assert SharedReads.of(plan([9000] * 4, few, [SharedRun(rows[:4], 0, 8192)])) == SharedReads(8192, 3 * 8192)
+
+
+def test_runs_that_find_no_room_are_not_counted() -> None:
+    shape = PlanShape(4, 8, 4, 132, shared=True)
+    runs = [SharedRun(np.arange(4), 64 * depth, 64 * depth + 64) for depth in range(5)]
+    assert SharedReads.of(plan([1000] * 4, shape, runs)) == SharedReads(128, 3 * 128)
+    assert SharedReads.of(plan([1000] * 4, shape)) == SharedReads()
+    assert SharedReads.of(plan([1000] * 4)) == SharedReads()

@@ -5,7 +5,7 @@ import importlib
 import millrace_kernels
 
 #: What paged_decode goes by; no ops.
-PLANS = {"DecodePlan", "PlanShape", "SharedRun", "plan_decode"}
+PLANS = {"DecodePlan", "PlanShape", "SharedReads", "SharedRun", "plan_decode"}
 SAME_REFERENCE = {"linear_parts": "linear"}
 
 

@@ -18,7 +18,7 @@ from millrace import AsyncClient, Client, WorkerInfo
 from millrace.bulk.glance import Paces
 from millrace.embedded import EmbeddedRedis, free_port
 from millrace.overview import Overview, Throughput, read_overview
-from millrace.overview_rows import age, printable
+from millrace.overview_rows import age, printable, sharing_of
 from millrace_schemas import QueueKeys, encode, queue_of
 from millrace_schemas.batch import BatchError, BatchStatus
 from terminal import environment, in_terminal, read_until
@@ -46,7 +46,7 @@ def beat(raw: redis.Redis, worker: WorkerInfo) -> None:
 def test_once_fits_80_columns(redis_url: str, raw: redis.Redis) -> None:
     register(redis_url, _LONG)
     numbers = {"running": 256, "waiting": 1024, "kv_usage": 0.97, "finished": 1234567, "output_tokens": 1234567890}
-    numbers |= {"prompt_tokens": 1000, "cached_tokens": 625}
+    numbers |= {"prompt_tokens": 1000, "cached_tokens": 625, "steps": 400, "shared_steps": 339}
     beat(raw, info("gpu-host-0.example-12345-abcdef", _LONG, device="NVIDIA H200", beat_at=time.time(), **numbers))
     reason = "killed \x1b[31m3 [red]workers[/red] " + "and on " * 20
     raw.xadd(QueueKeys(queue_of(_LONG)).dead, {"code": "too_many_attempts", "reason": reason, "attempts": 3})
@@ -57,12 +57,13 @@ def test_once_fits_80_columns(redis_url: str, raw: redis.Redis) -> None:
     lines = done.stdout.splitlines()
     assert max(map(len, lines)) <= 80
     assert "1 worker" in lines
+    assert "62% of prompt tokens came from the prefix cache, 84% of steps were grouped" in lines
     for cell in ("1,200", "256", "1,024", "97%", "62%", "1,234,567", "1,234,567,890", "too_many_attempts", "[red]"):
         assert cell in done.stdout, cell
     assert "…" not in done.stdout
     assert "\x1b" not in done.stdout
     # A name goes on in further lines, whole.
-    column = "".join(line.split(" ", 1)[0] for line in lines[lines.index("1 worker") + 1 :])
+    column = "".join(line.split(" ", 1)[0] for line in lines[lines.index("1 worker") + 2 :])
     assert "gpu-host-0.example-12345-abcdef" in column
 
 
@@ -163,6 +164,14 @@ def test_throughput_is_that_between_heartbeats() -> None:
     known.update([])
     assert known.of(second) is None
     assert known.of(info("w-2", "other")) is None
+
+
+def test_sharing_is_that_of_all_workers_together() -> None:
+    assert sharing_of([]) == sharing_of([info()]) == ""
+    old = info("w-1", prompt_tokens=100, cached_tokens=99)
+    assert sharing_of([old]) == "99% of prompt tokens came from the prefix cache"
+    new = info("w-2", prompt_tokens=300, cached_tokens=1, steps=8, shared_steps=2)
+    assert sharing_of([old, new]) == "25% of prompt tokens came from the prefix cache, 25% of steps were grouped"
 
 
 def test_an_overview_is_of_all_queues(redis_url: str, raw: redis.Redis) -> None:

@@ -1,7 +1,8 @@
 """An engine process without a model: speaks frames on --fd and generates tokens that anybody can predict.
 
 The next token is (last * 31 + position) % 1000. Certain ids in a prompt do harm: POISON ends the process, HANG stops
-it, BAD sends a refusal. `--log` notes every token made, as "first-prompt-id position" lines.
+it, BAD sends a refusal. It says that it reads the first block of four sequences once, where they share it. `--log`
+notes every token made, as "first-prompt-id position" lines.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import socket
 import struct
 import sys
 import time
+from collections import Counter
 
 import msgspec
 
@@ -103,11 +105,24 @@ class Engine:
                 finished.append((seq_id, "stop"))
             elif len(generated) >= sequence.params.max_tokens:
                 finished.append((seq_id, "length"))
+        groups = self._groups()
         for seq_id, _ in finished:
             del self._sequences[seq_id]
         running = len(self._sequences)
         load = Load(running, len(self._waiting), 1000 - running, 1000, running * BLOCK, running)
-        self._socket.sendall(pack(StepOutput(self._step, tokens, finished, refused, started, load, logprobs=logprobs)))
+        output = StepOutput(
+            *(self._step, tokens, finished, refused, started, load),
+            sequences=len(tokens),
+            logprobs=logprobs,
+            shared_read=BLOCK * len(groups),
+            shared_saved=BLOCK * sum(members - 1 for members in groups),
+        )
+        self._socket.sendall(pack(output))
+
+    def _groups(self) -> list[int]:
+        """How many sequences begin with the same block, of each beginning that four have."""
+        heads = Counter(tuple(sequence.prompt[:BLOCK]) for sequence, _ in self._sequences.values())
+        return [members for head, members in heads.items() if len(head) == BLOCK and members >= 4]
 
     def serve(self) -> None:
         while self.read(wait=not self._sequences and not self._waiting):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from fake_engine import POISON
+from fake_engine import BLOCK, POISON
 from millrace import Client, JobFailed, Request, Sampling
 from millrace_schemas import Lane
 from queue_probe import MODEL
@@ -83,6 +83,31 @@ def test_counters_move_with_jobs(redis_url: str, tmp_path: Path) -> None:
     assert found.value("millrace_kv_cache_usage_ratio") == found.value("millrace_leases") == 0
     # No series for each job or each worker, but for the one that names it.
     assert sum(len(family.samples) for family in found.families.values()) < 350
+
+
+def test_steps_that_read_a_beginning_once(redis_url: str, tmp_path: Path) -> None:
+    """Five sequences behind one block, and others, for which there is nothing to share."""
+    with WorkerProcess(redis_url, tmp_path, metrics_port=0) as worker, Client(redis_url, model=MODEL) as client:
+        until_registered(client)
+        before = scrape(worker)
+        head = tuple(range(1, BLOCK + 1))
+        asked = [Request(model=MODEL, prompt_token_ids=(*head, i), sampling=Sampling(max_tokens=200)) for i in range(5)]
+        for job in client.submit_many([*asked, *(request(i) for i in range(7))]):
+            job.result(timeout=20)
+        found = until(worker, lambda page: page.value("millrace_jobs_finished_total") == 12)
+        limit = time.monotonic() + 20
+        while not (beats := client.queue_stats().workers) or beats[0].finished < 12:
+            assert time.monotonic() < limit
+            time.sleep(0.05)
+    kinds = ("read", "saved")
+    assert [before.value("millrace_shared_decode_tokens_total", kind=kind) for kind in kinds] == [0, 0]
+    steps = found.value("millrace_shared_decode_steps_total")
+    assert 0 < steps <= found.value("millrace_step_seconds_count")
+    read, saved = (found.value("millrace_shared_decode_tokens_total", kind=kind) for kind in kinds)
+    assert read == steps * BLOCK
+    # Four or all five of them.
+    assert 3 * read <= saved <= 4 * read
+    assert (beats[0].shared_steps, beats[0].steps) == (steps, found.value("millrace_step_seconds_count"))
 
 
 def test_what_runs_and_what_waits(redis_url: str, tmp_path: Path) -> None:

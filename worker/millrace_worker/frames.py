@@ -106,6 +106,10 @@ class StepOutput(msgspec.Struct, frozen=True, tag="step"):
     batched_tokens: int = 0
     #: By seq_id, one for each of its new token ids; of those that ask for them.
     logprobs: dict[int, list[Likely]] = {}
+    #: Of the step that was launched now: tokens of the KV cache that its attention reads once for several sequences,
+    #: and how many it does not read again because of it.
+    shared_read: int = 0
+    shared_saved: int = 0
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):

@@ -75,6 +75,18 @@ class Metrics:
             totals.prompt_tokens,
         )
         yield one("millrace_prefix_cache_hits_total", "counter", "Tokens of prompts that it had.", totals.cached_tokens)
+        yield one(
+            "millrace_shared_decode_steps_total",
+            "counter",
+            "Steps in which attention read KV blocks once for several sequences.",
+            totals.shared_steps,
+        )
+        yield Family(
+            "millrace_shared_decode_tokens_total",
+            "counter",
+            "Cached tokens that it so read, and those that it did not read again because of it, in all steps.",
+            [({"kind": "read"}, totals.shared_read), ({"kind": "saved"}, totals.shared_saved)],
+        )
 
     def _jobs(self) -> Iterator[Family]:
         figures = self.running.figures

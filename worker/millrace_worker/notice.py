@@ -45,5 +45,7 @@ class Notice:
             kv_used_slots=totals.used_slots,
             prompt_tokens=totals.prompt_tokens,
             cached_tokens=totals.cached_tokens,
+            steps=totals.steps,
+            shared_steps=totals.shared_steps,
             latencies=totals.latencies(),
         )

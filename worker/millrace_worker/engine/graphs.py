@@ -11,13 +11,14 @@ import numpy as np
 import structlog
 import torch
 
-from millrace_kernels import DecodePlan, PlanShape, SharedRun, plan_decode
+from millrace_kernels import DecodePlan, PlanShape, SharedRun
 from millrace_worker.models.batch import ForwardBatch
 from millrace_worker.models.decoder import Decoder
 
 from .inputs import StepInputs
 from .last_tokens import LastTokens
 from .packed import Field, PackedInputs, packed_bytes
+from .planner import Planner
 
 log = structlog.get_logger()
 
@@ -58,6 +59,7 @@ class DecodeGraphs:
         block_tables: torch.Tensor,
         logits: torch.Tensor,
         shape: PlanShape,
+        planner: Planner,
     ) -> None:
         """`logits` is [max_num_seqs, vocab_size], `shape` the plans' with max_num_seqs rows."""
         self._model = model
@@ -65,6 +67,7 @@ class DecodeGraphs:
         self._last_tokens = last_tokens
         self._tables = block_tables
         self._logits = logits
+        self._planner = planner
         self._sizes = graph_sizes(shape.rows)
         device = kv_cache.device
         sharing = (False, True) if shape.shared else (False,)
@@ -111,7 +114,7 @@ class DecodeGraphs:
         n = len(inputs.input_ids)
         size = next(size for size in self._sizes if size >= n)
         key = size, bool(runs) and (size, True) in self._shapes
-        plan = plan_decode(inputs.context_lens, inputs.lines, self._shapes[key], runs if key[1] else ())
+        plan = self._planner.plan(inputs.context_lens, inputs.lines, self._shapes[key], runs)
         self._inputs[key].send(input_ids=inputs.input_ids, positions=inputs.positions, slots=inputs.slots, **plan)
         self._graphs[key].replay()
         return self._logits[:n]

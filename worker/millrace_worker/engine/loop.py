@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from millrace_kernels import SharedReads
 from millrace_schemas import ErrorCode
 from millrace_worker.frames import AddSequence, Likely, Ready, Refusal, StepOutput
 
@@ -70,11 +71,12 @@ class StepLoop:
         logprobs: dict[int, list[Likely]] = {}
         load = self.scheduler.load()
         clock.lap("report")
-        launched = None
+        launched, shared = None, SharedReads()
         if step is not None:
             inputs = self.runner.inputs(step)
             clock.lap("inputs")
             launched = self.runner.launch(step, inputs)
+            shared = launched.shared
             clock.lap("launch")
         if self._overlap:
             launched, self._launched = self._launched, launched
@@ -96,7 +98,9 @@ class StepLoop:
             self.scheduler.allowance = self._pace.allowance
         sequences, batched = (len(step.seqs), step.num_tokens) if step is not None else (0, 0)
         output = StepOutput(
-            self._steps, tokens, finished, refused, started, load, seconds, sequences, batched, logprobs
+            *(self._steps, tokens, finished, refused, started, load, seconds, sequences, batched, logprobs),
+            shared_read=shared.read,
+            shared_saved=shared.saved,
         )
         clock.lap("report")
         return output

@@ -10,7 +10,7 @@ import numpy as np
 import structlog
 import torch
 
-from millrace_kernels import DecodePlan, PlanShape, SharedRun, plan_decode
+from millrace_kernels import DecodePlan, PlanShape, SharedRun
 from millrace_worker.models.batch import ForwardBatch
 from millrace_worker.models.decoder import Decoder
 
@@ -18,6 +18,7 @@ from .graphs import plan_fields
 from .inputs import StepInputs
 from .last_tokens import LastTokens
 from .packed import Field, PackedInputs, packed_bytes
+from .planner import Planner
 
 log = structlog.get_logger()
 
@@ -52,6 +53,7 @@ class MixedGraphs:
         block_tables: torch.Tensor,
         logits: torch.Tensor,
         shape: PlanShape,
+        planner: Planner,
         *,
         max_tokens: int,
     ) -> None:
@@ -61,6 +63,7 @@ class MixedGraphs:
         self._last_tokens = last_tokens
         self._tables = block_tables
         self._logits = logits
+        self._planner = planner
         self._max_num_seqs = shape.rows
         self._sizes = mixed_sizes(max_tokens)
         #: By (tokens, decodes).
@@ -109,7 +112,7 @@ class MixedGraphs:
         bounds[: prefills + 1] = inputs.prefill_bounds
         wanted = inputs.ends[inputs.samples] - 1
         shape = self._shapes[size, rows]
-        plan = plan_decode(inputs.context_lens[:decodes], inputs.lines[:decodes], shape, runs if shape.shared else ())
+        plan = self._planner.plan(inputs.context_lens[:decodes], inputs.lines[:decodes], shape, runs)
         self._inputs[size, rows].send(
             input_ids=inputs.input_ids,
             positions=inputs.positions,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from millrace_kernels import DecodePlan, PlanShape, SharedRun, plan_decode, sample
+from millrace_kernels import DecodePlan, PlanShape, SharedReads, SharedRun, sample
 from millrace_worker.frames import Likely
 from millrace_worker.models.batch import ForwardBatch
 from millrace_worker.models.decoder import Decoder
@@ -20,6 +20,7 @@ from .logprobs import StepLogprobs, Wanted, warm_up_logprobs
 from .mixed_graphs import PREFILLS, MixedGraphs
 from .packed import Field, PackedInputs, packed_bytes
 from .penalties import Penalties, warm_up_penalties
+from .planner import Planner
 from .sequence import Sequence
 from .shared_runs import find_shared_runs
 from .step import Step
@@ -48,8 +49,12 @@ class SamplingBatch:
 class Launched:
     """A step on its way."""
 
-    def __init__(self, step: Step, sampled: torch.Tensor | None, logprobs: StepLogprobs | None = None) -> None:
+    def __init__(
+        self, step: Step, shared: SharedReads, sampled: torch.Tensor | None = None, logprobs: StepLogprobs | None = None
+    ) -> None:
         self.step = step
+        #: What its attention reads for several sequences at once.
+        self.shared = shared
         self._sampled = sampled
         self._logprobs = logprobs
         self._copied: torch.cuda.Event | None = None
@@ -110,8 +115,7 @@ class ModelRunner:
                 torch.cuda.get_device_properties(self.device).multi_processor_count,
                 shared=share_runs,
             )
-        #: Steps in which shared runs were read once, and tokens that were not read again because of them.
-        self.shared_steps = self.shared_tokens = 0
+        self.planner = Planner()
         #: Replays of decode steps, and of short steps with prefills, once `capture` was called.
         self.graphs: DecodeGraphs | None = None
         self.mixed_graphs: MixedGraphs | None = None
@@ -122,7 +126,8 @@ class ModelRunner:
         pool = torch.cuda.graph_pool_handle()
         most = min(self.max_num_seqs + PREFILLS, max(self.max_num_seqs, self.max_num_batched_tokens))
         logits = torch.zeros((most, self.model.config.vocab_size), dtype=self.model.dtype, device=self.device)
-        parts = (self.model, self.kv_cache, self.last_tokens, self.device_tables.blocks, logits, self._plan_shape)
+        tables = self.device_tables.blocks
+        parts = (self.model, self.kv_cache, self.last_tokens, tables, logits, self._plan_shape, self.planner)
         mixed = MixedGraphs(*parts, max_tokens=self.max_num_batched_tokens)
         mixed.capture(pool)
         graphs = DecodeGraphs(*parts)
@@ -151,12 +156,13 @@ class ModelRunner:
         changes, self.tables.changes = self.tables.changes, []
         self.device_tables.send(changes)
         logits = self._logits(inputs)
+        shared = self.planner.take_reads()
         if not step.sampling:
-            return Launched(step, None)
+            return Launched(step, shared)
         batch = self._sampling_batch(step)
         sampled, logprobs = self._sample(logits, batch)
         self.last_tokens.put(batch.rows, sampled)
-        return Launched(step, sampled, logprobs)
+        return Launched(step, shared, sampled, logprobs)
 
     def _logits(self, inputs: StepInputs) -> torch.Tensor:
         runs = self._shared_runs(inputs)
@@ -184,19 +190,16 @@ class ModelRunner:
         if self._plan_shape is None or not self._plan_shape.shared:
             return []
         token_bytes = self.kv_cache.stride(1) // self.block_size * self.kv_cache.element_size()
-        runs = find_shared_runs(
+        return find_shared_runs(
             self.tables.blocks, inputs.lines[:n], inputs.context_lens[:n], self.block_size, token_bytes
         )
-        self.shared_steps += bool(runs)
-        self.shared_tokens += sum((run.end - run.begin) * (len(run.members) - 1) for run in runs)
-        return runs
 
     def _decode_plan(self, inputs: StepInputs, runs: list[SharedRun]) -> DecodePlan | None:
         n = inputs.num_decodes
         if self._plan_shape is None or n == 0:
             return None
         shape = replace(self._plan_shape, rows=n, shared=bool(runs))
-        plan = plan_decode(inputs.context_lens[:n], inputs.lines[:n], shape, runs)
+        plan = self.planner.plan(inputs.context_lens[:n], inputs.lines[:n], shape, runs)
         return DecodePlan.of(shape, {name: self._tensor(array) for name, array in plan.items()})
 
     def _sampling_batch(self, step: Step) -> SamplingBatch:

@@ -112,8 +112,7 @@ class Running:
         if self._closed:
             return
         self.load = frame.load
-        self.totals.allocated_slots += frame.load.allocated_slots
-        self.totals.used_slots += frame.load.used_slots
+        self.totals.stepped(frame)
         self.figures.stepped(frame)
         for seq_id, cached in frame.started:
             if (job := self.jobs.by_sequence(seq_id)) is not None:

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from millrace_schemas import JobState, Lane, Latencies, Result, bucket_of
+from millrace_worker.frames import StepOutput
 
 
 def _by_lane() -> dict[Lane, Counter[int]]:
@@ -23,8 +24,22 @@ class Totals:
     #: Of prompts that the engine began, again after an engine died.
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    #: Of the engine, and those whose attention read something once for several sequences.
+    steps: int = 0
+    shared_steps: int = 0
+    #: Tokens that were so read, and those that were not read again because of it.
+    shared_read: int = 0
+    shared_saved: int = 0
     _first_token: dict[Lane, Counter[int]] = field(default_factory=_by_lane)
     _total: dict[Lane, Counter[int]] = field(default_factory=_by_lane)
+
+    def stepped(self, frame: StepOutput) -> None:
+        self.allocated_slots += frame.load.allocated_slots
+        self.used_slots += frame.load.used_slots
+        self.steps += frame.sequences > 0
+        self.shared_steps += frame.shared_read > 0
+        self.shared_read += frame.shared_read
+        self.shared_saved += frame.shared_saved
 
     def ended(self, lane: Lane, result: Result) -> None:
         """Counts a job whose end is written."""
