@@ -5,6 +5,7 @@ from __future__ import annotations
 from .apply_penalties import apply_penalties
 from .count_tokens import count_tokens
 from .decode_plan import DecodePlan, PlanShape, SharedReads, SharedRun, plan_decode
+from .embed import embed
 from .linear import linear, linear_parts, norm_gated_linear, norm_linear
 from .logprobs import logprobs
 from .paged_decode import paged_decode
@@ -21,6 +22,7 @@ __all__ = [
     "SharedRun",
     "apply_penalties",
     "count_tokens",
+    "embed",
     "linear",
     "linear_parts",
     "logprobs",

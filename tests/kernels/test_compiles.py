@@ -17,8 +17,12 @@ from millrace_kernels import (
     DecodePlan,
     PlanShape,
     SharedRun,
+    apply_penalties,
+    count_tokens,
+    embed,
     linear,
     linear_parts,
+    logprobs,
     norm_gated_linear,
     norm_linear,
     paged_decode,
@@ -121,6 +125,13 @@ def test_the_rest(dtype: torch.dtype, compiled: list[str]) -> None:
     rms_norm(x, torch.ones(128, dtype=dtype), 1e-6)
     rms_norm_residual(torch.zeros(2, 6, 1024), x.flatten(1), torch.ones(1024, dtype=dtype), 1e-6)
     silu_mul(x.flatten(1))
+    ids = torch.zeros(6, dtype=torch.int64)
+    embed(ids, ids, torch.zeros(9, 1024, dtype=dtype))
+    counts = torch.zeros(6, 1024, dtype=torch.int16)
+    apply_penalties(x.flatten(1), ids, counts, ids, *(torch.ones(6),) * 3)
+    count_tokens(counts, ids, ids, ids)
+    for top in (0, 5):
+        logprobs(x.flatten(1), ids, ids, top)
     case = paged([20], 2, 128, 16, dtype)
     slots, cos_sin = torch.zeros(6, dtype=torch.int64), torch.zeros(9, 128)
     for norms in ((), (torch.ones(128, dtype=dtype),) * 2):

@@ -120,8 +120,7 @@ class DecodeGraphs:
         return self._logits[:n]
 
     def _forward(self, batch: ForwardBatch) -> None:
-        known = replace(batch, input_ids=self._last_tokens.resolve(batch.input_ids))
-        self._model.forward(known, self._kv_cache, logits=self._logits[: len(batch.input_ids)])
+        self._model.forward(batch, self._kv_cache, logits=self._logits[: len(batch.input_ids)])
 
     def _batch(self, key: _Key) -> ForwardBatch:
         inputs, size = self._inputs[key].tensors, key[0]
@@ -129,6 +128,7 @@ class DecodeGraphs:
         unused = self._tables[:size, 0]
         return ForwardBatch(
             input_ids=inputs["input_ids"],
+            newest=self._last_tokens.ids,
             positions=inputs["positions"],
             slot_mapping=inputs["slots"],
             num_decodes=size,

@@ -10,15 +10,12 @@ class LastTokens:
     """One row a running sequence, as in SequenceTables; written by sampling, read by the step after it."""
 
     def __init__(self, max_num_seqs: int, device: torch.device) -> None:
-        self._ids = torch.zeros(max_num_seqs, dtype=torch.int64, device=device)
+        #: [max_num_seqs] int64; `pending(row)` among a step's input ids stands for the id of a row.
+        self.ids = torch.zeros(max_num_seqs, dtype=torch.int64, device=device)
 
     def put(self, rows: torch.Tensor, ids: torch.Tensor) -> None:
         """Ids [R] that were sampled for the sequences in these rows [R] int64."""
-        self._ids.index_copy_(0, rows, ids)
-
-    def resolve(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """`input_ids` [T] with the newest token of row r where they hold `pending(r)`."""
-        return torch.where(input_ids < 0, self._ids[(-1 - input_ids).clamp_(min=0)], input_ids)
+        self.ids.index_copy_(0, rows, ids)
 
 
 def pending(rows: np.ndarray) -> np.ndarray:

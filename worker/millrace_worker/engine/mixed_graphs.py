@@ -131,13 +131,13 @@ class MixedGraphs:
         return sorted({min(_FEW, self._max_num_seqs, size), min(self._max_num_seqs, size)})
 
     def _forward(self, batch: ForwardBatch) -> None:
-        known = replace(batch, input_ids=self._last_tokens.resolve(batch.input_ids))
-        self._model.forward(known, self._kv_cache, logits=self._logits[: len(batch.logits_rows)])
+        self._model.forward(batch, self._kv_cache, logits=self._logits[: len(batch.logits_rows)])
 
     def _batch(self, size: int, rows: int) -> ForwardBatch:
         inputs = self._inputs[size, rows].tensors
         return ForwardBatch(
             input_ids=inputs["input_ids"],
+            newest=self._last_tokens.ids,
             positions=inputs["positions"],
             slot_mapping=inputs["slots"],
             num_decodes=rows,

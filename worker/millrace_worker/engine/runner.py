@@ -171,7 +171,8 @@ class ModelRunner:
         if self.mixed_graphs is not None and self.mixed_graphs.fits(inputs):
             return self.mixed_graphs.forward(inputs, runs)
         batch = ForwardBatch(
-            input_ids=self.last_tokens.resolve(self._tensor(inputs.input_ids)),
+            input_ids=self._tensor(inputs.input_ids),
+            newest=self.last_tokens.ids,
             positions=self._tensor(inputs.positions),
             slot_mapping=self._tensor(inputs.slots),
             num_decodes=inputs.num_decodes,

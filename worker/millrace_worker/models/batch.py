@@ -36,5 +36,7 @@ class ForwardBatch:
     max_query_len: int
     #: Tokens whose logits are wanted.
     logits_rows: torch.Tensor  # [R] int64
+    #: [L] int64, where input_ids may be -1 - l, which stands for the id in line l.
+    newest: torch.Tensor | None = None
     #: What the kernels go by for the decodes; None: it is made from the context lengths, read on the host.
     decode_plan: DecodePlan | None = None

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch.nn.functional import embedding
 
-from millrace_kernels import linear_parts, norm_gated_linear, norm_linear, rotary_store
+from millrace_kernels import embed, linear_parts, norm_gated_linear, norm_linear, rotary_store
 
 from .attention import PagedAttention
 from .batch import ForwardBatch
@@ -96,7 +96,7 @@ class Decoder:
         """
         attention = PagedAttention(batch, self.config.head_dim)
         last = self.config.num_layers - 1
-        x, residual = embedding(batch.input_ids, self._embed), None
+        x, residual = self._embedded(batch), None
         for i, layer in enumerate(self._layers):
             kv = kv_cache[:, i]
             q, residual = layer.queries(x, residual, kv, attention, self._cos_sin, batch.positions)
@@ -108,6 +108,11 @@ class Decoder:
                 attended, residual = attended[batch.logits_rows], residual[batch.logits_rows]
             x, residual = layer.mlp(layer.project(attended), residual)
         return norm_linear(x, residual, self._norm, self._lm_head, None, self.config.rms_norm_eps, out=logits)[0]
+
+    def _embedded(self, batch: ForwardBatch) -> torch.Tensor:
+        if batch.newest is None:
+            return embedding(batch.input_ids, self._embed)
+        return embed(batch.input_ids, batch.newest, self._embed)
 
 
 def _of_layer(weights: Mapping[str, torch.Tensor], layer: int) -> dict[str, torch.Tensor]:
