@@ -120,6 +120,7 @@ class AsyncClient:
         stream: bool = False,
         metadata: Mapping[str, str] | None = None,
         webhook: str | None = None,
+        cache_salt: str | None = None,
         idempotency_key: str | None = None,
     ) -> AsyncJob:
         """Queues one job and returns its handle.
@@ -127,7 +128,8 @@ class AsyncClient:
         Give a prompt, a prompt with system, messages or prompt_token_ids. `result_to` is "redis" or
         "s3://bucket/prefix". `deadline` is a datetime with a time zone, a timedelta from now, or Unix seconds; a job
         that has not ended by then expires. With `stream`, tokens can be read from `events()`. `webhook` is a URL that a
-        gateway calls when the job has ended. Submitting again under an `idempotency_key` within a day makes nothing
+        gateway calls when the job has ended. Jobs share cached prefixes with those of their `cache_salt` only, which is
+        always one of a tenant's own. Submitting again under an `idempotency_key` within a day makes nothing
         and returns the first job, whatever the other arguments say.
 
         Raises InvalidRequest naming the field, UnknownModel naming the registered ones, TooManyJobs, QueueUnavailable.
@@ -135,7 +137,8 @@ class AsyncClient:
         fields = {
             "prompt": prompt, "system": system, "messages": messages, "prompt_token_ids": prompt_token_ids,
             "model": model, "sampling": sampling, "lane": lane, "result_to": result_to, "deadline": deadline,
-            "stream": stream, "metadata": metadata, "webhook": webhook, "idempotency_key": idempotency_key,
+            "stream": stream, "metadata": metadata, "webhook": webhook, "cache_salt": cache_salt,
+            "idempotency_key": idempotency_key,
         }  # fmt: skip
         with submitting(1):
             submission = await self._prepare(fields)

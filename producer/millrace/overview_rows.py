@@ -71,8 +71,8 @@ def sharing_of(workers: Iterable[WorkerInfo]) -> str:
     cached = sum(worker.cached_tokens for worker in workers) / prompts
     # Workers that are older than this count say nothing of their steps.
     grouped = sum(worker.shared_steps for worker in workers) / steps if steps else None
-    words = f"{percent(cached)} of prompt tokens came from the prefix cache"
-    return words if grouped is None else f"{words}, {percent(grouped)} of steps were grouped"
+    words = f"{cached:.0%} of prompt tokens came from the prefix cache"
+    return words if grouped is None else f"{words}, {grouped:.0%} of steps were grouped"
 
 
 def _worker(worker: WorkerInfo, now: float, rate: float | None) -> list[str]:

@@ -30,7 +30,7 @@ from millrace_schemas.job import MAX_IDEMPOTENCY_KEY
 #: What `submit` takes besides the idempotency key.
 FIELDS = (
     "prompt", "system", "messages", "prompt_token_ids", "model", "sampling", "lane", "result_to", "deadline", "stream",
-    "metadata", "webhook",
+    "metadata", "webhook", "cache_salt",
 )  # fmt: skip
 
 MessageLike = Message | Mapping[str, str]
@@ -276,6 +276,7 @@ def _find_bad_text(request: Request) -> None:
     for text in request.sampling.stop:
         _check_text("sampling.stop", text)
     _check_text("result_to", request.result_to)
+    _check_text("cache_salt", request.cache_salt)
     for key, value in request.metadata.items():
         _check_text("metadata", key + value)
 

@@ -23,6 +23,7 @@ MAX_METADATA_VALUE = 512
 MAX_IDEMPOTENCY_KEY = 256
 MAX_MODEL_NAME = 200
 MAX_TENANT_NAME = 64
+MAX_CACHE_SALT = 256
 
 _MODEL_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-/")
 _TENANT_CHARACTERS = _MODEL_CHARACTERS - {".", "/"}
@@ -76,6 +77,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     metadata: dict[str, str] = {}
     #: On whose behalf: tenants share neither ids, idempotency keys nor cached prefixes. "": the queue's own producers.
     tenant: str = ""
+    #: Jobs of different salts share no cached prefixes, within a tenant or, without one, a queue.
+    cache_salt: str = ""
     #: URL that is told when the job has ended.
     webhook: str | None = None
     #: W3C trace context of the span that submitted it: log lines and spans of the job belong to that trace.
@@ -100,6 +103,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             raise InvalidRequest(f"deadline is Unix time in seconds, not {self.deadline}", param="deadline")
         self._check_metadata()
         check_tenant(self.tenant)
+        if len(self.cache_salt) > MAX_CACHE_SALT:
+            raise InvalidRequest(
+                f"cache_salt has at most {MAX_CACHE_SALT} characters, not {len(self.cache_salt)}", param="cache_salt"
+            )
         if self.webhook is not None:
             check_webhook(self.webhook)
         if self.traceparent is not None:

@@ -8,12 +8,12 @@ import pytest
 
 from fake_model import sequence
 from millrace_worker.engine import prefix_cache
-from millrace_worker.engine.prefix_cache import ROOT, ChainHasher, block_hash
+from millrace_worker.engine.prefix_cache import ROOT, ChainHasher, block_hash, root_of
 
 
-def chain(tokens: list[int], block_size: int) -> list[bytes]:
+def chain(tokens: list[int], block_size: int, salt: str = "") -> list[bytes]:
     """One block after the other."""
-    names, parent = [], ROOT
+    names, parent = [], root_of(salt)
     for start in range(0, len(tokens) - block_size + 1, block_size):
         parent = block_hash(parent, tokens[start : start + block_size])
         names.append(parent)
@@ -23,6 +23,8 @@ def chain(tokens: list[int], block_size: int) -> list[bytes]:
 def test_the_name_of_a_block_is_fixed() -> None:
     """A changed hash silently empties every cache that outlives the process."""
     assert block_hash(ROOT, [1, 2, 3, 4]).hex() == "5952725f92dfeeb16a77f6a9a8c6f90eb3ba1d5332df8b5f960a5114525c8e7c"
+    assert root_of("") == ROOT
+    assert root_of("acme:").hex() == "cc17ce1b285add14ba0dd1101cb403a916249c8fe61dd1de4fe83ab00485c363"
 
 
 def test_the_chain_depends_on_everything_before() -> None:
@@ -54,6 +56,24 @@ def test_names_are_those_of_the_chain_whatever_came_before(seed: int) -> None:
         for count in sorted({draw.randrange(len(wanted) + 1), len(wanted)}):
             hasher.extend(seq, count)
             assert seq.block_hashes == wanted[:count]
+
+
+def test_a_salt_changes_every_name_and_none_is_taken_over() -> None:
+    hasher, tokens = ChainHasher(4), list(range(40))
+    found = []
+    for number, salt in enumerate(("", "a:", "b:", "a:", "")):
+        seq = sequence(number, tokens, salt=salt)
+        hasher.extend(seq, 10)
+        assert seq.block_hashes == chain(tokens, 4, salt)
+        found.append(seq.block_hashes)
+    assert found[3:] == [found[1], found[0]]
+    assert len({name for names in found for name in names}) == 3 * 10
+
+
+def test_no_salt_is_taken_for_tokens() -> None:
+    """A block's tokens as text would be the beginning of whoever has that text for a salt."""
+    tokens = [ord(c) for c in "pick"]
+    assert root_of(b"".join(i.to_bytes(4, "little") for i in tokens).decode()) != block_hash(ROOT, tokens)
 
 
 def test_a_common_beginning_is_hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:

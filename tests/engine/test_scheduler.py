@@ -559,3 +559,26 @@ def test_answers_do_not_show_that_a_sequence_was_set_back(overlap: bool) -> None
     assert scheduler.num_preemptions > 5
     assert answers == wanted
     assert scheduler.pool.num_free == 24
+
+
+def test_sequences_of_different_salts_share_no_blocks_and_do_not_wait_for_each_other() -> None:
+    scheduler, model = make(num_blocks=64, seqs=8, budget=64)
+    for number, salt in enumerate(("", "a:", "b:", "a:")):
+        scheduler.add(sequence(number, prompt(13), max_tokens=4, salt=salt))
+    step = scheduler.schedule()
+    assert step is not None
+    # The second of "a:" waits for the first; nobody else does.
+    assert [part.seq.seq_id for part in step.scheduled] == [0, 1, 2]
+    scheduler.complete(step, model.run(step))
+    run_step(scheduler, model)
+    assert dict(scheduler.started) == {0: 0, 1: 0, 2: 0, 3: 12}
+    tables = {seq.seq_id: set(seq.block_table) for seq in scheduler.running}
+    assert len(tables[1] & tables[3]) == 3
+    for one, other in ((0, 1), (0, 2), (1, 2), (0, 3), (2, 3)):
+        assert not tables[one] & tables[other]
+    run_all(scheduler, model)
+    late = [sequence(10 + n, prompt(13), salt=salt) for n, salt in enumerate(("", "a:", "c:"))]
+    for seq in late:
+        scheduler.add(seq)
+    run_step(scheduler, model)
+    assert [seq.num_cached for seq in late] == [12, 12, 0]

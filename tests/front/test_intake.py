@@ -84,3 +84,11 @@ def test_reads_requests_and_names_what_is_wrong() -> None:
     with pytest.raises(InvalidRequest) as caught:
         read_request(with_bytes(b"\x01\xc1"))
     assert caught.value.code is ErrorCode.UNDECODABLE
+
+
+def test_tenants_and_salts_have_caches_of_their_own() -> None:
+    asked = [("", ""), ("acme", ""), ("", "acme"), ("acme", "x"), ("acme-x", ""), ("", "acme:x")]
+    salts = [prepared(request_of(tenant=tenant, cache_salt=salt)).params.cache_salt for tenant, salt in asked]
+    assert salts[0] == ""
+    assert len(set(salts)) == len(asked)
+    assert prepared(request_of(tenant="acme")).params.cache_salt == salts[1]

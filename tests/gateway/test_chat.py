@@ -274,3 +274,20 @@ def test_models(ai: openai.OpenAI, redis_url: str) -> None:
     with pytest.raises(openai.NotFoundError) as missing:
         ai.models.retrieve("nope")
     assert missing.value.code == "model_not_found"
+
+
+def test_a_cache_salt_is_the_jobs(http: httpx2.Client, worker: FakeWorker, stored: Stored) -> None:
+    """Under vLLM's name, on every endpoint that makes a job."""
+    bodies = {
+        "chat/completions": {"messages": HELLO},
+        "completions": {"prompt": "a"},
+        "responses": {"input": "a"},
+        "jobs": {"prompt": "a"},
+    }
+    for path, body in bodies.items():
+        answer = http.post(f"/v1/{path}", json={"model": "demo", "cache_salt": "x", **body})
+        assert answer.is_success, answer.text
+        assert stored(answer.headers.get("x-request-id") or answer.json()["id"]).cache_salt == "x"
+        for wrong in (5, "x" * 257):
+            refused = http.post(f"/v1/{path}", json={"model": "demo", "cache_salt": wrong, **body})
+            assert (refused.status_code, refused.json()["error"]["param"]) == (400, "cache_salt")

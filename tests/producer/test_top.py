@@ -57,7 +57,7 @@ def test_once_fits_80_columns(redis_url: str, raw: redis.Redis) -> None:
     lines = done.stdout.splitlines()
     assert max(map(len, lines)) <= 80
     assert "1 worker" in lines
-    assert "62% of prompt tokens came from the prefix cache, 84% of steps were grouped" in lines
+    assert "62% of prompt tokens came from the prefix cache, 85% of steps were grouped" in lines
     for cell in ("1,200", "256", "1,024", "97%", "62%", "1,234,567", "1,234,567,890", "too_many_attempts", "[red]"):
         assert cell in done.stdout, cell
     assert "…" not in done.stdout

@@ -8,6 +8,7 @@ import pytest
 
 from millrace_schemas import ErrorCode, ErrorInfo, InvalidRequest, Message, Request, Role
 from millrace_schemas.job import (
+    MAX_CACHE_SALT,
     MAX_MESSAGES,
     MAX_METADATA_KEY,
     MAX_METADATA_PAIRS,
@@ -50,6 +51,7 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("metadata", {"metadata": {"k": "v" * (MAX_METADATA_VALUE + 1)}}),
     ("tenant", {"tenant": "a/b"}),
     ("tenant", {"tenant": "x" * (MAX_TENANT_NAME + 1)}),
+    ("cache_salt", {"cache_salt": "x" * (MAX_CACHE_SALT + 1)}),
     ("webhook", {"webhook": ""}),
     ("webhook", {"webhook": "example.com/hook"}),
     ("webhook", {"webhook": "ftp://example.com/"}),
@@ -74,6 +76,7 @@ GOOD: list[dict[str, Any]] = [
     {"result_to": "s3://bucket/a/b"},
     {"metadata": {str(i): "" for i in range(MAX_METADATA_PAIRS)}},
     {"tenant": "Acme_1-x"},
+    {"cache_salt": "\u00fc" * MAX_CACHE_SALT},
     {"webhook": "https://example.com/".ljust(MAX_WEBHOOK_URL, "x")},
     {"webhook": "http://[::1]:8080/hook?a=b"},
     {"metadata": {"k" * MAX_METADATA_KEY: "v" * MAX_METADATA_VALUE}},

@@ -61,8 +61,9 @@ def sequence(
     generated: list[int] | None = None,
     priority: int = 0,
     stop: tuple[int, ...] = (),
+    salt: str = "",
 ) -> Sequence:
-    params = SequenceParams(max_tokens=max_tokens, stop_token_ids=stop)
+    params = SequenceParams(max_tokens=max_tokens, stop_token_ids=stop, cache_salt=salt)
     return Sequence(seq_id, prompt, generated or [], params, priority)
 
 

@@ -34,6 +34,8 @@ class SequenceParams(msgspec.Struct, frozen=True, array_like=True):
     repetition_penalty: float = 1.0
     #: So many likeliest tokens beside each one's log-probability; None: no log-probabilities.
     logprobs: int | None = None
+    #: Sequences of different salts share no KV blocks.
+    cache_salt: str = ""
 
     @property
     def penalised(self) -> bool:

@@ -18,7 +18,7 @@ SAMPLING = (
 #: What says something about the caller and nothing about the answer; it is not used.
 _CALLER = ("user", "safety_identifier", "prompt_cache_key")
 #: Those of both endpoints that are used, or that say something about the caller and not about the answer.
-COMMON = frozenset({*SAMPLING, "model", "max_tokens", "stream", "stream_options", "user", "metadata"})
+COMMON = frozenset({*SAMPLING, "model", "max_tokens", "stream", "stream_options", "user", "metadata", "cache_salt"})
 #: OpenAI's that are not here, with the values that ask for nothing (null never does). Others are refused, not ignored.
 LACKING: Mapping[str, tuple[Any, ...]] = {
     "n": (1,),
@@ -73,7 +73,9 @@ def common_fields(given: Mapping[str, Any]) -> dict[str, Any]:
     if sampling.get("top_k") == -1:
         # vLLM's other way to say "all".
         sampling["top_k"] = 0
-    return {"model": model, "stream": stream, "sampling": sampling, "metadata": given.get("metadata")}
+    fields = {"model": model, "stream": stream, "sampling": sampling, "metadata": given.get("metadata")}
+    # vLLM's name, too.
+    return {**fields, "cache_salt": given["cache_salt"]} if "cache_salt" in given else fields
 
 
 def include_usage(given: Mapping[str, Any]) -> bool:

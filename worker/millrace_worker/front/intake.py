@@ -114,6 +114,8 @@ def _params(leased: LeasedJob, request: Request, tokenizer: Tokenizer | None, ro
         frequency_penalty=s.frequency_penalty,
         repetition_penalty=s.repetition_penalty,
         logprobs=s.logprobs,
+        # A tenant's name has no colon. Without a tenant and a salt, all share with all.
+        cache_salt=f"{request.tenant}:{request.cache_salt}" if request.tenant or request.cache_salt else "",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from millrace_schemas.job import (
+    MAX_CACHE_SALT,
     MAX_IDEMPOTENCY_KEY,
     MAX_METADATA_KEY,
     MAX_METADATA_PAIRS,
@@ -38,6 +39,11 @@ WEBHOOK: Json = {
     "maxLength": MAX_WEBHOOK_URL,
     "description": "A URL, https as a rule, that a gateway calls when the job has ended.",
 }
+CACHE_SALT: Json = {
+    "type": "string",
+    "maxLength": MAX_CACHE_SALT,
+    "description": "The prefix cache shares nothing between jobs whose salt, or tenant, differs.",
+}
 TOKEN_IDS: Json = {
     "type": "array",
     "items": {"type": "integer", "minimum": 0, "maximum": 2**31 - 1},
@@ -54,6 +60,7 @@ COMMON: dict[str, Json] = {
     "stream": STREAM,
     "metadata": METADATA,
     "webhook": WEBHOOK,
+    "cache_salt": CACHE_SALT,
     "user": CALLER,
     "safety_identifier": CALLER,
     "prompt_cache_key": CALLER,

@@ -48,6 +48,7 @@ _COMMON: Mapping[str, Json] = {
     "stream": described(BOOLEAN, "Publish tokens while they are made, for the job's events."),
     "metadata": fields.METADATA,
     "webhook": fields.WEBHOOK,
+    "cache_salt": fields.CACHE_SALT,
     "idempotency_key": {
         "type": "string",
         "minLength": 1,
