@@ -31,7 +31,10 @@ def kernels(
     context: Annotated[int, typer.Option(min=1, help="Tokens of each sequence, and of the prefill.")] = 1024,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a figure.")] = False,
 ) -> None:
-    """Each kernel by itself, in bfloat16, beside torch doing the same; needs a CUDA device."""
+    """Each kernel by itself, in bfloat16, beside torch doing the same; needs a CUDA device.
+
+    Results are compared with torch's before they are timed; exit code 1 when one is wrong.
+    """
     import torch
 
     from millrace_worker.models.config import load_config
@@ -59,6 +62,8 @@ def kernels(
             )
     else:
         show(model, figures, environment)
+    if any(figure.failed for figure in figures):
+        raise typer.Exit(1)
 
 
 @app.command()
