@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
@@ -19,6 +20,9 @@ from .models import MODELS, model_directory
 from .prefix_bench import Cell, cells, first_tokens, measure, prepare
 from .results import Results, Row, free_path, now, save
 from .workloads import warm_up
+
+if TYPE_CHECKING:
+    from millrace_worker.engine.engine import Engine
 
 #: Not where `millrace bench report` looks: its page is about fixed workloads.
 RESULTS = Path("benchmarks/results/prefix")
@@ -65,7 +69,15 @@ class _Command:
         from millrace_worker.engine.engine import Engine
 
         engine = Engine(config.load(self.bench.flags).engine)
+        thresholds = gc.get_threshold()
         garbage.settle()
+        try:
+            yield from self._measured(engine)
+        finally:
+            gc.unfreeze()
+            gc.set_threshold(*thresholds)
+
+    def _measured(self, engine: Engine) -> Iterator[Row]:
         prepare(engine, self.bench.temperature)
         own = self.cells[0].own
         for prefix in dict.fromkeys(cell.prefix for cell in self.cells):
