@@ -12,13 +12,14 @@ import typer
 from millrace.termination import terminated_as_exit
 from millrace_schemas import MillraceError
 
-from . import cli_host, cli_latency, cli_queue, cli_report, cli_throughput
+from . import cli_host, cli_latency, cli_prefix, cli_queue, cli_report, cli_throughput
 from .models import MODELS, model_directory
 
 app = typer.Typer(no_args_is_help=True, help="Measure engine, queue, gateway and bulk files.")
 app.command()(cli_throughput.throughput)
 app.command()(cli_latency.latency)
 app.command()(cli_host.host)
+app.command()(cli_prefix.prefix)
 app.command()(cli_queue.queue)
 app.command()(cli_report.report)
 
@@ -30,7 +31,10 @@ def kernels(
     context: Annotated[int, typer.Option(min=1, help="Tokens of each sequence, and of the prefill.")] = 1024,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a figure.")] = False,
 ) -> None:
-    """Each kernel by itself, in bfloat16, beside torch doing the same; needs a CUDA device."""
+    """Each kernel by itself, in bfloat16, beside torch doing the same; needs a CUDA device.
+
+    Results are compared with torch's before they are timed; exit code 1 when one is wrong.
+    """
     import torch
 
     from millrace_worker.models.config import load_config
@@ -58,6 +62,8 @@ def kernels(
             )
     else:
         show(model, figures, environment)
+    if any(figure.failed for figure in figures):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -15,7 +15,7 @@ from millrace.termination import terminated_as_exit
 from millrace_schemas import MillraceError
 
 from . import workloads
-from .comparison import PEERS, Bench, PeerOptions, run_engine
+from .comparison import PEERS, Bench, PeerOptions, parse_arguments, parse_peers, run_engine
 from .models import MODELS, model_directory
 from .redis_bench import run_through_redis
 from .results import ENGINE, THROUGH_REDIS, Results, Row, free_path, now, save
@@ -122,7 +122,7 @@ def throughput(
     }
     try:
         bench, vocab_size = _bench(flags, workload, temperature, repeats)
-        options = PeerOptions(vs_python, vs_pythonpath, _arguments(vs_args), vs_timeout, vs_limit)
+        options = PeerOptions(vs_python, vs_pythonpath, parse_arguments(vs_args), vs_timeout, vs_limit)
         engines = _engines(vs, first=vs_first, through_redis=through_redis)
     except (MillraceError, ValueError) as e:
         typer.echo(f"error: {e}", err=True)
@@ -169,19 +169,6 @@ def _bench(flags: dict[str, Any], names: str, temperature: float, repeats: int) 
 
 def _engines(vs: str, *, first: bool, through_redis: bool) -> list[str]:
     """In the order in which they run. Raises ValueError."""
-    peers = list(dict.fromkeys(name.strip() for name in vs.split(",") if name.strip()))
-    unknown = [name for name in peers if name not in PEERS]
-    if unknown:
-        raise ValueError(f"--vs knows {' and '.join(PEERS)}, not {unknown[0]!r}")
+    peers = parse_peers(vs)
     own = [ENGINE, THROUGH_REDIS] if through_redis else [ENGINE]
     return peers + own if first else own + peers
-
-
-def _arguments(text: str) -> dict[str, Any]:
-    try:
-        values = json.loads(text)
-    except ValueError as e:
-        raise ValueError(f"--vs-args is no JSON: {e}") from e
-    if not isinstance(values, dict):
-        raise ValueError(f"--vs-args is a JSON object of arguments of vllm.LLM, not {text!r}")
-    return values

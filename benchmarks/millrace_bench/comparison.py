@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -47,6 +48,26 @@ class PeerOptions:
     vllm_args: dict[str, Any] = field(default_factory=dict)
     timeout: float = 900.0
     limit: float = 120.0
+
+
+def parse_peers(text: str) -> list[str]:
+    """The engines of a comma-separated list. Raises ValueError."""
+    peers = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    unknown = [name for name in peers if name not in PEERS]
+    if unknown:
+        raise ValueError(f"--vs knows {' and '.join(PEERS)}, not {unknown[0]!r}")
+    return peers
+
+
+def parse_arguments(text: str) -> dict[str, Any]:
+    """Arguments of vllm.LLM from a JSON object. Raises ValueError."""
+    try:
+        values = json.loads(text)
+    except ValueError as e:
+        raise ValueError(f"--vs-args is no JSON: {e}") from e
+    if not isinstance(values, dict):
+        raise ValueError(f"--vs-args is a JSON object of arguments of vllm.LLM, not {text!r}")
+    return values
 
 
 def run_engine(

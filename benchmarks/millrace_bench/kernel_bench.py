@@ -9,30 +9,31 @@ import msgspec
 import torch
 from torch.nn.functional import linear as torch_linear
 from torch.nn.functional import rms_norm as torch_rms_norm
-from torch.nn.functional import scaled_dot_product_attention, silu
+from torch.nn.functional import silu
 
 from millrace_kernels import (
     linear,
     norm_gated_linear,
     norm_linear,
-    paged_decode,
-    paged_prefill,
     rms_norm_residual,
     sample,
     silu_mul,
 )
+from millrace_kernels.sample import sample_reference
 from millrace_worker.models.config import ModelConfig
 
-BLOCK_SIZE = 16
+from .attention_cases import DecodeSizes, decode_case, decode_contexts, prefill_case
+from .kernel_case import CHECKED_ROWS, Case, Work, difference
+
 #: Weights and caches of at least this many bytes take turns, so that no cache of the device holds them.
 _ROTATED_BYTES = 400_000_000
 _EPS = 1e-5
 
-Work = Callable[[int], object]
+Function = Callable[..., torch.Tensor]
 
 
 class Figure(msgspec.Struct, frozen=True):
-    """A launch's time, of many in one CUDA graph."""
+    """A launch's time, of many in one CUDA graph; or why it was not timed."""
 
     kernel: str
     #: Rows or sequences of the launch.
@@ -43,18 +44,10 @@ class Figure(msgspec.Struct, frozen=True):
     #: Achieved: TB/s of the bytes that must be read, or TFLOP/s.
     rate: float
     unit: str
-
-
-class _Case(msgspec.Struct, frozen=True):
-    kernel: str
-    rows: int
-    #: Bytes or operations of one launch.
-    amount: float
-    unit: str
-    #: Given a number, so that launches take turns among copies of the large operand.
-    ours: Work
-    torchs: Work | None
-    turns: int
+    #: What a copy on the device takes to move the same bytes; None where operations count.
+    floor_microseconds: float | None = None
+    #: What is wrong with its result; "" when nothing is.
+    failed: str = ""
 
 
 def run(
@@ -65,15 +58,37 @@ def run(
     rows: tuple[int, ...] = (1, 8, 32, 64, 128, 256),
     context: int = 1024,
     turns_bytes: int = _ROTATED_BYTES,
+    sizes: DecodeSizes | None = None,
 ) -> list[Figure]:
-    """Figures of every kernel that a step runs, at these numbers of rows; attention over `context` tokens each."""
-    figures = []
+    """Figures of every kernel that a step runs, at these numbers of rows; attention over `context` tokens each.
+
+    Then decode attention at `sizes`. The first figure is that of a copy. A result is checked before it is timed.
+    """
     with torch.inference_mode():
-        for case in _cases(config, device, dtype, rows, context, turns_bytes):
-            ours = _microseconds(case.ours, case.turns, device)
-            torchs = None if case.torchs is None else _microseconds(case.torchs, case.turns, device)
-            figures.append(Figure(case.kernel, case.rows, ours, torchs, case.amount / ours / 1e6, case.unit))
+        copied = _copy_figure(device, dtype, turns_bytes)
+        figures = [copied]
+        # One after the other: each has gigabytes of its own.
+        for case in _cases(config, device, dtype, rows, context, turns_bytes, sizes or DecodeSizes()):
+            figures.append(_figure(case, device, copied.rate))
     return figures
+
+
+def _figure(case: Case, device: torch.device, copy_rate: float) -> Figure:
+    floor = case.amount / copy_rate / 1e6 if case.unit == "TB/s" else None
+    wrong = case.wrong()
+    if wrong:
+        return Figure(case.kernel, case.rows, 0.0, None, 0.0, case.unit, floor, wrong)
+    ours = _microseconds(case.ours, case.turns, device)
+    torchs = None if case.torchs is None else _microseconds(case.torchs, case.turns, device)
+    return Figure(case.kernel, case.rows, ours, torchs, case.amount / ours / 1e6, case.unit, floor)
+
+
+def _copy_figure(device: torch.device, dtype: torch.dtype, size: int) -> Figure:
+    """Of a copy of so many bytes, each of which is read and written."""
+    source = torch.randn(size // dtype.itemsize, device=device, dtype=dtype)
+    target = torch.empty_like(source)
+    spent = _microseconds(lambda _: target.copy_(source), 1, device)
+    return Figure("copy", 1, spent, None, 2.0 * size / spent / 1e6, "TB/s", spent)
 
 
 def _cases(
@@ -83,19 +98,21 @@ def _cases(
     rows: tuple[int, ...],
     context: int,
     turns_bytes: int,
-) -> Iterator[_Case]:
+    sizes: DecodeSizes,
+) -> Iterator[Case]:
     for count in rows:
         yield from _linear_cases(config, device, dtype, count, turns_bytes)
-        yield _decode_case(config, device, dtype, count, context, turns_bytes)
         yield _norm_case(config, device, dtype, count)
         yield _silu_case(config, device, dtype, count)
         yield _sample_case(config, device, dtype, count)
-    yield _prefill_case(config, device, dtype, context)
+    for contexts in decode_contexts(rows, context, sizes):
+        yield decode_case(config, device, dtype, contexts, turns_bytes)
+    yield prefill_case(config, device, dtype, context)
 
 
 def _linear_cases(
     config: ModelConfig, device: torch.device, dtype: torch.dtype, rows: int, turns_bytes: int
-) -> Iterator[_Case]:
+) -> Iterator[Case]:
     hidden, inner, q = config.hidden_size, config.intermediate_size, config.num_heads * config.head_dim
     shapes = {
         "norm_linear qkv": (q + 2 * config.num_kv_heads * config.head_dim, hidden),
@@ -111,108 +128,85 @@ def _linear_cases(
         x, residual = (torch.randn(rows, k, device=device, dtype=dtype) for _ in range(2))
         norm = torch.ones(k, device=device, dtype=dtype)
         if name.startswith("linear"):
-            ours, torchs = _plain_work(x, weights)
+            yield _linear_case(name, size, linear, torch_linear, weights, x)
         elif name.startswith("norm_linear"):
-            ours, torchs = _normed_work(x, residual, norm, weights)
+            yield _linear_case(name, size, _our_normed, _normed, weights, x, residual, norm)
         else:
-            ours, torchs = _gated_work(x, residual, norm, weights)
-        yield _Case(name, rows, float(size), "TB/s", ours, torchs, turns)
+            yield _linear_case(name, size, _our_gated, _gated, weights, x, residual, norm)
 
 
-def _plain_work(x: torch.Tensor, weights: torch.Tensor) -> tuple[Work, Work]:
-    return lambda i: linear(x, weights[i]), lambda i: torch_linear(x, weights[i])
-
-
-def _normed_work(
-    x: torch.Tensor, residual: torch.Tensor, norm: torch.Tensor, weights: torch.Tensor
-) -> tuple[Work, Work]:
-    return (
-        lambda i: norm_linear(x, residual, norm, weights[i], None, _EPS),
-        lambda i: torch_linear(torch_rms_norm(x + residual, norm.shape, norm, _EPS), weights[i]),
+def _linear_case(
+    name: str, size: int, ours: Function, torchs: Function, weights: torch.Tensor, *given: torch.Tensor
+) -> Case:
+    """Functions of `given`, the rows that come in first and the norm's weight last, and of one of the weights."""
+    few = [tensor[:CHECKED_ROWS] if tensor.dim() > 1 else tensor for tensor in given]
+    return Case(
+        name,
+        len(given[0]),
+        float(size),
+        "TB/s",
+        lambda i: ours(*given, weights[i]),
+        lambda i: torchs(*given, weights[i]),
+        len(weights),
+        lambda: difference(ours(*given, weights[0])[:CHECKED_ROWS], torchs, *few, weights[0]),
     )
 
 
-def _gated_work(
-    x: torch.Tensor, residual: torch.Tensor, norm: torch.Tensor, weights: torch.Tensor
-) -> tuple[Work, Work]:
-    def torchs(i: int) -> torch.Tensor:
-        gate, up = torch_linear(torch_rms_norm(x + residual, norm.shape, norm, _EPS), weights[i]).chunk(2, dim=-1)
-        return silu(gate) * up
-
-    return lambda i: norm_gated_linear(x, residual, norm, weights[i], None, _EPS), torchs
+def _our_normed(x: torch.Tensor, residual: torch.Tensor, norm: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return norm_linear(x, residual, norm, weight, None, _EPS)[0]
 
 
-def _decode_case(
-    config: ModelConfig, device: torch.device, dtype: torch.dtype, seqs: int, context: int, turns_bytes: int
-) -> _Case:
-    heads, kv_heads, dim = config.num_heads, config.num_kv_heads, config.head_dim
-    size = seqs * context * kv_heads * dim * 2 * dtype.itemsize
-    turns = max(1, min(32, turns_bytes // size))
-    cache, tables, lens = _paged(config, device, dtype, seqs, context, turns)
-    q, scale = torch.randn(seqs, heads, dim, device=device, dtype=dtype), dim**-0.5
-    dense = torch.randn(turns, 2, seqs, kv_heads, context, dim, device=device, dtype=dtype)
-
-    def torchs(i: int) -> torch.Tensor:
-        return scaled_dot_product_attention(q[:, :, None], dense[i, 0], dense[i, 1], scale=scale, enable_gqa=True)
-
-    def ours(i: int) -> torch.Tensor:
-        return paged_decode(q, cache[:, i], tables, lens, scale)
-
-    return _Case("paged_decode", seqs, float(size), "TB/s", ours, torchs, turns)
+def _our_gated(x: torch.Tensor, residual: torch.Tensor, norm: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return norm_gated_linear(x, residual, norm, weight, None, _EPS)[0]
 
 
-def _prefill_case(config: ModelConfig, device: torch.device, dtype: torch.dtype, tokens: int) -> _Case:
-    heads, kv_heads, dim = config.num_heads, config.num_kv_heads, config.head_dim
-    cache, tables, lens = _paged(config, device, dtype, 1, tokens, 1)
-    q, scale = torch.randn(tokens, heads, dim, device=device, dtype=dtype), dim**-0.5
-    bounds = torch.tensor([0, tokens], dtype=torch.int32, device=device)
-    k, v = torch.randn(2, 1, kv_heads, tokens, dim, device=device, dtype=dtype)
-    dense = q.transpose(0, 1)[None]
-
-    def torchs(_: int) -> torch.Tensor:
-        return scaled_dot_product_attention(dense, k, v, is_causal=True, scale=scale, enable_gqa=True)
-
-    def ours(_: int) -> torch.Tensor:
-        return paged_prefill(q, cache[:, 0], tables, bounds, lens, tokens, scale)
-
-    return _Case("paged_prefill", tokens, 2.0 * heads * dim * tokens**2, "TFLOP/s", ours, torchs, 1)
+def _norm(x: torch.Tensor, residual: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
+    return torch_rms_norm(x + residual, norm.shape, norm, _EPS)
 
 
-def _paged(
-    config: ModelConfig, device: torch.device, dtype: torch.dtype, seqs: int, context: int, layers: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    pages = -(-context // BLOCK_SIZE)
-    shape = (seqs * pages, layers, 2, config.num_kv_heads, BLOCK_SIZE, config.head_dim)
-    cache = torch.randn(shape, device=device, dtype=dtype)
-    tables = torch.randperm(seqs * pages, device=device).view(seqs, pages).int()
-    # As wide as a longest context needs: the split of a context goes by it.
-    wide = torch.zeros(seqs, max(pages, config.max_context // BLOCK_SIZE), dtype=torch.int32, device=device)
-    wide[:, :pages] = tables
-    return cache, wide, torch.full((seqs,), context, dtype=torch.int32, device=device)
+def _normed(x: torch.Tensor, residual: torch.Tensor, norm: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return torch_linear(_norm(x, residual, norm), weight)
 
 
-def _norm_case(config: ModelConfig, device: torch.device, dtype: torch.dtype, rows: int) -> _Case:
+def _gated(x: torch.Tensor, residual: torch.Tensor, norm: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return _silu(_normed(x, residual, norm, weight))
+
+
+def _silu(gate_up: torch.Tensor) -> torch.Tensor:
+    gate, up = gate_up.chunk(2, dim=-1)
+    return silu(gate) * up
+
+
+def _norm_case(config: ModelConfig, device: torch.device, dtype: torch.dtype, rows: int) -> Case:
     x, residual = (torch.randn(rows, config.hidden_size, device=device, dtype=dtype) for _ in range(2))
     norm = torch.ones(config.hidden_size, device=device, dtype=dtype)
-    return _Case(
+    return Case(
         "rms_norm_residual",
         rows,
         4.0 * x.numel() * dtype.itemsize,
         "TB/s",
         lambda _: rms_norm_residual(x, residual, norm, _EPS),
-        lambda _: torch_rms_norm(x + residual, norm.shape, norm, _EPS),
+        lambda _: _norm(x, residual, norm),
         1,
+        lambda: difference(rms_norm_residual(x, residual, norm, _EPS)[0], _norm, x, residual, norm),
     )
 
 
-def _silu_case(config: ModelConfig, device: torch.device, dtype: torch.dtype, rows: int) -> _Case:
+def _silu_case(config: ModelConfig, device: torch.device, dtype: torch.dtype, rows: int) -> Case:
     gate_up = torch.randn(rows, 2 * config.intermediate_size, device=device, dtype=dtype)
-    gate, up = gate_up.chunk(2, dim=-1)
-    amount = 1.5 * gate_up.numel() * dtype.itemsize
-    return _Case("silu_mul", rows, amount, "TB/s", lambda _: silu_mul(gate_up), lambda _: silu(gate) * up, 1)
+    return Case(
+        "silu_mul",
+        rows,
+        1.5 * gate_up.numel() * dtype.itemsize,
+        "TB/s",
+        lambda _: silu_mul(gate_up),
+        lambda _: _silu(gate_up),
+        1,
+        lambda: difference(silu_mul(gate_up), _silu, gate_up),
+    )
 
 
-def _sample_case(config: ModelConfig, device: torch.device, dtype: torch.dtype, rows: int) -> _Case:
+def _sample_case(config: ModelConfig, device: torch.device, dtype: torch.dtype, rows: int) -> Case:
     logits = torch.randn(rows, config.vocab_size, device=device, dtype=dtype)
     floats, ints = torch.ones(rows, device=device), torch.zeros(rows, dtype=torch.int64, device=device)
 
@@ -223,7 +217,13 @@ def _sample_case(config: ModelConfig, device: torch.device, dtype: torch.dtype, 
         weights = logits.float().softmax(-1)
         return (weights / torch.empty_like(weights).exponential_()).argmax(-1)
 
-    return _Case("sample", rows, 2.0 * logits.numel() * dtype.itemsize, "TB/s", ours, torchs, 1)
+    def wrong() -> str:
+        n = CHECKED_ROWS
+        settings = (floats[:n], ints[:n].int(), floats[:n], floats[:n], ints[:n], ints[:n])
+        expected, found = sample_reference(logits[:n], *settings, any_filter=False).tolist(), ours(0)[:n].tolist()
+        return "" if found == expected else f"it drew {found}, not {expected}"
+
+    return Case("sample", rows, 1.0 * logits.numel() * dtype.itemsize, "TB/s", ours, torchs, 1, wrong)
 
 
 def _microseconds(work: Work, turns: int, device: torch.device) -> float:

@@ -14,8 +14,16 @@ from millrace_schemas import MillraceError
 
 #: The engine alone, and the same behind the queue.
 ENGINE, THROUGH_REDIS = "millrace", "millrace-redis"
+#: The engine alone, with attention that reads every context by itself.
+UNGROUPED = "millrace-ungrouped"
 #: What a reader calls an engine.
-TITLES = {ENGINE: "Millrace", THROUGH_REDIS: "Millrace through Redis", "vllm": "vLLM", "transformers": "transformers"}
+TITLES = {
+    ENGINE: "Millrace",
+    THROUGH_REDIS: "Millrace through Redis",
+    "vllm": "vLLM",
+    "transformers": "transformers",
+    UNGROUPED: "Millrace, each context by itself",
+}
 
 
 class ResultsUnreadable(MillraceError):

@@ -116,9 +116,16 @@ class ModelRunner:
                 shared=share_runs,
             )
         self.planner = Planner()
+        #: Looked at in every step; False: as if no sequences shared blocks. It cannot turn on what was built without.
+        self.share_runs = share_runs
         #: Replays of decode steps, and of short steps with prefills, once `capture` was called.
         self.graphs: DecodeGraphs | None = None
         self.mixed_graphs: MixedGraphs | None = None
+
+    @property
+    def can_share_runs(self) -> bool:
+        """Whether `share_runs` makes a difference: not on a CPU, nor with too many query heads of a KV head."""
+        return self._plan_shape is not None and self._plan_shape.shared
 
     def capture(self) -> None:
         """Captures decode steps and short mixed ones into CUDA graphs, which share their memory and their logits."""
@@ -188,7 +195,7 @@ class ModelRunner:
 
     def _shared_runs(self, inputs: StepInputs) -> list[SharedRun]:
         n = inputs.num_decodes
-        if self._plan_shape is None or not self._plan_shape.shared:
+        if not (self.share_runs and self.can_share_runs):
             return []
         token_bytes = self.kv_cache.stride(1) // self.block_size * self.kv_cache.element_size()
         return find_shared_runs(
