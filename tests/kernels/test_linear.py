@@ -87,7 +87,7 @@ def test_parts_are_added_before_a_norm(parts: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("k", [300, 2048])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_product_goes_where_it_is_wanted(dtype: torch.dtype, k: int) -> None:
-    for rows in (1, 3, 70):
+    for rows in (1, 3) if INTERPRETED else (1, 3, 70):
         case = Case(rows, 70, k, dtype)
         for bias in (None, case.bias):
             space = torch.full((rows, 70), float("nan"), dtype=dtype, device=DEVICE)
