@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import structlog
 
 from .block_copies import BlockCopies, Copy
 from .block_pool import BlockPool
@@ -19,6 +20,8 @@ from .kv_record import BlockName
 from .load_costs import LoadCosts
 from .prefix_cache import ROOT
 from .sequence import Sequence
+
+log = structlog.get_logger()
 
 #: Blocks are written once they were seen so often: a prompt that comes once is not.
 _SIGHTINGS = 2
@@ -166,7 +169,13 @@ class DiskCache:
 
     def flush(self) -> None:
         for wanted in self._wanted:
-            copy = self._copies.to_host(wanted.blocks)
+            try:
+                copy = self._copies.to_host(wanted.blocks)
+            except RuntimeError as e:
+                log.warning("no host memory for blocks of the disk cache", reason=str(e).splitlines()[0])
+                self._unwritten["no_memory"] += len(wanted.blocks)
+                self._let_go(wanted)
+                continue
             self._outward.append(_Outward(wanted.chain, wanted.names, wanted.blocks, copy))
         self._wanted = []
         self._take_copies()

@@ -47,7 +47,7 @@ class DiskIndex:
     """
 
     def __init__(self, directory: Path, identity: Identity, cap_bytes: int) -> None:
-        """Lists what is there, and deletes what a killed process left half written and what is over the cap.
+        """Lists what is in a directory, and deletes what a killed process left half written and what is over the cap.
 
         Raises OSError, and NoFingerprint when another process uses the directory.
         """
@@ -58,7 +58,6 @@ class DiskIndex:
         self._lock = threading.Lock()
         self._root = directory
         self._namespace = directory / self.fingerprint.hex()
-        directory.mkdir(parents=True, exist_ok=True)
         self._lock_file = (directory / "lock").open("w")
         try:
             fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)

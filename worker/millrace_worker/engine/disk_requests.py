@@ -18,7 +18,7 @@ class TierLimits:
     #: The engine starts without the disk when it was not opened within this; it is used once it is open.
     open_seconds: float = 10.0
     #: For what is still to be written at the end.
-    close_seconds: float = 5.0
+    close_seconds: float = 3.0
     #: After a read was given up, nothing is read for so long; twice as long each further time, up to the second.
     read_pause: float = 10.0
     most_read_pause: float = 600.0

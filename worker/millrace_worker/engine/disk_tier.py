@@ -55,9 +55,10 @@ class DiskTier:
         #: When the write began that is under way.
         self._write_began: float | None = None
         self._writer: threading.Thread | None = None
-        #: read_blocks, read_bytes, written_blocks, written_bytes
-        self.totals: Counter[str] = Counter()
-        self.unwritten: Counter[str] = Counter()
+        # All keys are there from the start, so that the engine may look while a thread counts.
+        self.totals = Counter(dict.fromkeys(("read_blocks", "read_bytes", "written_blocks", "written_bytes"), 0))
+        #: Blocks by reason.
+        self.unwritten = Counter(dict.fromkeys(("cap", "disk_error", "queue_full"), 0))
 
     def start(self, identity: Callable[[], Identity]) -> None:
         """Opens the directory in the background, for what `identity` then finds; waits for a while."""
@@ -162,6 +163,8 @@ class DiskTier:
     def _run_writer(self, identity: Callable[[], Identity]) -> None:
         index: DiskIndex | None = None
         try:
+            # What is in here is as private as the prompts.
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             index = DiskIndex(self._directory, identity(), self._cap_bytes)
             for number in range(_READERS):
                 threading.Thread(
@@ -196,6 +199,7 @@ class DiskTier:
         try:
             for name, buffer in zip(writing.names, writing.buffers, strict=True):
                 if not index.contains(name.chain_hash) and not self._write_one(index, writing.chain, name, buffer):
+                    self.unwritten["cap"] += len(writing.names) - wrote
                     break
                 wrote += 1
                 self._write_began = time.monotonic()
@@ -210,7 +214,6 @@ class DiskTier:
 
     def _write_one(self, index: DiskIndex, chain: list[bytes], name: BlockName, buffer: torch.Tensor) -> bool:
         if self.record_bytes > index.cap_bytes or not index.reserve(self.record_bytes, chain):
-            self.unwritten["cap"] += 1
             return False
         try:
             path = index.path(name.chain_hash)
