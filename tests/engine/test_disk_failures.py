@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import os
-import signal
-import socket
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-import msgspec
 import pytest
+import torch
 
 from disk_parts import BLOCK, GREEDY, ask, disk_config, ids, records
 from greedy import save
-from millrace_worker.config import EngineConfig
 from millrace_worker.engine import disk_tier
-from millrace_worker.engine.disk_requests import TierLimits
+from millrace_worker.engine.disk_requests import Reading, TierLimits
+from millrace_worker.engine.disk_tier import DiskTier
 from millrace_worker.engine.engine import Engine
 from millrace_worker.engine.kv_record import write_record
-from millrace_worker.engine.link import FrontLink
-from millrace_worker.frames import AddSequence, ToEngine, pack, unpack_from_engine
+from millrace_worker.frames import AddSequence
 
 SYSTEM = ids(40, 1)
 PROMPTS = [[*SYSTEM, *ids(7 + n, 2 + n)] for n in range(5)]
@@ -165,6 +161,22 @@ def test_a_read_that_hangs_is_given_up_and_others_go_on_meanwhile(
     engine.close()
 
 
+def test_several_that_waited_for_a_dead_disk_are_one_reason_to_leave_it_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = TierLimits(read_pause=0.05, most_read_pause=0.2)
+    tier = DiskTier(tmp_path, 1, block_size=4, block_bytes=8, new_buffer=lambda: torch.empty(8), limits=limits)
+    pauses: list[float] = []
+    monkeypatch.setattr(disk_tier.log, "warning", lambda _, seconds: pauses.append(seconds))
+    for _ in range(4):
+        for _ in range(3):
+            tier.give_up(Reading([]))
+        assert not tier.may_read
+        while not tier.may_read:
+            time.sleep(0.01)
+    assert pauses == [0.05, 0.1, 0.2, 0.2]
+
+
 def test_the_head_that_was_read_in_time_is_kept(
     model: Path, cold: list[list[int]], stored: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,66 +237,3 @@ def test_a_directory_that_cannot_be_used_is_none(model: Path, cold: list[list[in
     engine = Engine(disk_config(model, tmp_path / "file"))
     assert ask(engine, PROMPTS) == cold
     engine.close()
-
-
-class EngineProcess:
-    """A real engine process, spoken to as its front does."""
-
-    def __init__(self, config: EngineConfig) -> None:
-        ours, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "millrace_worker.engine", "--fd", str(theirs.fileno()), "--log-level", "error"]
-        self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
-        theirs.close()
-        self._socket, self._link = ours, FrontLink(ours)
-        body = msgspec.msgpack.encode(config)
-        self._link.send(len(body).to_bytes(4, "little") + body)
-        self._frame()
-
-    def ask(self, prompts: list[list[int]], *, until: Callable[[], bool] = lambda: False) -> list[list[int]]:
-        answers: list[list[int]] = [[] for _ in prompts]
-        self._link.send(pack(ToEngine(add=[AddSequence(n, prompt, [], GREEDY) for n, prompt in enumerate(prompts)])))
-        left = len(prompts)
-        while left and not until():
-            output = self._frame()
-            left -= len(output.finished)
-            for number, tokens in output.tokens:
-                answers[number] += tokens
-        return answers
-
-    def kill(self) -> None:
-        os.kill(self.process.pid, signal.SIGKILL)
-        self._end()
-
-    def stop(self) -> None:
-        self._link.send(pack(ToEngine(shutdown=True)))
-        self._end()
-
-    def _end(self) -> None:
-        self.process.wait(30)
-        self._socket.close()
-
-    def _frame(self):  # type: ignore[no-untyped-def]
-        body = self._link.receive_body()
-        assert body is not None, "the engine is gone"
-        return unpack_from_engine(body)
-
-
-def test_after_a_kill_in_the_middle_of_writing_what_is_there_is_used(model: Path, tmp_path: Path) -> None:
-    directory = tmp_path / "cache"
-    config = disk_config(model, directory, blocks=1000)
-    wanted = ask(Engine(disk_config(model, None, enable_prefix_caching=False)), MANY)
-    engine = EngineProcess(config)
-    assert engine.ask(MANY) == wanted
-    engine.ask(MANY, until=lambda: len(records(directory)) > 0)
-    while len(records(directory)) < 5:
-        time.sleep(0.001)
-    engine.kill()
-    written = len(records(directory))
-    all_blocks = sum((len(prompt) - 1) // BLOCK for prompt in MANY)
-    assert written < all_blocks, "it was through before it was killed"
-    again = Engine(config)
-    assert again.cache_stats.disk_blocks == written
-    assert ask(again, MANY) == wanted
-    assert again.cache_stats.disk_hit_tokens > 0
-    again.close()
-    assert not list(directory.rglob("*.tmp*"))

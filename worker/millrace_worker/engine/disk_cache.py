@@ -25,6 +25,8 @@ log = structlog.get_logger()
 
 #: Blocks are written once they were seen so often: a prompt that comes once is not.
 _SIGHTINGS = 2
+#: A read may take so many times what it should.
+_TIMES_ESTIMATE = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,8 @@ class DiskCache:
             return False
         self._counts["loads"] += not again
         names = [self._name(seq, number) for number in range(num_hits, num_hits + count)]
-        deadline = time.monotonic() + self._tier.limits.read_seconds
+        estimate = self.costs.load_seconds(count * self._tier.record_bytes, self._tier.reading_bytes) or 0.0
+        deadline = time.monotonic() + max(self._tier.limits.read_seconds, _TIMES_ESTIMATE * estimate)
         self._loads[seq.seq_id] = _Load(seq, self._tier.read(names), deadline)
         self._held_back.add(seq.seq_id)
         self._loading.update(missing[:count])

@@ -13,7 +13,7 @@ from .kv_record import BlockName
 class TierLimits:
     """Seconds and bytes of host memory."""
 
-    #: A read that is not there after this is given up.
+    #: A read that is not there after this, or some times what it should take, is given up; so long may a write take.
     read_seconds: float = 2.0
     #: The engine starts without the disk when it was not opened within this; it is used once it is open.
     open_seconds: float = 10.0

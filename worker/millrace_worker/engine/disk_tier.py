@@ -121,6 +121,8 @@ class DiskTier:
     def give_up(self, reading: Reading) -> None:
         """What was not read by now is not wanted any more; the disk is left alone for a while."""
         reading.end = len(reading.good)
+        if not self.may_read:
+            return  # one of several that waited for the same disk
         self._no_reads_until = time.monotonic() + self._read_pause
         log.warning("the disk cache does not answer; nothing is read from it for a while", seconds=self._read_pause)
         self._read_pause = min(2 * self._read_pause, self.limits.most_read_pause)
