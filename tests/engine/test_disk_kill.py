@@ -21,7 +21,7 @@ from millrace_worker.engine.link import FrontLink
 from millrace_worker.frames import AddSequence, StepOutput, ToEngine, pack, unpack_from_engine
 
 #: Prompts without a common beginning.
-MANY = [ids(60 + n, 50 + n) for n in range(60)]
+MANY = [ids(60 + n, 50 + n) for n in range(40)]
 
 
 class EngineProcess:
@@ -30,7 +30,7 @@ class EngineProcess:
     def __init__(self, config: EngineConfig) -> None:
         ours, theirs = socket.socketpair()
         command = [sys.executable, "-m", "millrace_worker.engine", "--fd", str(theirs.fileno()), "--log-level", "error"]
-        self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
+        self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env={**os.environ, "OMP_NUM_THREADS": "1"})
         theirs.close()
         self._socket, self._link = ours, FrontLink(ours)
         body = msgspec.msgpack.encode(config)
