@@ -65,6 +65,8 @@ BAD = [
     ("gpu_memory_utilization", "90", r"\(0, 1\]"),
     ("max_model_len", "1", "at least 2"),
     ("kv_cache_memory_bytes", "0", "positive"),
+    ("disk_cache_gb", "0", "positive"),
+    ("disk_cache_gb", "inf", "positive"),
     ("dtype", "float64", "float64.*one of auto, float32, bfloat16, float16"),
     ("load_format", "pickle", "pickle"),
     ("enable_prefix_caching", "maybe", "bool"),

@@ -56,6 +56,14 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Meta(description="Bytes of KV cache. Default: from gpu-memory-utilization, and 256 MiB on a CPU."),
     ] = None
     enable_prefix_caching: Annotated[bool, Meta(description="Whether equal beginnings of prompts share KV.")] = True
+    disk_cache_dir: Annotated[
+        str | None,
+        Meta(
+            description="Keep the KV of prompts that come again in this directory, which no other worker uses. "
+            "Default: do not."
+        ),
+    ] = None
+    disk_cache_gb: Annotated[float, Meta(description="Most that it takes, in GB of 10^9 bytes.")] = 20.0
     enforce_eager: Annotated[
         bool, Meta(description="Launch every kernel of a decode step by itself instead of replaying CUDA graphs.")
     ] = False
@@ -200,6 +208,7 @@ def _check(config: WorkerConfig, sources: Mapping[str, str]) -> None:
             engine.kv_cache_memory_bytes is None or engine.kv_cache_memory_bytes > 0,
             "must be positive",
         ),
+        ("disk_cache_gb", 0 < engine.disk_cache_gb < math.inf, "must be positive"),
         ("lease", 1 <= stream.lease < math.inf, "must be at least 1 second"),
         ("max_attempts", stream.max_attempts >= 1, "must be at least 1"),
         ("retry_delay", 0 <= stream.retry_delay < math.inf, "must not be negative"),

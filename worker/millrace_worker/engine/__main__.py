@@ -42,6 +42,7 @@ def main() -> int:
     garbage.settle()
     link.send(pack(engine.ready))
     serve(engine, link)
+    engine.close()
     return 0
 
 

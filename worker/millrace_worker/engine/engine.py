@@ -19,6 +19,7 @@ from millrace_worker.models.decoder import Decoder
 
 from . import kv_cache
 from .block_pool import BlockPool
+from .disk_setup import open_disk_cache
 from .loop import StepLoop
 from .runner import ModelRunner
 from .scheduler import Scheduler
@@ -41,8 +42,9 @@ class Engine(StepLoop):
         Raises ModelError, in words for the operator, when the model or the memory cannot be had.
         """
         self.device = _device(config.device)
+        directory = resolve_model(config.model)
         model, model_config = load_model(
-            resolve_model(config.model),
+            directory,
             # Half precision is slower than float32 on most CPUs, and the models served there are small.
             dtype="float32" if config.dtype == "auto" and self.device.type == "cpu" else config.dtype,
             device=self.device,
@@ -60,13 +62,15 @@ class Engine(StepLoop):
             num_blocks=cache.shape[0],
             vocab_size=model_config.vocab_size,
         )
+        pool = BlockPool(cache.shape[0])
         scheduler = Scheduler(
-            BlockPool(cache.shape[0]),
+            pool,
             block_size=config.block_size,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
             enable_prefix_caching=config.enable_prefix_caching,
             long_prefill_token_threshold=config.long_prefill_token_threshold,
+            tier=open_disk_cache(config, directory, model_config, model.dtype, cache, pool),
         )
         runner = ModelRunner(
             model,

@@ -8,6 +8,9 @@ from millrace_worker.config import EngineConfig
 from millrace_worker.errors import ModelError
 from millrace_worker.models.config import ModelConfig
 
+#: Of what `allocate` says about a block's bytes. To be raised with any change of it: blocks outlive the process.
+KV_LAYOUT_VERSION = 1
+
 #: Without a GPU the cache is for demos and tests.
 CPU_CACHE_BYTES = 256 * 1024 * 1024
 

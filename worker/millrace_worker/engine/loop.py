@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import time
 
+import msgspec
+import structlog
+
 from millrace_kernels import SharedReads
 from millrace_schemas import ErrorCode
 from millrace_worker.frames import AddSequence, Likely, Ready, Refusal, StepOutput
 
+from .cache_stats import CacheStats
 from .host_times import HostClock, HostTimes
+from .lower_tier import NoLowerTier
 from .pace import Pace
 from .runner import Launched, ModelRunner
 from .scheduler import Scheduler
 from .sequence import Sequence
 from .step import SEQUENCE_COST
+
+log = structlog.get_logger()
+
+#: Seconds for which a step that has nothing to run waits for a disk before the front is listened to again.
+_LONGEST_WAIT = 0.005
 
 
 class StepLoop:
@@ -43,6 +53,18 @@ class StepLoop:
         """Where the time of all steps went."""
         return self._clock.times
 
+    @property
+    def cache_stats(self) -> CacheStats:
+        """What the tiers of the prefix cache have done."""
+        return self.scheduler.tier.stats
+
+    def close(self) -> None:
+        """Ends what runs beside the steps; no step after this."""
+        if isinstance(self.scheduler.tier, NoLowerTier):
+            return
+        self.scheduler.tier.close()
+        log.info("prefix cache", **msgspec.structs.asdict(self.cache_stats))
+
     def add(self, new: AddSequence) -> None:
         """Takes a sequence in; one that can never run is refused in the next StepOutput."""
         refusal = self._refusal(new)
@@ -63,6 +85,8 @@ class StepLoop:
         """Launches one forward pass, if anything can run, and reports what came of the one before, or of this one."""
         began, clock = time.perf_counter(), self._clock
         clock.start()
+        tier = self.scheduler.tier
+        tier.poll()
         step = self.scheduler.schedule()
         started, self.scheduler.started = self.scheduler.started, []
         clock.lap("schedule")
@@ -89,12 +113,19 @@ class StepLoop:
             found = launched.logprobs()
             logprobs = {seq_id: [found[seq_id]] for seq_id, _ in tokens if seq_id in found} if found else {}
             clock.lap("complete")
+        tier.flush()
+        if not self.has_work:
+            tier.give_back()  # nobody asks after the copies until there is work again
+        elif step is None and launched is None:
+            tier.wait(_LONGEST_WAIT)
         refused, self._refused = self._refused, []
         self._steps += 1
         seconds = time.perf_counter() - began
         if launched is not None:
             # With two steps in flight it was the one before that was waited for.
             self._pace.observe(launched.step.cost, seconds)
+            done = launched.step
+            tier.observe_step(done.num_tokens - done.num_decodes, done.num_decodes, seconds)
             self.scheduler.allowance = self._pace.allowance
         sequences, batched = (len(step.seqs), step.num_tokens) if step is not None else (0, 0)
         output = StepOutput(

@@ -29,6 +29,7 @@ from millrace_worker.frames import Load
 
 from .block_pool import BlockPool
 from .filling import Filling
+from .lower_tier import LowerTier, NoLowerTier
 from .prefix_cache import ChainHasher
 from .row_counts import RowCounts
 from .sequence import URGENT, Sequence, SequenceState
@@ -63,8 +64,11 @@ class Scheduler:
         max_num_batched_tokens: int,
         enable_prefix_caching: bool = True,
         long_prefill_token_threshold: int = 0,
+        tier: LowerTier | None = None,
     ) -> None:
         self.pool = pool
+        #: Where prompts' blocks may be that the pool has not.
+        self.tier = tier or NoLowerTier()
         self.block_size = block_size
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
@@ -182,7 +186,7 @@ class Scheduler:
 
     def check_integrity(self) -> None:
         """Asserts that the pool and the running sequences agree; see BlockPool.check_integrity."""
-        self.pool.check_integrity(seq.block_table for seq in self.running)
+        self.pool.check_integrity(chain((seq.block_table for seq in self.running), self.tier.held))
         assert set(self._in_flight.values()) <= set(self.running), "blocks in flight without an owner"
         assert self._counts.num_free + len(self.running) == self.max_num_seqs, "rows are lost"
         assert self._running_rows().tolist() == [seq.row for seq in self.running], "rows are out of date"
@@ -279,6 +283,8 @@ class Scheduler:
         if len(growing) == 0:
             return stay
         wanted = int(missing[growing].sum())
+        if wanted > self.pool.num_free:
+            self.tier.give_back()
         while wanted > self.pool.num_free:
             self._preempt_last(filling)
             if members[stay - 1].state is not SequenceState.RUNNING:
@@ -337,6 +343,9 @@ class Scheduler:
             victims = self._victims(seq, hits)
             if victims is None:
                 break
+            if self.tier.hold_back(seq, len(hits)):
+                held_back.append(queue.popleft())
+                continue
             for _ in range(victims):
                 self._preempt_last(filling)
             queue.popleft()
@@ -397,6 +406,7 @@ class Scheduler:
         self.pool.share(hits)
         seq.block_table = list(hits)
         num_computed = len(hits) * self.block_size
+        self.tier.started(seq, len(hits), first=seq.num_cached is None)
         if seq.num_cached is None:
             seq.num_cached = min(num_computed, seq.num_prompt)
             self.started.append((seq.seq_id, seq.num_cached))
@@ -434,6 +444,7 @@ class Scheduler:
             self.pool.register(block, block_hash)
             if self._in_flight.get(block_hash) is seq:
                 del self._in_flight[block_hash]
+        self.tier.computed(seq, first, full)
 
     def _vacate(self, seq: Sequence) -> None:
         """Gives back blocks and row. What it has generated is made findable only now, all at once.
@@ -458,6 +469,7 @@ class Scheduler:
         else:
             self._queue(seq.rank).remove(seq)
         seq.state = SequenceState.FINISHED
+        self.tier.gone(seq)
         self._num_urgent -= seq.priority == URGENT
         del self._sequences[seq.seq_id]
 

@@ -1,0 +1,129 @@
+"""The directory is the index: its cap, its order of use, and what a killed process leaves in it."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from millrace_worker.engine.disk_index import DiskIndex
+from millrace_worker.engine.fingerprint import Identity, NoFingerprint
+from millrace_worker.engine.kv_record import on_disk
+
+IDENTITY = Identity(
+    weights="w", config="c", dtype="float32", kv_dtype="float32", layout_version=1, kernels="cpu 1", block_size=4
+)
+SIZE = 4096
+
+
+def name(number: int) -> bytes:
+    return hashlib.sha256(bytes([number])).digest()
+
+
+def put(index: DiskIndex, *numbers: int, keep: tuple[int, ...] = ()) -> bool:
+    for number in numbers:
+        if not index.reserve(SIZE, [name(n) for n in keep]):
+            return False
+        path = index.path(name(number))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(SIZE))
+        index.add(name(number), SIZE)
+        assert taken(index) == index.used_bytes <= index.cap_bytes
+    return True
+
+
+def taken(index: DiskIndex) -> int:
+    files = index.path(name(0)).parents[3].rglob("*.kv")
+    return sum(on_disk(file.stat().st_size) for file in files)
+
+
+def present(index: DiskIndex, *numbers: int) -> list[int]:
+    return [n for n in numbers if index.contains(name(n))]
+
+
+def test_those_not_used_for_longest_go_first_and_tails_before_heads(tmp_path: Path) -> None:
+    index = DiskIndex(tmp_path, IDENTITY, 6 * SIZE)
+    put(index, 1, 2, 3, 11, 12, 13)
+    index.touch([name(n) for n in (11, 12, 13)])
+    index.touch([name(n) for n in (1, 2, 3)])
+    gone = []
+    for new in range(20, 26):
+        before = present(index, 1, 2, 3, 11, 12, 13)
+        assert put(index, new)
+        gone += [n for n in before if not index.contains(name(n))]
+    assert gone == [13, 12, 11, 3, 2, 1]
+    index.close()
+
+
+def test_the_order_of_use_outlives_the_process(tmp_path: Path) -> None:
+    index = DiskIndex(tmp_path, IDENTITY, 4 * SIZE)
+    put(index, 1, 2, 3, 4)
+    index.touch([name(3), name(4)], note=True)
+    index.touch([name(1), name(2)], note=True)
+    index.close()
+    index = DiskIndex(tmp_path, IDENTITY, 4 * SIZE)
+    assert index.used_bytes == 4 * SIZE
+    put(index, 5, 6)
+    assert present(index, 1, 2, 3, 4) == [1, 2]
+    index.close()
+
+
+def test_a_cap_that_was_lowered_holds_from_the_start(tmp_path: Path) -> None:
+    index = DiskIndex(tmp_path, IDENTITY, 9 * SIZE)
+    put(index, *range(9))
+    index.close()
+    index = DiskIndex(tmp_path, IDENTITY, 2 * SIZE)
+    assert taken(index) == index.used_bytes == 2 * SIZE
+    assert present(index, *range(9)) == [7, 8]
+    index.close()
+
+
+def test_a_chain_does_not_drop_its_own_heads(tmp_path: Path) -> None:
+    index = DiskIndex(tmp_path, IDENTITY, 3 * SIZE)
+    assert put(index, 1, 2, 3, keep=(1, 2, 3, 4))
+    assert not put(index, 4, keep=(1, 2, 3, 4))
+    assert present(index, 1, 2, 3) == [1, 2, 3]
+    index.close()
+
+
+def test_what_was_half_written_is_deleted(tmp_path: Path) -> None:
+    index = DiskIndex(tmp_path, IDENTITY, 9 * SIZE)
+    put(index, 1)
+    half = index.path(name(1)).with_suffix(".tmp77")
+    half.write_bytes(b"x" * 100)
+    index.close()
+    index = DiskIndex(tmp_path, IDENTITY, 9 * SIZE)
+    assert not half.exists()
+    assert index.num_records == 1
+    index.close()
+
+
+@pytest.mark.parametrize("field", Identity.__struct_fields__)
+def test_another_identity_finds_nothing_says_why_and_shares_the_cap(tmp_path: Path, field: str) -> None:
+    index = DiskIndex(tmp_path, IDENTITY, 3 * SIZE)
+    put(index, 1, 2, 3)
+    index.close()
+    value = getattr(IDENTITY, field)
+    other = msgspec.structs.replace(IDENTITY, **{field: value + 1 if isinstance(value, int) else value + "x"})
+    index = DiskIndex(tmp_path, other, 3 * SIZE)
+    assert not index.contains(name(1))
+    assert index.was_foreign(name(1))
+    assert not index.was_foreign(name(4))
+    assert index.changed == (field,)
+    put(index, 1, 4)
+    assert present(index, 1, 4) == [1, 4]
+    index.close()
+    index = DiskIndex(tmp_path, IDENTITY, 3 * SIZE)
+    assert index.changed == ()
+    assert present(index, 1, 2, 3) == [3]
+    index.close()
+
+
+def test_two_engines_do_not_share_a_directory(tmp_path: Path) -> None:
+    index = DiskIndex(tmp_path, IDENTITY, 3 * SIZE)
+    with pytest.raises(NoFingerprint, match="in use by another worker"):
+        DiskIndex(tmp_path, IDENTITY, 3 * SIZE)
+    index.close()
+    DiskIndex(tmp_path, IDENTITY, 3 * SIZE).close()

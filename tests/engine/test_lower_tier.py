@@ -1,0 +1,44 @@
+"""Blocks that a lower tier holds for a copy are never what a sequence is preempted for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fake_model import FakeModel, answer, run_step, sequence
+from millrace_worker.engine.block_pool import BlockPool
+from millrace_worker.engine.lower_tier import NoLowerTier
+from millrace_worker.engine.scheduler import Scheduler
+
+
+class Holder(NoLowerTier):
+    """Holds blocks until it is asked to give them back."""
+
+    def __init__(self, pool: BlockPool) -> None:
+        self._pool = pool
+        self.blocks: list[int] = []
+
+    @property
+    def held(self) -> Iterator[list[int]]:  # type: ignore[override]
+        yield self.blocks
+
+    def take(self, count: int) -> None:
+        self.blocks += self._pool.allocate(count)
+
+    def give_back(self) -> None:
+        self._pool.release(self.blocks)
+        self.blocks = []
+
+
+def test_a_sequence_that_needs_them_gets_them() -> None:
+    pool, model = BlockPool(4), FakeModel(4)
+    tier = Holder(pool)
+    scheduler = Scheduler(pool, block_size=4, max_num_seqs=2, max_num_batched_tokens=64, tier=tier)
+    seq = sequence(1, list(range(8)), max_tokens=8)
+    scheduler.add(seq)
+    run_step(scheduler, model)
+    tier.take(2)
+    while scheduler.has_work:
+        run_step(scheduler, model)
+    assert seq.tokens[8:] == answer(list(range(8)), 8)
+    assert scheduler.num_preemptions == 0
+    assert tier.blocks == []

@@ -1,0 +1,98 @@
+"""Engines of a tiny model with a disk cache, and prompts that share a beginning of many blocks."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from greedy import VOCABULARY
+from millrace_worker.config import EngineConfig
+from millrace_worker.engine.block_copies import BlockCopies
+from millrace_worker.engine.engine import Engine
+from millrace_worker.engine.kv_cache import block_bytes
+from millrace_worker.frames import AddSequence, SequenceParams
+from millrace_worker.models.config import load_config
+
+BLOCK = 4
+GREEDY = SequenceParams(max_tokens=8, temperature=0.0)
+
+
+def disk_config(model: Path, directory: Path | None, *, blocks: int = 200, **settings: Any) -> EngineConfig:
+    values: dict[str, Any] = {
+        "model": str(model),
+        "device": "cpu",
+        "dtype": "float32",
+        "max_num_seqs": 8,
+        "max_num_batched_tokens": 256,
+        "block_size": BLOCK,
+        "max_model_len": 200,
+        "kv_cache_memory_bytes": blocks * block_bytes(load_config(model), BLOCK, torch.float32),
+        "disk_cache_dir": None if directory is None else str(directory),
+        **settings,
+    }
+    return EngineConfig(**values)
+
+
+def ids(length: int, seed: int) -> list[int]:
+    draw = random.Random(seed)
+    return [draw.randrange(4, VOCABULARY) for _ in range(length)]
+
+
+def ask(engine: Engine, prompts: list[list[int]], params: SequenceParams = GREEDY) -> list[list[int]]:
+    """Answers of all, computed together."""
+    answers: list[list[int]] = [[] for _ in prompts]
+    for number, prompt in enumerate(prompts):
+        engine.add(AddSequence(number, prompt, [], params))
+    while engine.has_work:
+        for number, tokens in engine.step().tokens:
+            answers[number] += tokens
+        engine.scheduler.check_integrity()
+    return answers
+
+
+def settle(engine: Engine, *, blocks: int, seconds: float = 10.0) -> None:
+    """Waits until so many records were written."""
+    end = time.monotonic() + seconds
+    while engine.cache_stats.written_blocks < blocks:
+        assert time.monotonic() < end, engine.cache_stats
+        time.sleep(0.01)
+
+
+def records(directory: Path) -> list[Path]:
+    return sorted(directory.glob("*/*/*/*.kv"))
+
+
+class LateCopy:
+    """Copies at the last moment, when it is asked for the `patience`-th time whether it is done, or waited for."""
+
+    def __init__(self, blocks: list[int], host: list[torch.Tensor], pairs: list[Any], patience: int) -> None:
+        self.blocks, self.host = blocks, host
+        self._pairs, self._patience = pairs, patience
+
+    @property
+    def is_done(self) -> bool:
+        self._patience -= 1
+        if self._patience <= 0:
+            self.wait()
+        return self._patience <= 0
+
+    def wait(self) -> None:
+        for target, source in self._pairs:
+            target.copy_(source)
+        self._pairs, self._patience = [], 0
+
+    def let_steps_see(self) -> None:
+        assert not self._pairs
+
+
+class LateCopies(BlockCopies):
+    """As on a GPU: the data moves while steps run."""
+
+    _draw = random.Random(3)
+
+    def _copy(self, blocks: list[int], host: list[torch.Tensor], pairs: list[Any]) -> Any:
+        return LateCopy(blocks, host, pairs, self._draw.randrange(1, 6))

@@ -1,0 +1,214 @@
+"""Which blocks are on the disk: the directory itself, listed at the start, and the order in which they were used.
+
+    DIR/lock                                   held by the one process that uses DIR
+    DIR/<fingerprint>/identity.json            what the fingerprint is made of, for people and for the log
+    DIR/<fingerprint>/ab/c/abcd...ef.kv        a record, named by its chain hash
+    DIR/weights/                               digests of weights
+
+Blocks of other fingerprints are never read, but count and are dropped like others.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from .fingerprint import Identity, NoFingerprint
+from .kv_record import on_disk
+
+_SUFFIX, _IDENTITY = ".kv", "identity.json"
+_NAME = re.compile(r"[0-9a-f]{64}\.kv")
+#: A block's time of use is written to its file when it is so much older, in nanoseconds.
+_STALE = 60 * 10**9
+
+
+class _Entry:
+    __slots__ = ("size", "stamp")
+
+    def __init__(self, size: int, stamp: int) -> None:
+        self.size = size
+        #: Of the file's modification, in nanoseconds; that of its use in an earlier process, too.
+        self.stamp = stamp
+
+
+class DiskIndex:
+    """Names, sizes and order of use of the records, under a cap of bytes that holds at all times.
+
+    For any number of threads; the lock is never held while the disk is waited for.
+    """
+
+    def __init__(self, directory: Path, identity: Identity, cap_bytes: int) -> None:
+        """Lists what is in a directory, and deletes what a killed process left half written and what is over the cap.
+
+        Raises OSError, and NoFingerprint when another process uses the directory.
+        """
+        self.cap_bytes = cap_bytes
+        self.fingerprint = identity.fingerprint
+        #: Fields in which the identity differs from that of the blocks used last, when there are none of its own.
+        self.changed: tuple[str, ...] = ()
+        self._lock = threading.Lock()
+        self._root = directory
+        self._namespace = directory / self.fingerprint.hex()
+        self._lock_file = (directory / "lock").open("w")
+        try:
+            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            self._lock_file.close()
+            raise NoFingerprint(f"{directory} is in use by another worker; give each its own directory") from e
+        #: By (fingerprint's directory, chain hash), the least recently used first.
+        self._entries: OrderedDict[tuple[str, bytes], _Entry] = OrderedDict()
+        self._used = self._last_stamp = 0
+        self._foreign: frozenset[bytes] = frozenset()
+        self._list(identity)
+        while self._used > self.cap_bytes and self._drop_one(frozenset()):
+            pass
+
+    def close(self) -> None:
+        """Lets another process use the directory."""
+        self._lock_file.close()
+
+    @property
+    def used_bytes(self) -> int:
+        return self._used
+
+    @property
+    def num_records(self) -> int:
+        return len(self._entries)
+
+    def path(self, chain_hash: bytes) -> Path:
+        """Where the record of this engine's block is, or belongs."""
+        return _path(self._namespace, chain_hash)
+
+    def contains(self, chain_hash: bytes) -> bool:
+        return (self._namespace.name, chain_hash) in self._entries
+
+    def was_foreign(self, chain_hash: bytes) -> bool:
+        """Whether the same tokens were there under another fingerprint when the engine started."""
+        return chain_hash in self._foreign
+
+    def reserve(self, size: int, keep: Iterable[bytes]) -> bool:
+        """Makes room for a record by dropping those not used for longest, but none in `keep`.
+
+        False when that is not possible. Raises OSError when a file cannot be deleted. What is reserved is given back
+        by `release`, or becomes a record's by `add`.
+        """
+        kept = frozenset(keep)
+        while True:
+            with self._lock:
+                if self._used + size <= self.cap_bytes:
+                    self._used += size
+                    return True
+            if size > self.cap_bytes or not self._drop_one(kept):
+                return False
+
+    def release(self, size: int) -> None:
+        with self._lock:
+            self._used -= size
+
+    def add(self, chain_hash: bytes, size: int) -> None:
+        """A record of a reserved size was written: it is the one used last."""
+        with self._lock:
+            self._entries[self._namespace.name, chain_hash] = _Entry(size, self._next_stamp())
+
+    def remove(self, chain_hash: bytes) -> None:
+        """Deletes a record, if it is there."""
+        with self._lock:
+            entry = self._entries.pop((self._namespace.name, chain_hash), None)
+        with suppress(FileNotFoundError):
+            self.path(chain_hash).unlink()
+        if entry is not None:
+            self.release(entry.size)
+
+    def touch(self, chain: Iterable[bytes], *, note: bool = False) -> None:
+        """Blocks were used, given from the first on: of those that are here the first is the last to be dropped.
+
+        For a later process this is noted in the files' times, at once with `note`, else once in a while.
+        """
+        stale: list[tuple[bytes, int]] = []
+        with self._lock:
+            for chain_hash in reversed(list(chain)):
+                key = self._namespace.name, chain_hash
+                entry = self._entries.get(key)
+                if entry is None:
+                    continue
+                self._entries.move_to_end(key)
+                stamp = self._next_stamp()
+                if note or stamp - entry.stamp > _STALE:
+                    entry.stamp = stamp
+                    stale.append((chain_hash, stamp))
+        for chain_hash, stamp in stale:
+            with suppress(FileNotFoundError):
+                os.utime(self.path(chain_hash), ns=(stamp, stamp))
+
+    def _next_stamp(self) -> int:
+        self._last_stamp = max(self._last_stamp + 1, time.time_ns())
+        return self._last_stamp
+
+    def _drop_one(self, kept: frozenset[bytes]) -> bool:
+        """Deletes the record not used for longest; its bytes count until it is gone."""
+        with self._lock:
+            own = self._namespace.name
+            key = next((key for key in self._entries if key[0] != own or key[1] not in kept), None)
+            if key is None:
+                return False
+            entry = self._entries.pop(key)
+        try:
+            _path(self._root / key[0], key[1]).unlink(missing_ok=True)
+        except OSError:
+            with self._lock:
+                self._entries[key] = entry
+                self._entries.move_to_end(key, last=False)
+            raise
+        self.release(entry.size)
+        return True
+
+    def _list(self, identity: Identity) -> None:
+        found: list[tuple[int, tuple[str, bytes], int]] = []
+        for namespace in self._root.iterdir():
+            if len(namespace.name) == 2 * len(self.fingerprint) and namespace.is_dir():
+                found += _records(namespace)
+        found.sort()
+        for stamp, key, size in found:
+            self._entries[key] = _Entry(size, stamp)
+            self._used += size
+        self._last_stamp = found[-1][0] if found else 0
+        own = self._namespace.name
+        self._foreign = frozenset(chain_hash for name, chain_hash in self._entries if name != own)
+        if found and not any(name == own for name, _ in self._entries):
+            self.changed = _changed(self._root / found[-1][1][0], identity)
+        self._namespace.mkdir(exist_ok=True)
+        (self._namespace / _IDENTITY).write_bytes(msgspec.json.encode(identity))
+
+
+def _path(namespace: Path, chain_hash: bytes) -> Path:
+    name = chain_hash.hex()
+    return namespace / name[:2] / name[2] / (name + _SUFFIX)
+
+
+def _records(namespace: Path) -> Iterator[tuple[int, tuple[str, bytes], int]]:
+    """(time of use, key, size) of the records of one fingerprint; what is half written is deleted."""
+    for folder, _, files in os.walk(namespace):
+        for name in files:
+            path = Path(folder) / name
+            if _NAME.fullmatch(name):
+                chain_hash = bytes.fromhex(name.removesuffix(_SUFFIX))
+                state = path.stat()
+                yield state.st_mtime_ns, (namespace.name, chain_hash), on_disk(state.st_size)
+            elif name != _IDENTITY:
+                path.unlink()
+
+
+def _changed(namespace: Path, identity: Identity) -> tuple[str, ...]:
+    try:
+        return identity.differs(msgspec.json.decode((namespace / _IDENTITY).read_bytes(), type=Identity))
+    except (OSError, msgspec.MsgspecError):
+        return ("unknown",)

@@ -1,0 +1,285 @@
+"""KV blocks on a local disk. Threads do all that may wait for the disk; nothing here makes the engine wait for it."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+import torch
+
+from .disk_index import DiskIndex
+from .disk_requests import Reading, TierLimits, Writing
+from .fingerprint import Identity, NoFingerprint
+from .kv_record import BadRecord, BlockName, read_record, record_bytes, write_record
+
+log = structlog.get_logger()
+
+#: Records that are read at once.
+_READERS = 4
+#: Batches of writes and notes of use that may wait.
+_MOST_QUEUED = 1024
+
+
+class DiskTier:
+    """Reads and writes records of one fingerprint. Everything but `close` returns at once."""
+
+    def __init__(
+        self,
+        directory: Path,
+        cap_bytes: int,
+        *,
+        block_size: int,
+        block_bytes: int,
+        new_buffer: Callable[[], torch.Tensor],
+        limits: TierLimits | None = None,
+    ) -> None:
+        self.limits = limits or TierLimits()
+        self.record_bytes = record_bytes(block_size, block_bytes)
+        self._directory, self._cap_bytes = directory, cap_bytes
+        self._new_buffer = new_buffer
+        self._index: DiskIndex | None = None
+        self._opened, self._progress = threading.Event(), threading.Event()
+        self._lock = threading.Lock()
+        self._to_read: queue.SimpleQueue[tuple[Reading, int] | None] = queue.SimpleQueue()
+        self._to_write: queue.Queue[Writing | list[bytes] | None] = queue.Queue(_MOST_QUEUED)
+        #: Hashes that are to be written.
+        self._queued: set[bytes] = set()
+        self._reading_bytes = self._writing_bytes = 0
+        self._no_reads_until = self._no_writes_until = 0.0
+        self._read_pause = self.limits.read_pause
+        #: When the write began that is under way.
+        self._write_began: float | None = None
+        self._writer: threading.Thread | None = None
+        # All keys are there from the start, so that the engine may look while a thread counts.
+        self.totals = Counter(dict.fromkeys(("read_blocks", "read_bytes", "written_blocks", "written_bytes"), 0))
+        #: Blocks by reason.
+        self.unwritten = Counter(dict.fromkeys(("cap", "disk_error", "queue_full"), 0))
+
+    def start(self, identity: Callable[[], Identity]) -> None:
+        """Opens the directory in the background, for what `identity` then finds; waits for a while."""
+        self._writer = threading.Thread(target=self._run_writer, args=(identity,), name="kv-writer", daemon=True)
+        self._writer.start()
+        if not self._opened.wait(self.limits.open_seconds):
+            log.warning("the disk cache is not open yet; starting without it", directory=str(self._directory))
+
+    @property
+    def index(self) -> DiskIndex | None:
+        """None until it is open, and when it cannot be."""
+        return self._index
+
+    @property
+    def reading_bytes(self) -> int:
+        """Of records that are asked for and not read yet."""
+        return self._reading_bytes
+
+    def has(self, chain_hash: bytes) -> bool:
+        """Whether there is a record of this name that has not proved bad."""
+        return self._index is not None and self._index.contains(chain_hash)
+
+    def has_or_will(self, chain_hash: bytes) -> bool:
+        """... or will be."""
+        return chain_hash in self._queued or self.has(chain_hash)
+
+    def why_not(self, chain_hash: bytes) -> str:
+        """Why `has` is false, for a counter."""
+        if self._index is None:
+            return "closed"
+        return "fingerprint" if self._index.was_foreign(chain_hash) else "absent"
+
+    @property
+    def may_read(self) -> bool:
+        return time.monotonic() >= self._no_reads_until
+
+    @property
+    def read_room(self) -> int:
+        """Records that may be asked for now."""
+        return max(0, self.limits.most_read_bytes - self._reading_bytes) // self.record_bytes
+
+    @property
+    def write_room(self) -> int:
+        """Records that may be given to `write` now; none while the disk does not take them."""
+        began, now = self._write_began, time.monotonic()
+        hangs = began is not None and now - began > self.limits.read_seconds
+        if self._index is None or hangs or now < self._no_writes_until or self._to_write.full():
+            return 0
+        return max(0, self.limits.most_written_bytes - self._writing_bytes) // self.record_bytes
+
+    def read(self, names: list[BlockName]) -> Reading:
+        """Begins to read blocks that follow each other; no more than `read_room`."""
+        reading = Reading(names)
+        with self._lock:
+            self._reading_bytes += len(names) * self.record_bytes
+        for number in range(len(names)):
+            self._to_read.put((reading, number))
+        return reading
+
+    def give_up(self, reading: Reading) -> None:
+        """What was not read by now is not wanted any more; the disk is left alone for a while."""
+        reading.end = len(reading.good)
+        if not self.may_read:
+            return  # one of several that waited for the same disk
+        self._no_reads_until = time.monotonic() + self._read_pause
+        log.warning("the disk cache does not answer; nothing is read from it for a while", seconds=self._read_pause)
+        self._read_pause = min(2 * self._read_pause, self.limits.most_read_pause)
+
+    def write(self, writing: Writing) -> None:
+        """Begins to write blocks; no more than `write_room`."""
+        size = len(writing.names) * self.record_bytes
+        with self._lock:
+            self._writing_bytes += size
+        self._queued.update(name.chain_hash for name in writing.names)
+        try:
+            self._to_write.put_nowait(writing)
+        except queue.Full:
+            self._forget(writing, "queue_full")
+
+    def touch(self, chain: list[bytes]) -> None:
+        """Blocks of one prompt, from its first on, were used, wherever they were found."""
+        try:
+            self._to_write.put_nowait(chain)
+        except queue.Full:
+            return  # an order of use that is a little out of date
+
+    def wait(self, seconds: float) -> None:
+        """Until a read is done, but no longer than that."""
+        self._progress.wait(seconds)
+        self._progress.clear()
+
+    def close(self) -> None:
+        """Writes what is waiting, as far as the time for it lasts, and lets go of the directory."""
+        if self._writer is None:
+            return
+        try:
+            self._to_write.put(None, timeout=self.limits.close_seconds)
+        except queue.Full:
+            return  # it hangs; so would everything else
+        self._writer.join(self.limits.close_seconds)
+        for _ in range(_READERS):
+            self._to_read.put(None)
+
+    def _run_writer(self, identity: Callable[[], Identity]) -> None:
+        index: DiskIndex | None = None
+        try:
+            # What is in here is as private as the prompts.
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            index = DiskIndex(self._directory, identity(), self._cap_bytes)
+            for number in range(_READERS):
+                threading.Thread(
+                    target=self._run_reader, args=(index,), name=f"kv-reader-{number}", daemon=True
+                ).start()
+            log.info(
+                "disk cache open",
+                directory=str(self._directory),
+                fingerprint=index.fingerprint.hex()[:16],
+                blocks=index.num_records,
+                bytes=index.used_bytes,
+                changed=index.changed,
+            )
+        except (NoFingerprint, OSError) as e:
+            log.warning("no disk cache", reason=str(e))
+        finally:
+            self._index = index
+            self._opened.set()
+        while (item := self._to_write.get()) is not None:
+            if index is None:
+                continue
+            if isinstance(item, Writing):
+                self._write(index, item)
+            else:
+                self._touch(index, item)
+        if index is not None:
+            index.close()
+
+    def _write(self, index: DiskIndex, writing: Writing) -> None:
+        wrote = 0
+        self._write_began = time.monotonic()
+        try:
+            for name, buffer in zip(writing.names, writing.buffers, strict=True):
+                if not index.contains(name.chain_hash) and not self._write_one(index, writing.chain, name, buffer):
+                    self.unwritten["cap"] += len(writing.names) - wrote
+                    break
+                wrote += 1
+                self._write_began = time.monotonic()
+            index.touch(writing.chain, note=True)
+        except OSError as e:
+            self.unwritten["disk_error"] += len(writing.names) - wrote
+            self._no_writes_until = time.monotonic() + self.limits.write_pause
+            log.warning("the disk cache takes nothing for a while", seconds=self.limits.write_pause, reason=str(e))
+        finally:
+            self._write_began = None
+            self._forget(writing)
+
+    def _write_one(self, index: DiskIndex, chain: list[bytes], name: BlockName, buffer: torch.Tensor) -> bool:
+        if self.record_bytes > index.cap_bytes or not index.reserve(self.record_bytes, chain):
+            return False
+        try:
+            path = index.path(name.chain_hash)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_record(path, name, buffer.numpy().data)
+        except BaseException:
+            index.release(self.record_bytes)
+            raise
+        index.add(name.chain_hash, self.record_bytes)
+        self.totals["written_blocks"] += 1
+        self.totals["written_bytes"] += buffer.numel()
+        return True
+
+    def _touch(self, index: DiskIndex, chain: list[bytes]) -> None:
+        try:
+            index.touch(chain)
+        except OSError as e:
+            log.warning("the time of use of a cached block cannot be noted", reason=str(e))
+
+    def _forget(self, writing: Writing, reason: str | None = None) -> None:
+        if reason is not None:
+            self.unwritten[reason] += len(writing.names)
+        self._queued.difference_update(name.chain_hash for name in writing.names)
+        with self._lock:
+            self._writing_bytes -= len(writing.names) * self.record_bytes
+
+    def _run_reader(self, index: DiskIndex) -> None:
+        while (item := self._to_read.get()) is not None:
+            reading, number = item
+            reason = None
+            if number < reading.end:
+                if reading.began is None:
+                    reading.began = time.monotonic()
+                reason = self._read_one(index, reading, number)
+            with self._lock:
+                self._reading_bytes -= self.record_bytes
+                reading.left -= 1
+                if reason is not None and number < reading.end:
+                    reading.end, reading.reason = number, reason
+                if reading.left == 0:
+                    reading.seconds = time.monotonic() - (reading.began or time.monotonic())
+                    reading.is_done = True
+                    self._progress.set()
+
+    def _read_one(self, index: DiskIndex, reading: Reading, number: int) -> str | None:
+        """Why the block was not read; None if it was. A record that proves bad is deleted."""
+        name = reading.names[number]
+        try:
+            buffer = self._new_buffer()
+            try:
+                read_record(index.path(name.chain_hash), name, buffer.numpy().data)
+            except BadRecord as e:
+                index.remove(name.chain_hash)
+                log.warning("a bad record of the disk cache was deleted", reason=e.reason)
+                return e.reason
+            except FileNotFoundError:
+                index.remove(name.chain_hash)
+                return "gone"
+        except (OSError, RuntimeError) as e:  # the disk, or no more host memory
+            log.warning("a record of the disk cache cannot be read", reason=str(e))
+            return "disk_error"
+        reading.buffers[number] = buffer
+        self._read_pause = self.limits.read_pause
+        with self._lock:
+            self.totals["read_blocks"] += 1
+            self.totals["read_bytes"] += buffer.numel()
+        return None

@@ -1,0 +1,78 @@
+"""What the scheduler asks of a tier below the GPU's memory, in ids and counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from .cache_stats import CacheStats
+from .sequence import Sequence
+
+
+class LowerTier(Protocol):
+    """Prompts' blocks outside of the block pool. It holds references of blocks while they are copied."""
+
+    @property
+    def held(self) -> Iterable[list[int]]:
+        """Blocks that it holds a reference of, as tables."""
+
+    def hold_back(self, seq: Sequence, num_hits: int) -> bool:
+        """Whether `seq`, which could start now, waits for blocks after its first `num_hits` that are being read."""
+
+    def started(self, seq: Sequence, num_hits: int, *, first: bool) -> None:
+        """`seq` runs now, on so many blocks that were there; `first`: for the first time."""
+
+    def computed(self, seq: Sequence, first: int, end: int) -> None:
+        """These blocks of a running sequence are full and computed."""
+
+    def gone(self, seq: Sequence) -> None:
+        """`seq` ended, running or waiting."""
+
+    def give_back(self) -> None:
+        """Lets go of all blocks at once."""
+
+    def poll(self) -> None:
+        """Takes in what was read and copied meanwhile. Before a step is scheduled."""
+
+    def flush(self) -> None:
+        """Copies out what is to be kept. After a step was launched."""
+
+    def wait(self, seconds: float) -> None:
+        """Until something that was being read is there, but no longer than that."""
+
+    def observe_step(self, prompt_tokens: int, other_tokens: int, seconds: float) -> None:
+        """A step of so many tokens took so long."""
+
+    def close(self) -> None:
+        """Ends it, after what is still to be written."""
+
+    @property
+    def stats(self) -> CacheStats: ...
+
+
+class NoLowerTier:
+    """There is none."""
+
+    held: Iterable[list[int]] = ()
+    stats = CacheStats()
+
+    def hold_back(self, seq: Sequence, num_hits: int) -> bool:
+        return False
+
+    def started(self, seq: Sequence, num_hits: int, *, first: bool) -> None: ...
+
+    def computed(self, seq: Sequence, first: int, end: int) -> None: ...
+
+    def gone(self, seq: Sequence) -> None: ...
+
+    def give_back(self) -> None: ...
+
+    def poll(self) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def wait(self, seconds: float) -> None: ...
+
+    def observe_step(self, prompt_tokens: int, other_tokens: int, seconds: float) -> None: ...
+
+    def close(self) -> None: ...
