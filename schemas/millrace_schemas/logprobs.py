@@ -8,7 +8,7 @@ import msgspec
 LEAST_LOGPROB = -9999.0
 
 
-class TopLogprob(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class TopLogprob(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """One token and its natural log-probability."""
 
     #: Its text; a character that the token holds a part of is a replacement character here.
@@ -19,7 +19,7 @@ class TopLogprob(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bytes: tuple[int, ...] | None
 
 
-class TokenLogprob(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class TokenLogprob(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """A generated token, its log-probability, and as many of the likeliest tokens at its place as were asked for.
 
     They are of the model's own distribution: before penalties, temperature and filters.

@@ -148,6 +148,7 @@ def test_a_read_that_hangs_is_given_up_and_others_go_on_meanwhile(
     assert finished == [1, 0]
     assert answers[0] == cold[0]
     assert engine.cache_stats.misses == {"deadline": 1, "absent": 1}
+    assert engine.scheduler.tier.costs.bytes_per_second is not None  # type: ignore[attr-defined]
     # For a while nobody waits for this disk again.
     engine.reset_prefix_cache()
     assert ask(engine, PROMPTS) == cold

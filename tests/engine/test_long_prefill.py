@@ -164,6 +164,24 @@ def test_long_prompts_that_were_begun_together_share_the_bound_once_somebody_ans
     assert run(scheduler, model) == {2: 1, 3: 16}
 
 
+def test_a_long_batch_prompt_goes_on_beside_interactive_prompts_that_fill_the_bound() -> None:
+    scheduler, model = make(budget=200)
+    scheduler.add(sequence(1, prompt(3, 1), 500))
+    run(scheduler, model)
+    scheduler.add(sequence(2, prompt(100, 2), priority=1))
+    for number in range(3, 60):
+        scheduler.add(sequence(number, prompt(THRESHOLD, number), 1))
+        run(scheduler, model)
+        if _computed(scheduler, 2) >= 100:
+            return
+    pytest.fail("it never got on")
+
+
+def _computed(scheduler: Scheduler, seq_id: int) -> int:
+    """0 of one that waits."""
+    return next((int(scheduler._counts.computed[seq.row]) for seq in scheduler.running if seq.seq_id == seq_id), 0)
+
+
 @pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("seed", range(10))
 def test_every_step_beside_an_answer_keeps_the_bound_and_all_answers_are_right(seed: int, overlap: bool) -> None:
@@ -187,7 +205,8 @@ def test_every_step_beside_an_answer_keeps_the_bound_and_all_answers_are_right(s
     assert any(bounded for bounded, _ in steps)
     threshold = scheduler.long_prefill_token_threshold
     for bounded, long in steps:
-        assert not bounded or long <= threshold
+        # What interactive prompts leave, and an eighth for the batch lane.
+        assert not bounded or long <= threshold - (-threshold // 8)
 
 
 def spy(scheduler: Scheduler) -> list[tuple[bool, int]]:

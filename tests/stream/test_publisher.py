@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import msgspec
+import pytest
+import redis.asyncio
 
 from millrace_schemas import Finished, Tokens
+from millrace_worker.stream import publisher
 from millrace_worker.stream.closing import GiveBack
 from millrace_worker.stream.progress import Progress
-from millrace_worker.stream.scripts import run
+from millrace_worker.stream.scripts import Call, run
 from queue_probe import QueueProbe
 from stream_parts import Parts, ending_of, result_of, with_parts
 
@@ -145,3 +149,34 @@ def test_what_cannot_be_written_down_hurts_nobody_else(redis_url: str, probe: Qu
         assert len(parts.leases) == 0
 
     with_parts(redis_url, body)
+
+
+def test_a_round_is_no_longer_than_can_be_sent_in_time(
+    redis_url: str, probe: QueueProbe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Endings of 2 MB each, together more than a round: all are written, some of them in a later one."""
+    rounds: list[int] = []
+    send = publisher.run_many
+
+    async def counted(client: redis.asyncio.Redis, calls: list[Call]) -> list[Any]:
+        rounds.append(sum(len(arg) for call in calls for arg in call.args if isinstance(arg, bytes)))
+        return await send(client, calls)
+
+    async def body(parts: Parts) -> None:
+        monkeypatch.setattr(publisher, "run_many", counted)
+        monkeypatch.setattr(publisher, "_ROUND_BYTES", 2_500_000)
+        closings = []
+        for _ in range(6):
+            probe.submit([1])
+            leased = await parts.lease_one()
+            ending = ending_of(leased)
+            choice = msgspec.structs.replace(ending.result.choices[0], text="x" * 1_000_000)
+            ending.result = msgspec.structs.replace(ending.result, choices=(choice,))
+            closings.append(asyncio.create_task(parts.publisher.finish(ending)))
+        await asyncio.sleep(0)
+        assert await settle(parts, asyncio.gather(*closings))
+        assert len(parts.leases) == 0
+
+    with_parts(redis_url, body)
+    assert len(rounds) >= 2
+    assert max(rounds) < 5_000_000

@@ -82,7 +82,7 @@ class Load(msgspec.Struct, frozen=True, array_like=True):
     preemptions: int = 0
 
 
-class Likely(msgspec.Struct, frozen=True, array_like=True):
+class Likely(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A token's log-probability, and the likeliest tokens at its place: finite, of the model before penalties."""
 
     logprob: float

@@ -33,6 +33,7 @@ _TIMES_ESTIMATE = 3.0
 class _Load:
     seq: Sequence
     reading: Reading
+    began: float
     deadline: float
 
 
@@ -115,8 +116,9 @@ class DiskCache:
         self._counts["loads"] += not again
         names = [self._name(seq, number) for number in range(num_hits, num_hits + count)]
         estimate = self.costs.load_seconds(count * self._tier.record_bytes, self._tier.reading_bytes) or 0.0
-        deadline = time.monotonic() + max(self._tier.limits.read_seconds, _TIMES_ESTIMATE * estimate)
-        self._loads[seq.seq_id] = _Load(seq, self._tier.read(names), deadline)
+        now = time.monotonic()
+        deadline = now + max(self._tier.limits.read_seconds, _TIMES_ESTIMATE * estimate)
+        self._loads[seq.seq_id] = _Load(seq, self._tier.read(names), now, deadline)
         self._held_back.add(seq.seq_id)
         self._loading.update(missing[:count])
         return True
@@ -242,6 +244,9 @@ class DiskCache:
         if not reading.is_done:
             self._misses["deadline"] += 1
             self._tier.give_up(reading)
+            # That it is slow is to be learnt, too.
+            size = max(1, len(reading.good)) * self._tier.record_bytes
+            self.costs.observe_read(size, time.monotonic() - load.began)
         elif reading.reason is None:
             self.costs.observe_read(len(reading.names) * self._tier.record_bytes, reading.seconds)
         else:

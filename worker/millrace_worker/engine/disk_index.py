@@ -123,10 +123,13 @@ class DiskIndex:
         """Deletes a record, if it is there."""
         with self._lock:
             entry = self._entries.pop((self._namespace.name, chain_hash), None)
-        with suppress(FileNotFoundError):
-            self.path(chain_hash).unlink()
-        if entry is not None:
-            self.release(entry.size)
+        try:
+            with suppress(FileNotFoundError):
+                self.path(chain_hash).unlink()
+        finally:
+            # Not looked for again, even where it cannot be deleted: it is bad, and the next start counts it.
+            if entry is not None:
+                self.release(entry.size)
 
     def touch(self, chain: Iterable[bytes], *, note: bool = False) -> None:
         """Blocks were used, given from the first on: of those that are here the first is the last to be dropped.

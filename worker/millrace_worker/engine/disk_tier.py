@@ -188,10 +188,13 @@ class DiskTier:
         while (item := self._to_write.get()) is not None:
             if index is None:
                 continue
-            if isinstance(item, Writing):
-                self._write(index, item)
-            else:
-                self._touch(index, item)
+            try:
+                if isinstance(item, Writing):
+                    self._write(index, item)
+                else:
+                    self._touch(index, item)
+            except Exception:
+                log.exception("a block of the disk cache was not written")
         if index is not None:
             index.close()
 

@@ -142,7 +142,10 @@ def _make_cache(
     """The KV cache, sized by what a step at the token budget leaves, and the longest sequence that it serves."""
     dtype = model.dtype
     bytes_per_block = kv_cache.block_bytes(model_config, config.block_size, dtype)
-    peak = _profile(config, model, model_config, max_num_seqs, device) if device.type == "cuda" else 0
+    peak = 0
+    if device.type == "cuda":
+        # Counts of penalties come with the first penalised job, two bytes for each row and token.
+        peak = _profile(config, model, model_config, max_num_seqs, device) + 2 * max_num_seqs * model_config.vocab_size
     budget = kv_cache.cache_budget(config, device, peak)
     num_blocks, max_model_len = kv_cache.settle_sizes(config, model_config, budget, bytes_per_block)
     return kv_cache.allocate(num_blocks, model_config, config.block_size, dtype, device), max_model_len

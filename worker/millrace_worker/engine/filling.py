@@ -84,6 +84,8 @@ class Filling:
     def urgent_done(self) -> None:
         """All of rank URGENT are in: the others begin. A step that makes somebody's first token is the shortest."""
         self.tokens += self._kept
+        # Long prompts of the others go on, too, if slowly, whatever the urgent ones had of their share.
+        self._left_for_long = max(self._left_for_long, -(-self._long // _LEAST_SHARE))
         if self._left is not None:
             self._left = self._least if self._makes_first_tokens else max(self._left, self._least)
 

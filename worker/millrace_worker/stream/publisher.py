@@ -29,6 +29,8 @@ log = structlog.get_logger(__name__)
 
 #: Calls in one round trip: bounds the time that the server and our loop spend on one.
 _ROUND = 256
+#: Bytes after which a round takes no more calls: it has to be sent within the time that a socket waits.
+_ROUND_BYTES = 8 * 2**20
 #: A call that Redis refuses for a lasting reason is given up after this many tries.
 _TRIES = 8
 #: How often non-streaming jobs are looked at, in seconds.
@@ -164,22 +166,32 @@ class Publisher:
     def _calls(
         self, writes: list[Progress], closing: list[Ending | GiveBack]
     ) -> tuple[list[Call], list[Progress], list[Ending | GiveBack]]:
-        """The calls, and what they are for. What cannot be written down loses its lease; its neighbours do not care."""
+        """The calls, as many as make a round, and what they are for.
+
+        What cannot be written down loses its lease; its neighbours do not care.
+        """
         ttl = max(1, int(self._config.result_ttl))
         calls: list[Call] = []
         sound: list[Progress] = []
         sound_closing: list[Ending | GiveBack] = []
+        size = 0
         for progress in writes:
+            if size > _ROUND_BYTES:
+                break
             try:
                 calls.append(progress.call(self._keys, self._consumer))
                 sound.append(progress)
+                size += _bytes(calls[-1])
             except Exception:
                 log.exception("a checkpoint cannot be written", job=progress.lease.job_id)
                 self._lose(progress)
         for item in closing:
+            if size > _ROUND_BYTES:
+                break
             try:
                 calls.append(item.call(self._keys, self._consumer, ttl))
                 sound_closing.append(item)
+                size += _bytes(calls[-1])
             except Exception:
                 log.exception("an ending cannot be written", job=item.lease.job_id)
                 self._closed(item, written=False)
@@ -229,6 +241,11 @@ class Publisher:
         self._leases.remove(item.lease)
         if not item.done.done():
             item.done.set_result(written)
+
+
+def _bytes(call: Call) -> int:
+    """About as many as it takes on the wire."""
+    return sum(len(arg) for arg in call.args if isinstance(arg, bytes))
 
 
 def _not_stored(result: Result, reason: str) -> Result:
