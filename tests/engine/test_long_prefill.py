@@ -169,6 +169,8 @@ def test_a_long_batch_prompt_goes_on_beside_interactive_prompts_that_fill_the_bo
     scheduler.add(sequence(1, prompt(3, 1), 500))
     run(scheduler, model)
     scheduler.add(sequence(2, prompt(100, 2), priority=1))
+    run(scheduler, model)
+    assert 0 < _computed(scheduler, 2) < 100
     for number in range(3, 60):
         scheduler.add(sequence(number, prompt(THRESHOLD, number), 1))
         run(scheduler, model)
