@@ -16,7 +16,7 @@ demo: $(INSTALLED) ## Run jobs through a private Redis and a worker, on any mach
 	@$(BIN)/millrace demo $(ARGS)
 
 test: $(INSTALLED) ## Run the tests
-	@$(BIN)/pytest -n $(JOBS) --dist loadfile $(ARGS)
+	@$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(INSTALLED) ## Check format, lint, types and import rules
 	@$(BIN)/ruff format --check .

@@ -47,3 +47,8 @@ def s3_env(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3_server.url)
     return s3_server
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first: it is one test, and would keep one process busy while all others have ended."""
+    items.sort(key=lambda item: item.get_closest_marker("interpret") is None)

@@ -4,106 +4,23 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
-import msgspec
 import typer
 
 from millrace.termination import terminated_as_exit
 from millrace_schemas import MillraceError
 
-from .comparison import PEERS, Bench, PeerOptions, parse_arguments, parse_peers, run_engine
+from .comparison import PEERS, Bench, PeerOptions, make_bench, parse_arguments, parse_peers, run_engine
 from .models import MODELS, model_directory
 from .prefix_bench import Cell, cells, first_tokens, measure, prepare
-from .results import Results, Row, free_path, now, save
-from .workloads import warm_up
-
-if TYPE_CHECKING:
-    from millrace_worker.engine.engine import Engine
+from .recording import Recording
+from .results import Row
 
 #: Not where `millrace bench report` looks: its page is about fixed workloads.
 RESULTS = Path("benchmarks/results/prefix")
-
-
-@dataclass(slots=True)
-class _Command:
-    """What was asked for, and what has come of it so far."""
-
-    model: str
-    bench: Bench
-    cells: list[Cell]
-    peers: list[str]
-    options: PeerOptions
-    environment: dict[str, str]
-    quiet: bool
-    save_to: Path | None = None
-    date: str = field(default_factory=now)
-    about: dict[str, dict[str, str]] = field(default_factory=dict)
-    rows: list[Row] = field(default_factory=list)
-
-    def run(self) -> None:
-        """The others first, each in a process of its own: an engine in this one does not give its memory back."""
-        path = None if self.save_to is None else free_path(self.save_to, self._results())
-        for peer in self.peers:
-            self._take(run_engine(peer, self.bench, self.options, self.about, self.say), path)
-        self._take(self._own(), path)
-        if path is not None:
-            self.say(f"saved: {path}")
-
-    def say(self, words: str) -> None:
-        if not self.quiet:
-            typer.echo(words, err=True)
-
-    def _take(self, rows: Iterator[Row], path: Path | None) -> None:
-        for row in rows:
-            self.rows.append(row)
-            if path is not None:
-                save(path, self._results())
-
-    def _own(self) -> Iterator[Row]:
-        from millrace_worker import config
-        from millrace_worker.engine import garbage
-        from millrace_worker.engine.engine import Engine
-
-        engine = Engine(config.load(self.bench.flags).engine)
-        thresholds = gc.get_threshold()
-        garbage.settle()
-        try:
-            yield from self._measured(engine)
-        finally:
-            gc.unfreeze()
-            gc.set_threshold(*thresholds)
-
-    def _measured(self, engine: Engine) -> Iterator[Row]:
-        prepare(engine, self.bench.temperature)
-        own = self.cells[0].own
-        for prefix in dict.fromkeys(cell.prefix for cell in self.cells):
-            yield from first_tokens(engine, prefix, own, self.bench.temperature)
-        for cell in self.cells:
-            for row in measure(engine, cell, self.bench.temperature, self.bench.repeats):
-                rate = row.failed or f"decode at {row.figures['decode_tok_s']:,.0f} tok/s"
-                self.say(f"{row.engine}, {row.workload}: {rate}")
-                yield row
-
-    def _results(self) -> Results:
-        settings = {"temperature": self.bench.temperature, "repeats": self.bench.repeats, **self.bench.flags}
-        settings |= {"own": self.cells[0].own, "answer": self.cells[0].answer}
-        # Where the model lies on this machine, as its logs, is nobody's business elsewhere.
-        del settings["model"]
-        if "vllm" in self.peers:
-            settings["vllm"] = self.options.vllm_args
-        return Results(
-            date=self.date,
-            model=self.model,
-            what="-vs-".join(["prefix", *self.peers]),
-            environment=self.environment,
-            settings=settings,
-            engines=self.about,
-            rows=tuple(msgspec.structs.replace(row, log="") for row in self.rows),
-        )
 
 
 def prefix(
@@ -161,43 +78,60 @@ def prefix(
             answer,
         )
         peers = parse_peers(vs)
-        bench = _bench(flags, _chosen(vs_cells, wanted) if peers else [], temperature, repeats)
+        chosen = _chosen(vs_cells, wanted) if peers else []
+        bench, _ = make_bench(
+            flags, temperature, repeats, lambda size: [(cell.name, cell.jobs(size)) for cell in chosen]
+        )
         options = PeerOptions(vs_python, vs_pythonpath, parse_arguments(vs_args), vs_timeout)
-        quiet, environment = as_json, describe(commit)
-        command = _Command(
-            Path(model).name, bench, wanted, peers, options, environment, quiet, results_dir if to_file else None
+        environment = describe(commit)
+        record = Recording(
+            Path(model).name,
+            "prefix",
+            peers,
+            bench,
+            options,
+            environment,
+            quiet=as_json,
+            save_to=results_dir if to_file else None,
+            settings={"own": own, "answer": answer},
         )
         with terminated_as_exit():
-            command.run()
+            # The others first, in processes of their own: an engine in this one does not give its memory back.
+            for peer in peers:
+                record.take(run_engine(peer, bench, options, record.about, record.say))
+            record.take(_measured(bench, wanted, record.say))
+            record.end()
     except (MillraceError, ValueError) as e:
         typer.echo(f"error: {e}", err=True)
         raise typer.Exit(1) from e
     if as_json:
-        for row in command.rows:
+        for row in record.rows:
             typer.echo(json.dumps({**flags, "model": model, **row.as_flat(), **environment}))
     else:
-        show(command.model, command.rows, environment)
+        show(Path(model).name, record.rows, environment)
 
 
-def _bench(flags: Mapping[str, Any], chosen: list[Cell], temperature: float, repeats: int) -> Bench:
-    """What all engines are given; the others run the chosen cells. Raises MillraceError, ValueError."""
+def _measured(bench: Bench, wanted: list[Cell], say: Callable[[str], None]) -> Iterator[Row]:
+    """Of an engine in this process. Raises MillraceError."""
     from millrace_worker import config
-    from millrace_worker.model_path import resolve_model
-    from millrace_worker.models.config import load_config
+    from millrace_worker.engine import garbage
+    from millrace_worker.engine.engine import Engine
 
-    load_format = config.load(flags).engine.load_format
-    directory = resolve_model(flags["model"])
-    shape = load_config(directory)
-    return Bench(
-        directory,
-        load_format,
-        temperature,
-        repeats,
-        {**flags, "model": str(directory.absolute())},
-        shape.max_context,
-        warm_up(shape.vocab_size),
-        [(cell.name, cell.jobs(shape.vocab_size)) for cell in chosen],
-    )
+    engine = Engine(config.load(bench.flags).engine)
+    thresholds = gc.get_threshold()
+    garbage.settle()
+    try:
+        prepare(engine, bench.temperature)
+        for length in dict.fromkeys(cell.prefix for cell in wanted):
+            yield from first_tokens(engine, length, wanted[0].own, bench.temperature)
+        for cell in wanted:
+            for row in measure(engine, cell, bench.temperature, bench.repeats):
+                rate = row.failed or f"decode at {row.figures['decode_tok_s']:,.0f} tok/s"
+                say(f"{row.engine}, {row.workload}: {rate}")
+                yield row
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*thresholds)
 
 
 def _numbers(flag: str, text: str, least: int) -> list[int]:

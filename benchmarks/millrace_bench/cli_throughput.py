@@ -3,79 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import msgspec
 import typer
 
 from millrace.termination import terminated_as_exit
 from millrace_schemas import MillraceError
 
 from . import workloads
-from .comparison import PEERS, Bench, PeerOptions, parse_arguments, parse_peers, run_engine
+from .comparison import PEERS, PeerOptions, make_bench, parse_arguments, parse_peers, run_engine
 from .models import MODELS, model_directory
+from .recording import Recording
 from .redis_bench import run_through_redis
-from .results import ENGINE, THROUGH_REDIS, Results, Row, free_path, now, save
+from .results import ENGINE, THROUGH_REDIS
 
 RESULTS = Path("benchmarks/results")
-
-
-@dataclass(slots=True)
-class _Command:
-    """What was asked for, and what has come of it so far."""
-
-    model: str
-    bench: Bench
-    options: PeerOptions
-    engines: list[str]
-    vocab_size: int
-    environment: dict[str, str]
-    quiet: bool
-    save_to: Path | None = None
-    date: str = field(default_factory=now)
-    about: dict[str, dict[str, str]] = field(default_factory=dict)
-    rows: list[Row] = field(default_factory=list)
-
-    def run(self) -> None:
-        """All engines, one after the other; what is there is saved after each row."""
-        path = None if self.save_to is None else free_path(self.save_to, self._results())
-        for engine in self.engines:
-            for row in self._rows(engine):
-                self.rows.append(row)
-                if path is not None:
-                    save(path, self._results())
-        if path is not None:
-            self.say(f"saved: {path}")
-
-    def say(self, words: str) -> None:
-        if not self.quiet:
-            typer.echo(words, err=True)
-
-    def _rows(self, engine: str) -> Iterator[Row]:
-        if engine == THROUGH_REDIS:
-            return run_through_redis(self.bench, self.options.timeout, self.vocab_size, self.say)
-        return run_engine(engine, self.bench, self.options, self.about, self.say)
-
-    def _results(self) -> Results:
-        peers = [engine for engine in self.engines if engine in PEERS]
-        what = "throughput" + ("-through-redis" if THROUGH_REDIS in self.engines else "")
-        settings = {"temperature": self.bench.temperature, "repeats": self.bench.repeats, **self.bench.flags}
-        # Where the model lies on this machine, as its logs, is nobody's business elsewhere.
-        del settings["model"]
-        if "vllm" in peers:
-            settings["vllm"] = self.options.vllm_args
-        return Results(
-            date=self.date,
-            model=self.model,
-            what="-vs-".join([what, *peers]),
-            environment=self.environment,
-            settings=settings,
-            engines=self.about,
-            rows=tuple(msgspec.structs.replace(row, log="") for row in self.rows),
-        )
 
 
 def throughput(
@@ -121,50 +64,42 @@ def throughput(
         "gpu_memory_utilization": gpu_memory_utilization,
     }
     try:
-        bench, vocab_size = _bench(flags, workload, temperature, repeats)
+        bench, vocab_size = make_bench(flags, temperature, repeats, lambda size: workloads.named(workload, size))
         options = PeerOptions(vs_python, vs_pythonpath, parse_arguments(vs_args), vs_timeout, vs_limit)
         engines = _engines(vs, first=vs_first, through_redis=through_redis)
     except (MillraceError, ValueError) as e:
         typer.echo(f"error: {e}", err=True)
         raise typer.Exit(1) from e
     environment = describe(commit)
-    command = _Command(
-        Path(model).name, bench, options, engines, vocab_size, environment, as_json, results_dir if to_file else None
+    what = "throughput" + ("-through-redis" if through_redis else "")
+    peers = [engine for engine in engines if engine in PEERS]
+    record = Recording(
+        Path(model).name,
+        what,
+        peers,
+        bench,
+        options,
+        environment,
+        quiet=as_json,
+        save_to=results_dir if to_file else None,
     )
     with terminated_as_exit():
-        command.run()
+        for engine in engines:
+            if engine == THROUGH_REDIS:
+                record.take(run_through_redis(bench, options.timeout, vocab_size, record.say))
+            else:
+                record.take(run_engine(engine, bench, options, record.about, record.say))
+        record.end()
     if as_json:
-        for row in command.rows:
+        for row in record.rows:
             typer.echo(json.dumps({**flags, "model": model, **row.as_flat(), **environment}))
-    elif any(not row.failed for row in command.rows):
-        show(command.model, command.rows, environment)
-    own = [row for row in command.rows if row.failed and row.engine in (ENGINE, THROUGH_REDIS)]
+    elif any(not row.failed for row in record.rows):
+        show(Path(model).name, record.rows, environment)
+    own = [row for row in record.rows if row.failed and row.engine in (ENGINE, THROUGH_REDIS)]
     for row in own:
         typer.echo(f"error: {row.engine}, {row.workload}: {row.failed} ({row.log})", err=True)
     if own:
         raise typer.Exit(1)
-
-
-def _bench(flags: dict[str, Any], names: str, temperature: float, repeats: int) -> tuple[Bench, int]:
-    """What all engines are given, and the size of the model's vocabulary. Raises MillraceError, ValueError."""
-    from millrace_worker import config
-    from millrace_worker.model_path import resolve_model
-    from millrace_worker.models.config import load_config
-
-    load_format = config.load(flags).engine.load_format
-    directory = resolve_model(flags["model"])
-    shape = load_config(directory)
-    bench = Bench(
-        directory,
-        load_format,
-        temperature,
-        repeats,
-        {**flags, "model": str(directory.absolute())},
-        shape.max_context,
-        workloads.warm_up(shape.vocab_size),
-        workloads.named(names, shape.vocab_size),
-    )
-    return bench, shape.vocab_size
 
 
 def _engines(vs: str, *, first: bool, through_redis: bool) -> list[str]:

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from .config import peer_environ
 from .peer_process import PeerFailed, events, last_line, log_file, scratch
 from .peers.protocol import Task
 from .results import ENGINE, Row, best
-from .workloads import Job
+from .workloads import Job, warm_up
 
 #: Engines that can be asked for by name, beside our own.
 PEERS = ("vllm", "transformers")
@@ -37,6 +37,33 @@ class Bench:
     context: int
     warm_up: list[Job]
     workloads: list[tuple[str, list[Job]]]
+
+
+def make_bench(
+    flags: Mapping[str, Any], temperature: float, repeats: int, workloads: Callable[[int], list[tuple[str, list[Job]]]]
+) -> tuple[Bench, int]:
+    """The bench of these settings, with the workloads for a vocabulary's size, and that size.
+
+    Raises MillraceError, ValueError.
+    """
+    from millrace_worker import config
+    from millrace_worker.model_path import resolve_model
+    from millrace_worker.models.config import load_config
+
+    load_format = config.load(flags).engine.load_format
+    directory = resolve_model(flags["model"])
+    shape = load_config(directory)
+    bench = Bench(
+        directory,
+        load_format,
+        temperature,
+        repeats,
+        {**flags, "model": str(directory.absolute())},
+        shape.max_context,
+        warm_up(shape.vocab_size),
+        workloads(shape.vocab_size),
+    )
+    return bench, shape.vocab_size
 
 
 @dataclass(frozen=True, slots=True)

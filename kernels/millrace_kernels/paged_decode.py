@@ -40,6 +40,32 @@ def paged_decode_reference(
     return (weights @ v).transpose(0, 1).reshape(seqs, heads, head_dim).to(q.dtype)
 
 
+@triton.jit
+def _with_other_slots(
+    partial_ptr, lse_ptr, record, slot, head, member, dim, live, acc, top, total,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr,
+):  # fmt: skip
+    """(acc, total) of a task, to which the partial results of its row's other slots are added; see `attend`."""
+    first, count = tl.load(record + 5).to(tl.int64), tl.load(record + 7)
+    for start in tl.range(0, count, 4):
+        for ahead in tl.static_range(4):
+            other = first + start + ahead
+            there = (start + ahead < count) & (other != slot)
+            at = other * HEADS + head
+            # Not through L1, which may hold what an earlier layer left there.
+            lse = tl.load(lse_ptr + at, mask=(member < GROUP) & there, other=float("-inf"), cache_modifier=".cg")
+            place = partial_ptr + at[:, None] * HEAD_DIM + dim[None, :]
+            partial = tl.load(place, mask=live & there, other=0.0, cache_modifier=".cg")
+            new_top = tl.maximum(top, lse)
+            # Of an empty part and a slot that is not there, -inf minus -inf would be NaN.
+            safe = tl.where(new_top == float("-inf"), 0.0, new_top)
+            decay, weight = tl.exp2(top - safe), tl.exp2(lse - safe)
+            acc = acc * decay[:, None] + partial * weight[:, None]
+            total = total * decay + weight
+            top = new_top
+    return acc, total
+
+
 # What changes from step to step is not specialised on: each new mix would be compiled in the middle of the work.
 @triton.jit(do_not_specialize=["tables_ptr", "tasks_ptr", "table_line"])
 def _paged_decode_kernel(
@@ -111,27 +137,9 @@ def _paged_decode_kernel(
             tl.debug_barrier()
             arrived = tl.atomic_add(arrival_ptr, 1, sem="acq_rel", scope="gpu")
         if arrived == own - 1:
-            first, count = tl.load(record + 5).to(tl.int64), tl.load(record + 7)
-            for start in tl.range(0, count, 4):
-                for ahead in tl.static_range(4):
-                    other = first + start + ahead
-                    live = (start + ahead < count) & (other != slot)
-                    at = other * HEADS + head
-                    # Not through L1, which may hold what an earlier layer left there.
-                    lse = tl.load(lse_ptr + at, mask=(member < GROUP) & live, other=float("-inf"), cache_modifier=".cg")
-                    partial = tl.load(
-                        partial_ptr + at[:, None] * HEAD_DIM + dim[None, :],
-                        mask=q_live & live,
-                        other=0.0,
-                        cache_modifier=".cg",
-                    )
-                    new_top = tl.maximum(top, lse)
-                    # Of an empty part and a slot that is not there, -inf minus -inf would be NaN.
-                    safe = tl.where(new_top == float("-inf"), 0.0, new_top)
-                    decay, weight = tl.exp2(top - safe), tl.exp2(lse - safe)
-                    acc = acc * decay[:, None] + partial * weight[:, None]
-                    total = total * decay + weight
-                    top = new_top
+            acc, total = _with_other_slots(
+                partial_ptr, lse_ptr, record, slot, head, member, dim, q_live, acc, top, total, HEADS, GROUP, HEAD_DIM
+            )
             merged = acc / tl.where(total > 0, total, 1.0)[:, None]
             tl.store(out_ptr + row_place, merged.to(out_ptr.dtype.element_ty), mask=q_live)
             tl.store(arrival_ptr, 0)

@@ -5,85 +5,38 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
+from cuda_parts import EAGER, NEEDS_CUDA, answers_of, cuda_engine
 from greedy import greedy_answers, prompts, save
-from millrace_worker.config import EngineConfig
 from millrace_worker.engine import shared_runs
-from millrace_worker.engine.engine import Engine
-from millrace_worker.engine.graphs import graph_sizes
-from millrace_worker.engine.mixed_graphs import mixed_sizes
 from millrace_worker.frames import AddSequence, SequenceParams
+
+pytestmark = NEEDS_CUDA
 
 MAX_TOKENS = 12
 
 
-def test_graph_sizes_end_with_the_largest_batch() -> None:
-    assert graph_sizes(1) == [1]
-    assert graph_sizes(6) == [1, 2, 4, 6]
-    assert graph_sizes(64) == [1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64]
-    sizes = graph_sizes(1024)
-    assert sizes[-1] == 1024
-    assert len(sizes) < 50
-
-
-def test_mixed_sizes_end_with_the_token_budget() -> None:
-    assert mixed_sizes(16) == [16]
-    assert mixed_sizes(96) == [32, 64, 96]
-    assert mixed_sizes(100) == [32, 64, 96, 100]
-    sizes = mixed_sizes(8192)
-    assert sizes[-1] == 2048
-    assert sizes == sorted(set(sizes))
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", ["llama3-tied", "mistral", "qwen2", "qwen3"])
 def test_graphs_and_eager_steps_give_the_ids_of_transformers(name: str, tmp_path: Path) -> None:
     directory = save(name, tmp_path)
     asked = prompts(128)
     wanted = greedy_answers(directory, asked, MAX_TOKENS, eos=None)
     for eager, seqs, budget in ((True, 24, 96), (False, 24, 96), (False, 7, 96), (False, 80, 700), (False, 80, 90)):
-        engine = Engine(
-            EngineConfig(
-                model=str(directory),
-                device="cuda",
-                dtype="float32",
-                max_num_seqs=seqs,
-                max_num_batched_tokens=budget,
-                max_model_len=200,
-                kv_cache_memory_bytes=64 * 2**20,
-                enforce_eager=eager,
-            )
+        engine = cuda_engine(
+            directory, max_num_seqs=seqs, max_num_batched_tokens=budget, max_model_len=200, enforce_eager=eager
         )
-        for i, prompt in enumerate(asked):
-            engine.add(AddSequence(i, prompt, [], SequenceParams(max_tokens=MAX_TOKENS, temperature=0.0)))
-        answers: list[list[int]] = [[] for _ in asked]
-        while engine.has_work:
-            for seq_id, tokens in engine.step().tokens:
-                answers[seq_id] += tokens
+        greedy = SequenceParams(max_tokens=MAX_TOKENS, temperature=0.0)
+        found = answers_of(engine, [AddSequence(i, prompt, [], greedy) for i, prompt in enumerate(asked)])
+        answers = [found[i] for i in range(len(asked))]
         assert answers == wanted, f"enforce_eager={eager}, max_num_seqs={seqs}, max_num_batched_tokens={budget}"
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("eager", [pytest.param(True, id="eager"), pytest.param(False, id="graphs")])
+@EAGER
 def test_rows_change_hands_while_a_step_is_in_flight(eager: bool, tmp_path: Path) -> None:
     directory = save("llama3-tied", tmp_path)
     asked = prompts(32)
     wanted = greedy_answers(directory, asked, MAX_TOKENS, eos=None)
-    engine = Engine(
-        EngineConfig(
-            model=str(directory),
-            device="cuda",
-            dtype="float32",
-            max_num_seqs=4,
-            max_num_batched_tokens=96,
-            max_model_len=200,
-            kv_cache_memory_bytes=64 * 2**20,
-            enforce_eager=eager,
-        )
-    )
+    engine = cuda_engine(directory, max_num_seqs=4, max_num_batched_tokens=96, max_model_len=200, enforce_eager=eager)
     greedy = SequenceParams(max_tokens=MAX_TOKENS, temperature=0.0)
     for i in range(16, 32):
         engine.add(AddSequence(i, asked[i], [], greedy, priority=1))
@@ -104,9 +57,7 @@ def test_rows_change_hands_while_a_step_is_in_flight(eager: bool, tmp_path: Path
     assert answers == wanted
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("eager", [pytest.param(True, id="eager"), pytest.param(False, id="graphs")])
+@EAGER
 def test_shared_prefixes_are_read_once_and_change_nothing(
     eager: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,17 +68,8 @@ def test_shared_prefixes_are_read_once_and_change_nothing(
     heads = [[(7 * i + g) % 97 for i in range(128)] for g in range(2)]
     asked = [[*heads[i % 2], *tail] if i % 5 else tail for i, tail in enumerate(prompts(120, longest=40))]
     wanted = greedy_answers(directory, asked, MAX_TOKENS, eos=None)
-    engine = Engine(
-        EngineConfig(
-            model=str(directory),
-            device="cuda",
-            dtype="float32",
-            max_num_seqs=100,
-            max_num_batched_tokens=512,
-            max_model_len=300,
-            kv_cache_memory_bytes=64 * 2**20,
-            enforce_eager=eager,
-        )
+    engine = cuda_engine(
+        directory, max_num_seqs=100, max_num_batched_tokens=512, max_model_len=300, enforce_eager=eager
     )
     for i, prompt in enumerate(asked):
         engine.add(AddSequence(i, prompt, [], SequenceParams(max_tokens=MAX_TOKENS, temperature=0.0)))
@@ -147,26 +89,15 @@ def test_shared_prefixes_are_read_once_and_change_nothing(
     assert answers == wanted
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("eager", [pytest.param(True, id="eager"), pytest.param(False, id="graphs")])
+@EAGER
 def test_penalties_and_log_probabilities_are_those_of_the_cpu(eager: bool, tmp_path: Path) -> None:
     """On the CPU the references run, which the other tests hold against transformers."""
     directory = save("llama3-tied", tmp_path)
     asked = prompts(48)
     found = []
     for device in ("cpu", "cuda"):
-        engine = Engine(
-            EngineConfig(
-                model=str(directory),
-                device=device,
-                dtype="float32",
-                max_num_seqs=16,
-                max_num_batched_tokens=96,
-                max_model_len=200,
-                kv_cache_memory_bytes=64 * 2**20,
-                enforce_eager=eager,
-            )
+        engine = cuda_engine(
+            directory, max_num_seqs=16, max_num_batched_tokens=96, max_model_len=200, enforce_eager=eager, device=device
         )
         for i, prompt in enumerate(asked):
             params = SequenceParams(

@@ -6,56 +6,35 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from cuda_parts import EAGER, NEEDS_CUDA, answers_of, cuda_engine
+from demo_prompts import demo_prompts, demo_tokenizer
 from greedy import greedy_answers
-from millrace.demo_tasks import make_examples, system_prompt
-from millrace_schemas import Message, Role
-from millrace_worker.config import EngineConfig
 from millrace_worker.engine.engine import Engine
 from millrace_worker.frames import AddSequence, SequenceParams
 from millrace_worker.model_path import resolve_model
 from millrace_worker.models import Decoder, ForwardBatch, load_model
 from millrace_worker.tokenizer import Tokenizer
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = NEEDS_CUDA
 
 MAX_TOKENS = 40
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    tokenizer = Tokenizer.load(resolve_model("demo"))
-    assert tokenizer is not None
-    return tokenizer
+    return demo_tokenizer()
 
 
 @pytest.fixture(scope="module")
 def prompts(tokenizer: Tokenizer) -> list[list[int]]:
-    return [
-        tokenizer.encode_chat((Message(Role.SYSTEM, system_prompt(example.task)), Message(Role.USER, example.user)))
-        for example in make_examples(64, seed=3)
-    ]
+    return demo_prompts(tokenizer)
 
 
 def engine_of(**settings: object) -> Engine:
-    common = {"device": "cuda", "dtype": "float32", "max_num_seqs": 80, "kv_cache_memory_bytes": 64 * 2**20}
-    return Engine(EngineConfig(**{**common, **settings}))  # type: ignore[arg-type]
+    return cuda_engine(**{"max_num_seqs": 80, **settings})
 
 
-def answers_of(engine: Engine, sequences: list[AddSequence]) -> dict[int, list[int]]:
-    answers: dict[int, list[int]] = {}
-    for sequence in sequences:
-        engine.add(sequence)
-        answers[sequence.seq_id] = list(sequence.generated)
-    while engine.has_work:
-        for seq_id, tokens in engine.step().tokens:
-            answers[seq_id] += tokens
-    return answers
-
-
-@pytest.mark.parametrize("eager", [pytest.param(True, id="eager"), pytest.param(False, id="graphs")])
+@EAGER
 def test_greedy_answers_of_the_shipped_model_are_those_of_the_cpu(
     prompts: list[list[int]], tokenizer: Tokenizer, eager: bool
 ) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from demo_prompts import demo_prompts, demo_tokenizer
 from greedy import greedy_answers
-from millrace.demo_tasks import make_examples, system_prompt
-from millrace_schemas import Message, Role
 from millrace_worker.config import EngineConfig
 from millrace_worker.engine.engine import Engine
 from millrace_worker.frames import AddSequence, SequenceParams
@@ -18,17 +17,12 @@ MAX_TOKENS = 40
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    tokenizer = Tokenizer.load(resolve_model("demo"))
-    assert tokenizer is not None
-    return tokenizer
+    return demo_tokenizer()
 
 
 @pytest.fixture(scope="module")
 def prompts(tokenizer: Tokenizer) -> list[list[int]]:
-    return [
-        tokenizer.encode_chat((Message(Role.SYSTEM, system_prompt(example.task)), Message(Role.USER, example.user)))
-        for example in make_examples(64, seed=3)
-    ]
+    return demo_prompts(tokenizer)
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ from millrace_worker.frames import Load
 from .block_pool import BlockPool
 from .filling import Filling
 from .lower_tier import LowerTier, NoLowerTier
-from .prefix_cache import ChainHasher
+from .prefixes import Prefixes
 from .row_counts import RowCounts
 from .sequence import URGENT, Sequence, SequenceState
 from .step import SEQUENCE_COST, Step
@@ -72,7 +72,6 @@ class Scheduler:
         self.block_size = block_size
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
-        self.enable_prefix_caching = enable_prefix_caching
         #: See above; 0: long prompts have as much of a step as others.
         self.long_prefill_token_threshold = long_prefill_token_threshold
         #: What a step should cost while urgent sequences are about, in the units of Step.cost; None: no bound.
@@ -86,12 +85,10 @@ class Scheduler:
         self._waiting: dict[int, deque[Sequence]] = {URGENT: deque()}
         self._sequences: dict[int, Sequence] = {}
         self._counts = RowCounts(max_num_seqs)
-        self._hasher = ChainHasher(block_size)
         #: Rows of `running`; None: not brought up to date yet.
         self._rows: np.ndarray | None = None
         self._admissions = 0
-        #: Blocks that a running sequence is computing: hash -> seq_id. Whoever needs the same block waits for it.
-        self._in_flight: dict[bytes, Sequence] = {}
+        self._prefixes = Prefixes(pool, self.tier, block_size, enabled=enable_prefix_caching)
         self._num_urgent = 0
         self._steps_without_urgent = _ALERT_STEPS
         #: Urgent sequences started since one of another rank was, while one waited.
@@ -187,7 +184,7 @@ class Scheduler:
     def check_integrity(self) -> None:
         """Asserts that the pool and the running sequences agree; see BlockPool.check_integrity."""
         self.pool.check_integrity(chain((seq.block_table for seq in self.running), self.tier.held))
-        assert set(self._in_flight.values()) <= set(self.running), "blocks in flight without an owner"
+        assert self._prefixes.owners <= set(self.running), "blocks in flight without an owner"
         assert self._counts.num_free + len(self.running) == self.max_num_seqs, "rows are lost"
         assert self._running_rows().tolist() == [seq.row for seq in self.running], "rows are out of date"
         for seq in self.running:
@@ -334,10 +331,10 @@ class Scheduler:
         counts: list[int] = []
         while queue and filling.most(rank) > 0 and len(held_back) < self.max_num_seqs:
             seq = queue[0]
-            hits = self._prefix_hits(seq)
+            hits = self._prefixes.hits(seq)
             computed = len(hits) * self.block_size
             count = filling.share(seq.num_tokens - computed, filling.most(rank))
-            if count == 0 or self._is_in_flight(seq, len(hits)):
+            if count == 0 or self._prefixes.is_in_flight(seq, len(hits)):
                 held_back.append(queue.popleft())
                 continue
             victims = self._victims(seq, hits)
@@ -359,27 +356,6 @@ class Scheduler:
             self._book(started, np.array([seq.row for seq in started]), np.array(counts), filling)
         queue.extendleft(reversed(held_back))
         return len(held_back) == len(queue)
-
-    def _prefix_hits(self, seq: Sequence) -> list[int]:
-        """Cached blocks at the head of the sequence. The last token is always computed: its logits are needed."""
-        if not self.enable_prefix_caching:
-            return []
-        full = (seq.num_tokens - 1) // self.block_size
-        self._hasher.extend(seq, full)
-        hits: list[int] = []
-        for block_hash in seq.block_hashes[:full]:
-            block = self.pool.lookup(block_hash)
-            if block is None:
-                break
-            hits.append(block)
-        return hits
-
-    def _is_in_flight(self, seq: Sequence, num_hits: int) -> bool:
-        """Whether the first block that is missing is being computed right now, by somebody who does so no later."""
-        if num_hits == len(seq.block_hashes):
-            return False
-        owner = self._in_flight.get(seq.block_hashes[num_hits])
-        return owner is not None and owner.rank <= seq.rank
 
     def _victims(self, seq: Sequence, hits: list[int]) -> int | None:
         """How many of the last running sequences, all of a higher rank, have to go for `seq` to be started.
@@ -413,10 +389,7 @@ class Scheduler:
             self._admissions += 1
             seq.order = self._admissions
         self._count_overtakes(seq)
-        for block_hash in seq.block_hashes[len(hits) :]:
-            owner = self._in_flight.get(block_hash)
-            if owner is None or owner.rank > seq.rank:
-                self._in_flight[block_hash] = seq
+        self._prefixes.claim(seq, len(hits))
         self._counts.start(seq, num_computed)
         self._rows = None
         seq.state = SequenceState.RUNNING
@@ -432,19 +405,8 @@ class Scheduler:
         """Makes the blocks findable that the step has filled with what others may ask for now."""
         for part in np.flatnonzero(step.known).tolist():
             if step.seqs[part].state is SequenceState.RUNNING:
-                self._register(step.seqs[part], int(step.starts[part]), int(step.starts[part] + step.counts[part]))
-
-    def _register(self, seq: Sequence, start: int, end: int) -> None:
-        """Makes the blocks findable that the tokens from `start` to `end` have filled."""
-        first, full = start // self.block_size, end // self.block_size
-        if first >= full or not self.enable_prefix_caching:
-            return
-        self._hasher.extend(seq, full)
-        for block_hash, block in zip(seq.block_hashes[first:full], seq.block_table[first:full], strict=True):
-            self.pool.register(block, block_hash)
-            if self._in_flight.get(block_hash) is seq:
-                del self._in_flight[block_hash]
-        self.tier.computed(seq, first, full)
+                start = int(step.starts[part])
+                self._prefixes.register(step.seqs[part], start, start + int(step.counts[part]))
 
     def _vacate(self, seq: Sequence) -> None:
         """Gives back blocks and row. What it has generated is made findable only now, all at once.
@@ -452,14 +414,12 @@ class Scheduler:
         Its last token was never computed, or is so by the step that runs now.
         """
         known, computed = int(self._counts.known[seq.row]), int(self._counts.computed[seq.row])
-        self._register(seq, known, min(computed, seq.num_tokens - 1))
+        self._prefixes.register(seq, known, min(computed, seq.num_tokens - 1))
         self.pool.release(reversed(seq.block_table))
         seq.block_table = []
         self._counts.vacate(seq)
         self._rows = None
-        for block_hash in seq.block_hashes if self._in_flight else ():
-            if self._in_flight.get(block_hash) is seq:
-                del self._in_flight[block_hash]
+        self._prefixes.disclaim(seq)
 
     def _leave(self, seq: Sequence) -> None:
         """Forgets a sequence that runs or waits."""
