@@ -6,6 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
+from . import _hopper_attention
 from ._attention import attend, load_tile
 from ._dependent import await_inputs, dependent_launch
 from .decode_plan import DecodePlan, PlanShape
@@ -90,6 +91,9 @@ def attend_shared(
         return
     _, heads, head_dim = q.shape
     _, _, kv_heads, block_size, _ = kv.shape
+    if plan.shape.tile_rows == _hopper_attention.TILE_M and _hopper_attention.fits(q, block_size):
+        _hopper_attention.launch_shared_runs(q, kv, block_tables, plan, scale_log2, partial, lse)
+        return
     dim_pad = max(16, triton.next_power_of_2(head_dim))
     tile_n, warps, stages = _tiles(plan.shape, dim_pad, kv.element_size())
     _shared_run_kernel[(kv_heads, plan.shared.shape[0])](

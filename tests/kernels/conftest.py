@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from kernel_cases import CUDA, INTERPRETED
+from millrace_kernels import _hopper_attention
 
 _EMPTY, _EMPTY_LIKE, _NEW_EMPTY = torch.empty, torch.empty_like, torch.Tensor.new_empty
 
@@ -22,6 +23,12 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "empty", lambda *a, **k: _poison(_EMPTY(*a, **k)))
     monkeypatch.setattr(torch, "empty_like", lambda *a, **k: _poison(_EMPTY_LIKE(*a, **k)))
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda *a, **k: _poison(_NEW_EMPTY(*a, **k)))
+
+
+@pytest.fixture(params=["portable", "for Hopper"] if CUDA else ["portable"])
+def either_attention(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs a test with each of the kernels that there are for tiles of many rows."""
+    monkeypatch.setattr(_hopper_attention, "enabled", request.param == "for Hopper")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

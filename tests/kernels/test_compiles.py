@@ -17,6 +17,7 @@ from millrace_kernels import (
     DecodePlan,
     PlanShape,
     SharedRun,
+    _hopper_attention,
     apply_penalties,
     count_tokens,
     embed,
@@ -102,6 +103,24 @@ def test_attention(rows: int, dtype: torch.dtype, compiled: list[str]) -> None:
         paged_prefill(q, case.kv, case.block_tables, bounds, lens, tokens, 0.1, lines=lens)
     merge = {"_merge_kernel"} if rows < 16 else set()
     assert set(compiled) == {"_paged_decode_kernel", "_shared_run_kernel", "_paged_prefill_kernel"} | merge
+
+
+@pytest.mark.parametrize(("dim", "block", "dtype"), [(128, 16, torch.bfloat16), (64, 32, torch.float16)])
+def test_attention_for_hopper(
+    dim: int, block: int, dtype: torch.dtype, compiled: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_hopper_attention, "enabled", True)
+    rows, heads, kv_heads = 40, 8, 2
+    case = paged([600] * rows, kv_heads, dim, block, dtype)
+    q = torch.zeros(3000, heads, dim, dtype=dtype)
+    shape = PlanShape(rows, kv_heads, heads // kv_heads, 132, shared=True)
+    arrays = plan_decode(case.context_lens.numpy(), np.arange(rows), shape, [SharedRun(np.arange(rows), 0, 512)])
+    plan = DecodePlan.of(shape, {name: torch.from_numpy(array) for name, array in arrays.items()})
+    paged_decode(q[:rows], case.kv, case.block_tables, case.context_lens, 0.1, plan=plan)
+    bounds, lens = torch.tensor([0, 3000], dtype=torch.int32), torch.tensor([3000], dtype=torch.int32)
+    paged_prefill(q, case.kv, case.block_tables[:1], bounds, lens, 3000, 0.1)
+    paged_prefill(q, case.kv, case.block_tables, bounds, lens, 3000, 0.1, lines=lens)
+    assert compiled == ["_shared_run_kernel", "_paged_decode_kernel", "_prefill_kernel", "_prefill_kernel"]
 
 
 @DTYPES

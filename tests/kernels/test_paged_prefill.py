@@ -6,6 +6,8 @@ import torch
 from kernel_cases import DEVICE, DTYPES, Paged, assert_as_good, by_mode, dense_attention, paged
 from millrace_kernels import paged_decode, paged_prefill
 
+pytestmark = pytest.mark.usefixtures("either_attention")
+
 HEADS = [(4, 4), (8, 2), (16, 2), (7, 1)]  # groups of 1, 4, 8, 7
 #: (query tokens, context): whole prompts, chunks that begin within a block, single tokens, none.
 PAIRS = by_mode(

@@ -9,7 +9,10 @@ import torch
 from kernel_cases import DEVICE, DTYPES, KERNELS, Paged, assert_as_good, by_mode, dense_attention, paged
 from millrace_kernels import DecodePlan, PlanShape, SharedRun, paged_decode, plan_decode
 
-pytestmark = pytest.mark.skipif(not KERNELS, reason="the reference knows no plan")
+pytestmark = [
+    pytest.mark.skipif(not KERNELS, reason="the reference knows no plan"),
+    pytest.mark.usefixtures("either_attention"),
+]
 
 
 def shared_case(
