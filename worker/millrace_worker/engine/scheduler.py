@@ -18,8 +18,6 @@ that wait behind them go first.
 
 from __future__ import annotations
 
-from bisect import bisect_right, insort
-from collections import Counter, deque
 from dataclasses import dataclass, field
 from itertools import chain, islice
 
@@ -27,13 +25,16 @@ import numpy as np
 
 from millrace_worker.frames import Load
 
+from .admission import Admission
 from .block_pool import BlockPool
 from .filling import Filling
 from .lower_tier import LowerTier, NoLowerTier
 from .prefixes import Prefixes
-from .row_counts import RowCounts
+from .running import Running
 from .sequence import URGENT, Sequence, SequenceState
-from .step import SEQUENCE_COST, Step
+from .step import Step
+from .turns import Turns
+from .waiting import Waiting
 
 #: A sequence that waits is moved up once so many urgent ones were started before it, or once it was preempted so often.
 _MOST_OVERTAKES = 8
@@ -76,29 +77,36 @@ class Scheduler:
         self.long_prefill_token_threshold = long_prefill_token_threshold
         #: What a step should cost while urgent sequences are about, in the units of Step.cost; None: no bound.
         self.allowance: int | None = None
-        #: By rank, then by admission: the last one is the first to be preempted.
-        self.running: list[Sequence] = []
-        self.num_preemptions = 0
-        #: (seq_id, cached prompt tokens) of sequences scheduled for the first time since the list was last taken.
-        self.started: list[tuple[int, int]] = []
-        #: By rank, in its order.
-        self._waiting: dict[int, deque[Sequence]] = {URGENT: deque()}
         self._sequences: dict[int, Sequence] = {}
-        self._counts = RowCounts(max_num_seqs)
-        #: Rows of `running`; None: not brought up to date yet.
-        self._rows: np.ndarray | None = None
-        self._admissions = 0
         self._prefixes = Prefixes(pool, self.tier, block_size, enabled=enable_prefix_caching)
-        self._num_urgent = 0
+        self._running = Running(pool, max_num_seqs, block_size)
+        self._counts = self._running.counts
+        self._waiting = Waiting(most_overtakes=_MOST_OVERTAKES, most_preemptions=_MOST_PREEMPTIONS)
+        self._admission = Admission(self._waiting, self._running, self._prefixes, pool, self.tier, block_size)
+        self._turns = Turns()
         self._steps_without_urgent = _ALERT_STEPS
-        #: Urgent sequences started since one of another rank was, while one waited.
-        self._overtakes = 0
-        #: `order` of the last bounded sequence that had its turn.
-        self._turn = 0
+
+    @property
+    def running(self) -> list[Sequence]:
+        """By rank, then by admission: the last one is the first to be preempted."""
+        return self._running.seqs
+
+    @property
+    def started(self) -> list[tuple[int, int]]:
+        """(seq_id, cached prompt tokens) of sequences scheduled for the first time since the list was last replaced."""
+        return self._admission.started
+
+    @started.setter
+    def started(self, started: list[tuple[int, int]]) -> None:
+        self._admission.started = started
+
+    @property
+    def num_preemptions(self) -> int:
+        return self._admission.num_preemptions
 
     @property
     def num_waiting(self) -> int:
-        return len(self._sequences) - len(self.running)
+        return len(self._sequences) - len(self._running)
 
     @property
     def has_work(self) -> bool:
@@ -108,8 +116,7 @@ class Scheduler:
         """Queues a sequence that fits the cache on its own (the engine has checked)."""
         assert seq.seq_id not in self._sequences
         self._sequences[seq.seq_id] = seq
-        self._num_urgent += seq.priority == URGENT
-        self._queue(seq.rank).append(seq)
+        self._admission.enter(seq)
 
     def abort(self, seq_id: int) -> None:
         """Forgets a sequence, if it is still here."""
@@ -119,8 +126,8 @@ class Scheduler:
 
     def schedule(self) -> Step | None:
         """The next step, its blocks allocated; None when nothing can run."""
-        self._move_up()
-        self._steps_without_urgent = 0 if self._num_urgent else self._steps_without_urgent + 1
+        self._waiting.move_up()
+        self._steps_without_urgent = 0 if self._admission.num_urgent else self._steps_without_urgent + 1
         allowance = self.allowance
         if allowance is not None and self._steps_without_urgent >= _ALERT_STEPS:
             allowance *= _TIMES_CALM
@@ -129,9 +136,9 @@ class Scheduler:
         long = long if long > 0 and self._urgent_decode() else 0
         filling = Filling(self.max_num_batched_tokens, allowance, others_run=others_run, long=long)
         admitting = True
-        for rank in list(self._waiting):
+        for rank in self._waiting.ranks:
             self._advance(rank, filling)
-            admitting = admitting and filling.may_start(rank) and self._admit(rank, filling)
+            admitting = admitting and filling.may_start(rank) and self._admission.admit(rank, filling)
             if rank == URGENT:
                 filling.urgent_done()
         return filling.step()
@@ -185,89 +192,24 @@ class Scheduler:
         """Asserts that the pool and the running sequences agree; see BlockPool.check_integrity."""
         self.pool.check_integrity(chain((seq.block_table for seq in self.running), self.tier.held))
         assert self._prefixes.owners <= set(self.running), "blocks in flight without an owner"
-        assert self._counts.num_free + len(self.running) == self.max_num_seqs, "rows are lost"
-        assert self._running_rows().tolist() == [seq.row for seq in self.running], "rows are out of date"
-        for seq in self.running:
-            capacity = self._counts.capacity[seq.row]
-            assert capacity == len(seq.block_table) * self.block_size, "capacity differs from the blocks"
-            assert self._counts.computed[seq.row] <= capacity, "tokens without a block"
-
-    def _queue(self, priority: int) -> deque[Sequence]:
-        queue = self._waiting.get(priority)
-        if queue is None:
-            self._waiting[priority] = queue = deque()
-            self._waiting = dict(sorted(self._waiting.items()))
-        return queue
-
-    def _blocks_for(self, tokens: int) -> int:
-        return -(-tokens // self.block_size)
-
-    def _running_rows(self) -> np.ndarray:
-        if self._rows is None:
-            self._rows = np.array([seq.row for seq in self.running], dtype=np.int64)
-        return self._rows
-
-    def _move_up(self) -> None:
-        """Of those that wait behind the urgent ones, the first is made one of them once it has waited for enough."""
-        for rank, queue in self._waiting.items():
-            if rank == URGENT or not queue:
-                continue
-            seq = queue[0]
-            if self._overtakes >= _MOST_OVERTAKES or seq.num_preempted >= _MOST_PREEMPTIONS:
-                self._overtakes = 0
-                seq.rank = URGENT
-                self._waiting[URGENT].appendleft(queue.popleft())
-            return
+        self._running.check_integrity()
 
     def _urgent_decode(self) -> bool:
-        """Whether an interactive sequence gets its next token in this step."""
-        urgent = bisect_right(self.running, URGENT, key=_rank)
-        return bool((self._counts.owed(self._running_rows()[:urgent]) == 1).any())
+        return self._running.urgent_decode()
 
     def _advance(self, rank: int, filling: Filling) -> None:
         """The next tokens of running sequences of this rank, as far as the step has room."""
-        first = bisect_right(self.running, rank - 1, key=_rank)
-        members = self.running[first : bisect_right(self.running, rank, key=_rank)]
+        members, rows = self._running.of_rank(rank)
         if not members:
             return
-        rows = self._running_rows()[first : first + len(members)]
-        counts = self._shares(members, self._counts.owed(rows), rank, filling)
+        counts = self._turns.shares(members, self._counts.owed(rows), rank, filling)
         chosen = np.flatnonzero(counts)
         if len(chosen) < len(members):
             members, rows, counts = [members[i] for i in chosen.tolist()], rows[chosen], counts[chosen]
         stay = self._find_blocks(members, rows, counts, filling)
         if stay > 0:
             filling.charge(int(counts[:stay].sum()), stay)
-            self._book(members[:stay], rows[:stay], counts[:stay], filling)
-
-    def _shares(self, members: list[Sequence], owed: np.ndarray, rank: int, filling: Filling) -> np.ndarray:
-        """How many of the tokens that they owe these running sequences have in this step.
-
-        The first ones all, until the step is full. Where it is bounded, those come first that had none for longest, and
-        each costs more than its tokens.
-        """
-        bounded = rank != URGENT and filling.is_bounded
-        most, each = filling.most(rank), SEQUENCE_COST if bounded else 0
-        first = bisect_right(members, self._turn, key=_order) if bounded else 0
-        served = np.flatnonzero(owed)
-        all_fit = int(owed.sum()) + each * (len(served) - 1) <= most
-        if all_fit and not (filling.bounds_long and (owed > 1).any()):
-            if bounded and len(served) > 0:
-                # The last one before `first`, or of all.
-                self._turn = members[served[np.searchsorted(served, first) - 1]].order
-            return owed
-        wanted, counts = owed.tolist(), np.zeros_like(owed)
-        for index in chain(range(first, len(members)), range(first)):
-            if most <= 0:
-                break
-            count = filling.share(wanted[index], most)
-            if count > 0:
-                counts[index] = count
-                filling.note_share(count)
-                most -= count + each
-                if bounded:
-                    self._turn = members[index].order
-        return counts
+            self._running.book(members[:stay], rows[:stay], counts[:stay], filling)
 
     def _find_blocks(self, members: list[Sequence], rows: np.ndarray, counts: np.ndarray, filling: Filling) -> int:
         """Gives running sequences the blocks for their next tokens.
@@ -283,7 +225,7 @@ class Scheduler:
         if wanted > self.pool.num_free:
             self.tier.give_back()
         while wanted > self.pool.num_free:
-            self._preempt_last(filling)
+            self._admission.preempt_last(filling)
             if members[stay - 1].state is not SequenceState.RUNNING:
                 stay -= 1
                 growing = growing[growing < stay]
@@ -295,112 +237,6 @@ class Scheduler:
         capacity[rows[growing]] += missing[growing] * self.block_size
         return stay
 
-    def _grow(self, seq: Sequence, blocks: int, filling: Filling) -> None:
-        seq.block_table += self.pool.allocate(blocks)
-        self._counts.capacity[seq.row] += blocks * self.block_size
-        filling.grown.append(seq)
-
-    def _book(self, seqs: list[Sequence], rows: np.ndarray, counts: np.ndarray, filling: Filling) -> None:
-        """Puts tokens that have their blocks into the step."""
-        table = self._counts
-        starts = table.computed[rows]
-        ends = starts + counts
-        samples = ends == table.tokens[rows]
-        table.computed[rows] = ends
-        table.tokens[rows] += samples
-        filling.last += [seqs[i] for i in np.flatnonzero(samples & (ends == table.most[rows])).tolist()]
-        known = starts < table.known[rows]
-        first_tokens = bool(known.any() and (samples & (ends == table.prompt[rows])).any())
-        filling.add(seqs, (rows, starts, counts, samples, known), first_tokens=first_tokens)
-
-    def _preempt_last(self, filling: Filling) -> None:
-        """Takes back everything but the tokens. What stays in the cache is found again as a prefix hit."""
-        seq = self.running.pop()
-        self._vacate(seq)
-        seq.state = SequenceState.WAITING
-        seq.num_preempted += 1
-        self._queue(seq.rank).appendleft(seq)
-        self.num_preemptions += 1
-        filling.note_preempted(seq.rank)
-
-    def _admit(self, rank: int, filling: Filling) -> bool:
-        """Starts waiting sequences of this rank; False when some had to stay, which no other rank must overtake."""
-        queue = self._waiting[rank]
-        held_back: list[Sequence] = []
-        started: list[Sequence] = []
-        counts: list[int] = []
-        while queue and filling.most(rank) > 0 and len(held_back) < self.max_num_seqs:
-            seq = queue[0]
-            hits = self._prefixes.hits(seq)
-            computed = len(hits) * self.block_size
-            count = filling.share(seq.num_tokens - computed, filling.most(rank))
-            if count == 0 or self._prefixes.is_in_flight(seq, len(hits)):
-                held_back.append(queue.popleft())
-                continue
-            victims = self._victims(seq, hits)
-            if victims is None:
-                break
-            if self.tier.hold_back(seq, len(hits)):
-                held_back.append(queue.popleft())
-                continue
-            for _ in range(victims):
-                self._preempt_last(filling)
-            queue.popleft()
-            self._start(seq, hits)
-            filling.note_share(count)
-            self._grow(seq, self._blocks_for(computed + count) - len(hits), filling)
-            filling.charge(count, 1)
-            started.append(seq)
-            counts.append(count)
-        if started:
-            self._book(started, np.array([seq.row for seq in started]), np.array(counts), filling)
-        queue.extendleft(reversed(held_back))
-        return len(held_back) == len(queue)
-
-    def _victims(self, seq: Sequence, hits: list[int]) -> int | None:
-        """How many of the last running sequences, all of a higher rank, have to go for `seq` to be started.
-
-        None when that is not enough. There has to be room for all present tokens, and a block more for every sequence
-        that `seq` may not preempt, so that it is not started only to be preempted in the next step.
-        """
-        stay = bisect_right(self.running, seq.rank, key=_rank)
-        revived = sum(self.pool.is_free(block) for block in hits)
-        missing = self._blocks_for(seq.num_tokens) - len(hits) + revived + stay - self.pool.num_free
-        rows = 0 if self._counts.num_free else 1
-        if rows == 0 and missing <= 0:
-            return 0
-        taken = Counter(dict.fromkeys(hits, -1))  # `seq` will hold them: they do not become free
-        for count, victim in enumerate(reversed(self.running[stay:]), start=1):
-            for block in victim.block_table:
-                taken[block] += 1
-                missing -= taken[block] == self.pool.references(block)
-            if count >= rows and missing <= 0:
-                return count
-        return None
-
-    def _start(self, seq: Sequence, hits: list[int]) -> None:
-        self.pool.share(hits)
-        seq.block_table = list(hits)
-        num_computed = len(hits) * self.block_size
-        self.tier.started(seq, len(hits), first=seq.num_cached is None)
-        if seq.num_cached is None:
-            seq.num_cached = min(num_computed, seq.num_prompt)
-            self.started.append((seq.seq_id, seq.num_cached))
-            self._admissions += 1
-            seq.order = self._admissions
-        self._count_overtakes(seq)
-        self._prefixes.claim(seq, len(hits))
-        self._counts.start(seq, num_computed)
-        self._rows = None
-        seq.state = SequenceState.RUNNING
-        insort(self.running, seq, key=lambda s: (s.rank, s.order))
-
-    def _count_overtakes(self, seq: Sequence) -> None:
-        if seq.priority != URGENT:
-            self._overtakes = 0
-        elif any(queue for rank, queue in self._waiting.items() if rank != URGENT):
-            self._overtakes += 1
-
     def _register_prompts(self, step: Step) -> None:
         """Makes the blocks findable that the step has filled with what others may ask for now."""
         for part in np.flatnonzero(step.known).tolist():
@@ -408,35 +244,7 @@ class Scheduler:
                 start = int(step.starts[part])
                 self._prefixes.register(step.seqs[part], start, start + int(step.counts[part]))
 
-    def _vacate(self, seq: Sequence) -> None:
-        """Gives back blocks and row. What it has generated is made findable only now, all at once.
-
-        Its last token was never computed, or is so by the step that runs now.
-        """
-        known, computed = int(self._counts.known[seq.row]), int(self._counts.computed[seq.row])
-        self._prefixes.register(seq, known, min(computed, seq.num_tokens - 1))
-        self.pool.release(reversed(seq.block_table))
-        seq.block_table = []
-        self._counts.vacate(seq)
-        self._rows = None
-        self._prefixes.disclaim(seq)
-
     def _leave(self, seq: Sequence) -> None:
         """Forgets a sequence that runs or waits."""
-        if seq.state is SequenceState.RUNNING:
-            self.running.remove(seq)
-            self._vacate(seq)
-        else:
-            self._queue(seq.rank).remove(seq)
-        seq.state = SequenceState.FINISHED
-        self.tier.gone(seq)
-        self._num_urgent -= seq.priority == URGENT
+        self._admission.leave(seq)
         del self._sequences[seq.seq_id]
-
-
-def _rank(seq: Sequence) -> int:
-    return seq.rank
-
-
-def _order(seq: Sequence) -> int:
-    return seq.order

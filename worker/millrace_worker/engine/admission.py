@@ -1,0 +1,138 @@
+"""Admission: who of those that wait starts, and who that runs has to go for it."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+
+from .block_pool import BlockPool
+from .filling import Filling
+from .lower_tier import LowerTier
+from .prefixes import Prefixes
+from .running import Running
+from .sequence import URGENT, Sequence, SequenceState
+from .waiting import Waiting
+
+
+class Admission:
+    """All ways of a sequence between waiting, running and gone."""
+
+    def __init__(
+        self, waiting: Waiting, running: Running, prefixes: Prefixes, pool: BlockPool, tier: LowerTier, block_size: int
+    ) -> None:
+        self.num_preemptions = 0
+        #: (seq_id, cached prompt tokens) of sequences started for the first time since the list was last taken.
+        self.started: list[tuple[int, int]] = []
+        #: Sequences of priority URGENT that run or wait.
+        self.num_urgent = 0
+        self._waiting, self._running, self._prefixes = waiting, running, prefixes
+        self._pool, self._tier, self._block_size = pool, tier, block_size
+        self._admissions = 0
+
+    def enter(self, seq: Sequence) -> None:
+        """A new sequence waits."""
+        self.num_urgent += seq.priority == URGENT
+        self._waiting.add(seq)
+
+    def admit(self, rank: int, filling: Filling) -> bool:
+        """Starts waiting sequences of this rank; False when some had to stay, which no other rank must overtake."""
+        queue = self._waiting.queue(rank)
+        held_back: list[Sequence] = []
+        started: list[Sequence] = []
+        counts: list[int] = []
+        while queue and filling.most(rank) > 0 and len(held_back) < self._running.max_num_seqs:
+            seq = queue[0]
+            hits = self._prefixes.hits(seq)
+            computed = len(hits) * self._block_size
+            count = filling.share(seq.num_tokens - computed, filling.most(rank))
+            if count == 0 or self._prefixes.is_in_flight(seq, len(hits)):
+                held_back.append(queue.popleft())
+                continue
+            victims = self._victims(seq, hits)
+            if victims is None:
+                break
+            if self._tier.hold_back(seq, len(hits)):
+                held_back.append(queue.popleft())
+                continue
+            for _ in range(victims):
+                self.preempt_last(filling)
+            queue.popleft()
+            self._start(seq, hits)
+            filling.note_share(count)
+            self._running.grow(seq, self._blocks_for(computed + count) - len(hits), filling)
+            filling.charge(count, 1)
+            started.append(seq)
+            counts.append(count)
+        if started:
+            self._running.book(started, np.array([seq.row for seq in started]), np.array(counts), filling)
+        queue.extendleft(reversed(held_back))
+        return len(held_back) == len(queue)
+
+    def preempt_last(self, filling: Filling) -> None:
+        """Takes back everything but the tokens. What stays in the cache is found again as a prefix hit."""
+        seq = self._running.seqs[-1]
+        self._vacate(seq)
+        seq.state = SequenceState.WAITING
+        seq.num_preempted += 1
+        self._waiting.put_back(seq)
+        self.num_preemptions += 1
+        filling.note_preempted(seq.rank)
+
+    def leave(self, seq: Sequence) -> None:
+        """Forgets a sequence that runs or waits."""
+        if seq.state is SequenceState.RUNNING:
+            self._vacate(seq)
+        else:
+            self._waiting.remove(seq)
+        seq.state = SequenceState.FINISHED
+        self._tier.gone(seq)
+        self.num_urgent -= seq.priority == URGENT
+
+    def _blocks_for(self, tokens: int) -> int:
+        return -(-tokens // self._block_size)
+
+    def _victims(self, seq: Sequence, hits: list[int]) -> int | None:
+        """How many of the last running sequences, all of a higher rank, have to go for `seq` to be started.
+
+        None when that is not enough. There has to be room for all present tokens, and a block more for every sequence
+        that `seq` may not preempt, so that it is not started only to be preempted in the next step.
+        """
+        stay = self._running.num_up_to(seq.rank)
+        revived = sum(self._pool.is_free(block) for block in hits)
+        missing = self._blocks_for(seq.num_tokens) - len(hits) + revived + stay - self._pool.num_free
+        rows = 0 if self._running.counts.num_free else 1
+        if rows == 0 and missing <= 0:
+            return 0
+        taken = Counter(dict.fromkeys(hits, -1))  # `seq` will hold them: they do not become free
+        for count, victim in enumerate(reversed(self._running.seqs[stay:]), start=1):
+            for block in victim.block_table:
+                taken[block] += 1
+                missing -= taken[block] == self._pool.references(block)
+            if count >= rows and missing <= 0:
+                return count
+        return None
+
+    def _start(self, seq: Sequence, hits: list[int]) -> None:
+        first = seq.num_cached is None
+        if first:
+            seq.num_cached = min(len(hits) * self._block_size, seq.num_prompt)
+            self.started.append((seq.seq_id, seq.num_cached))
+            self._admissions += 1
+            seq.order = self._admissions
+        self._waiting.note_start(seq)
+        self._running.start(seq, hits)
+        seq.state = SequenceState.RUNNING
+        self._prefixes.claim(seq, len(hits))
+        self._tier.started(seq, len(hits), first=first)
+
+    def _vacate(self, seq: Sequence) -> None:
+        """Gives back blocks and row. What it has generated is made findable only now, all at once.
+
+        Its last token was never computed, or is so by the step that runs now.
+        """
+        counts = self._running.counts
+        known, computed = int(counts.known[seq.row]), int(counts.computed[seq.row])
+        self._prefixes.register(seq, known, min(computed, seq.num_tokens - 1))
+        self._running.leave(seq)
+        self._prefixes.disclaim(seq)
