@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from millrace_kernels import DecodePlan, PlanShape, SharedRun, paged_decode, paged_prefill, plan_decode
+from millrace_kernels import (
+    DecodePlan,
+    PlanShape,
+    SharedRun,
+    _hopper_attention,
+    paged_decode,
+    paged_prefill,
+    plan_decode,
+)
 from millrace_worker.engine.graphs import plan_fields
 from millrace_worker.engine.packed import PackedInputs, packed_bytes
 from millrace_worker.models.config import ModelConfig
 
 from .kernel_case import CHECKED_ROWS, Case, difference
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 BLOCK_SIZE = 16
 _MOST_TURNS = 32
@@ -36,6 +49,9 @@ class DecodeSizes:
     group: int = 256
     common: int = 2048
     own: int = 128
+    #: So many prompts of so many tokens in one prefill, beside one of the contexts' length.
+    prompts: int = 4
+    prompt: int = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +66,8 @@ class Contexts:
     grouped: bool = False
     #: Whether blocks follow one another, instead of lying anywhere.
     contiguous: bool = False
+    #: Whether tiles of many rows go through the kernels for Hopper, where there is one.
+    hopper: bool = False
 
     @property
     def pages(self) -> np.ndarray:
@@ -89,6 +107,7 @@ def decode_contexts(rows: Sequence[int], context: int, sizes: DecodeSizes) -> It
     )
     shared = sizes.common // BLOCK_SIZE * BLOCK_SIZE
     yield Contexts(f"{behind}, read once", lens.astype(np.int32), shared, grouped=True)
+    yield Contexts(f"{behind}, read once, for Hopper", lens.astype(np.int32), shared, grouped=True, hopper=True)
     yield Contexts(f"{behind}, read by each", lens.astype(np.int32), shared)
     yield Contexts(f"{behind}, nothing shared", lens.astype(np.int32))
 
@@ -110,6 +129,7 @@ def decode_case(
     q, scale = torch.randn(seqs, heads, dim, device=device, dtype=dtype), dim**-0.5
     plan = _plan(config, device, contexts)
 
+    @_through(hopper=contexts.hopper)
     def ours(i: int) -> torch.Tensor:
         return paged_decode(q, cache[:, i], tables, lens, scale, plan=plan)
 
@@ -133,28 +153,55 @@ def decode_case(
     return Case(contexts.name, seqs, float(size), "TB/s", ours, torchs, turns, wrong)
 
 
-def prefill_case(config: ModelConfig, device: torch.device, dtype: torch.dtype, tokens: int) -> Case:
-    """Attention of a whole prompt."""
+def prefill_case(
+    config: ModelConfig, device: torch.device, dtype: torch.dtype, prompts: int, tokens: int, *, hopper: bool
+) -> Case:
+    """Attention of so many whole prompts of so many tokens."""
     heads, kv_heads, dim = config.num_heads, config.num_kv_heads, config.head_dim
-    contexts = Contexts("paged_prefill", np.array([tokens], dtype=np.int32))
+    name = f"paged_prefill, {prompts} x {tokens:,}" + (", for Hopper" if hopper else "")
+    contexts = Contexts(name, np.full(prompts, tokens, dtype=np.int32))
     cache, tables = _paged(config, device, dtype, contexts, 1)
     lens = torch.from_numpy(contexts.lens).to(device)
-    q, scale = torch.randn(tokens, heads, dim, device=device, dtype=dtype), dim**-0.5
-    bounds = torch.tensor([0, tokens], dtype=torch.int32, device=device)
-    k, v = torch.randn(2, 1, kv_heads, tokens, dim, device=device, dtype=dtype)
-    dense = q.transpose(0, 1)[None]
+    q, scale = torch.randn(prompts * tokens, heads, dim, device=device, dtype=dtype), dim**-0.5
+    bounds = torch.arange(0, prompts * tokens + 1, tokens, dtype=torch.int32, device=device)
+    k, v = torch.randn(2, prompts, kv_heads, tokens, dim, device=device, dtype=dtype)
+    dense = q.view(prompts, tokens, heads, dim).transpose(1, 2)
 
     def torchs(_: int) -> torch.Tensor:
         return scaled_dot_product_attention(dense, k, v, is_causal=True, scale=scale, enable_gqa=True)
 
+    @_through(hopper=hopper)
     def ours(_: int) -> torch.Tensor:
         return paged_prefill(q, cache[:, 0], tables, bounds, lens, tokens, scale)
 
     def wrong() -> str:
-        keys, values = _dense(cache[:, 0], tables[0], tokens)
-        return difference(ours(0)[-CHECKED_ROWS:], _last_tokens, q[-CHECKED_ROWS:], keys, values)
+        result = ours(0)
+        for prompt in (0, prompts - 1):
+            keys, values = _dense(cache[:, 0], tables[prompt], tokens)
+            last = slice((prompt + 1) * tokens - min(tokens, CHECKED_ROWS), (prompt + 1) * tokens)
+            found = difference(result[last], _last_tokens, q[last], keys, values)
+            if found:
+                return f"prompt {prompt}: {found}"
+        return ""
 
-    return Case("paged_prefill", tokens, 2.0 * heads * dim * tokens**2, "TFLOP/s", ours, torchs, 1, wrong)
+    return Case(name, prompts * tokens, 2.0 * heads * dim * prompts * tokens**2, "TFLOP/s", ours, torchs, 1, wrong)
+
+
+def _through(*, hopper: bool) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Runs a function with the kernels for Hopper switched on, or off."""
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        @wraps(function)
+        def run(*args: P.args, **kwargs: P.kwargs) -> T:
+            before, _hopper_attention.enabled = _hopper_attention.enabled, hopper
+            try:
+                return function(*args, **kwargs)
+            finally:
+                _hopper_attention.enabled = before
+
+        return run
+
+    return decorate
 
 
 def _plan(config: ModelConfig, device: torch.device, contexts: Contexts) -> DecodePlan:

@@ -105,9 +105,13 @@ def _cases(
         yield _norm_case(config, device, dtype, count)
         yield _silu_case(config, device, dtype, count)
         yield _sample_case(config, device, dtype, count)
+    kinds = (False, True) if device.type == "cuda" else (False,)
     for contexts in decode_contexts(rows, context, sizes):
-        yield decode_case(config, device, dtype, contexts, turns_bytes)
-    yield prefill_case(config, device, dtype, context)
+        if contexts.hopper in kinds:
+            yield decode_case(config, device, dtype, contexts, turns_bytes)
+    for prompts, tokens in ((1, context), (sizes.prompts, sizes.prompt)):
+        for hopper in kinds:
+            yield prefill_case(config, device, dtype, prompts, tokens, hopper=hopper)
 
 
 def _linear_cases(

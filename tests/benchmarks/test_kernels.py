@@ -16,7 +16,7 @@ from millrace_bench.cli import app
 from millrace_bench.kernel_case import difference
 from millrace_worker.models.config import ModelConfig, parse_config
 
-SIZES = DecodeSizes(spread=5, shortest=8, longest=64, alone=64, group=6, common=32, own=8)
+SIZES = DecodeSizes(spread=5, shortest=8, longest=64, alone=64, group=6, common=32, own=8, prompts=2, prompt=30)
 ATTENTION = {
     "paged_decode, 8 to 64": 5,
     "paged_decode, 8 to 64, blocks in order": 5,
@@ -47,7 +47,8 @@ def test_every_kernel_of_a_step_has_its_figures(capsys: pytest.CaptureFixture[st
     once += ["rms_norm_residual", "silu_mul", "sample"]
     decode = [(f"paged_decode, 20{order}", rows) for rows in (1, 3) for order in ("", ", blocks in order")]
     assert [(f.kernel, f.rows) for f in figures] == [
-        ("copy", 1), *((k, r) for r in (1, 3) for k in once), *decode, *ATTENTION.items(), ("paged_prefill", 20),
+        ("copy", 1), *((k, r) for r in (1, 3) for k in once), *decode, *ATTENTION.items(),
+        ("paged_prefill, 1 x 20", 20), ("paged_prefill, 2 x 30", 60),
     ]  # fmt: skip
     copied = figures[0]
     for figure in figures:
@@ -99,7 +100,8 @@ def test_an_error_is_measured_by_torchs_own_in_that_dtype() -> None:
 
 
 def test_contexts_lie_as_they_say() -> None:
-    *_, once, each, apart = decode_contexts((), 20, SIZES)
+    *_, once, hopper, each, apart = decode_contexts((), 20, SIZES)
+    assert (once.hopper, hopper.hopper, hopper.grouped) == (False, True, True)
     assert [once.grouped, each.grouped, apart.grouped] == [True, False, False]
     assert once.cached_tokens == each.cached_tokens == 32 + 6 * 8
     assert apart.cached_tokens == 6 * 40
