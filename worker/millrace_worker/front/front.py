@@ -254,7 +254,7 @@ class Front:
             assert self._ready is not None
             job = await prepare(leased, request, self._tools, self._ready)
             complete = job.resume()
-            return job if complete is None else self._signature.completed(job, complete, self.running.now())
+            return job if complete is None else await self._signature.completed(job, complete, self.running.now())
         except InvalidRequest as e:
             dead = DeadLetter(e.code, str(e), leased.request) if e.code is ErrorCode.UNDECODABLE else None
             return self._signature.refused(leased, request, e.info, now, dead)
