@@ -1,4 +1,4 @@
-"""Penalties for tokens that occurred: repetition, frequency and presence, in vLLM's order and before the temperature.
+"""Biases of given tokens, and penalties for those that occurred: repetition, frequency and presence, in vLLM's order.
 
 What occurred is counted on the device (see `count_tokens`), so that a step needs no token that the host does not know.
 """
@@ -25,12 +25,25 @@ def apply_penalties_reference(
     repetition: torch.Tensor,
     frequency: torch.Tensor,
     presence: torch.Tensor,
+    bias_ids: torch.Tensor | None = None,
+    biases: torch.Tensor | None = None,
 ) -> torch.Tensor:
     x, seen = logits[rows].float(), counts[counts_rows]
+    if bias_ids is not None and biases is not None:
+        ids = bias_ids[counts_rows].long()
+        row, place = (ids >= 0).nonzero(as_tuple=True)
+        x[row, ids[row, place]] += biases[counts_rows][row, place]
     generated = (seen & MOST_COUNTED).float()
     factor = repetition[:, None]
     x = torch.where(seen != 0, torch.where(x > 0, x / factor, x * factor), x)
     return x - frequency[:, None] * generated - torch.where(generated > 0, presence[:, None], 0.0)
+
+
+@triton.jit
+def _penalise(x, seen, factor, frequency, presence, MOST_COUNTED: tl.constexpr):
+    generated = (seen & MOST_COUNTED).to(tl.float32)
+    x = tl.where(seen != 0, tl.where(x > 0, tl.div_rn(x, factor), x * factor), x)
+    return x - frequency * generated - tl.where(generated > 0, presence, 0.0)
 
 
 @triton.jit
@@ -55,10 +68,40 @@ def _penalties_kernel(
     row, counts_row = tl.load(rows_ptr + index), tl.load(counts_rows_ptr + index)
     x = tl.load(logits_ptr + row * row_stride + ids, mask=inside, other=0.0).to(tl.float32)
     seen = tl.load(counts_ptr + counts_row * vocab + ids, mask=inside, other=0).to(tl.int32)
-    generated = (seen & MOST_COUNTED).to(tl.float32)
     factor, presence = tl.load(repetition_ptr + index), tl.load(presence_ptr + index)
-    x = tl.where(seen != 0, tl.where(x > 0, tl.div_rn(x, factor), x * factor), x)
-    x = x - tl.load(frequency_ptr + index) * generated - tl.where(generated > 0, presence, 0.0)
+    x = _penalise(x, seen, factor, tl.load(frequency_ptr + index), presence, MOST_COUNTED)
+    tl.store(out_ptr + index * vocab + ids, x, mask=inside)
+
+
+@triton.jit
+def _biases_kernel(
+    logits_ptr,
+    rows_ptr,
+    counts_ptr,
+    counts_rows_ptr,
+    repetition_ptr,
+    frequency_ptr,
+    presence_ptr,
+    bias_ids_ptr,
+    biases_ptr,
+    out_ptr,
+    vocab,
+    row_stride,
+    width,
+    MOST_COUNTED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One program a row; writes the tokens that have a bias anew."""
+    index = tl.program_id(0).to(tl.int64)
+    row, counts_row = tl.load(rows_ptr + index), tl.load(counts_rows_ptr + index)
+    place = tl.arange(0, BLOCK)
+    ids = tl.load(bias_ids_ptr + counts_row * width + place, mask=place < width, other=-1)
+    inside = ids >= 0
+    x = tl.load(logits_ptr + row * row_stride + ids, mask=inside, other=0.0).to(tl.float32)
+    x += tl.load(biases_ptr + counts_row * width + place, mask=inside, other=0.0)
+    seen = tl.load(counts_ptr + counts_row * vocab + ids, mask=inside, other=0).to(tl.int32)
+    factor, presence = tl.load(repetition_ptr + index), tl.load(presence_ptr + index)
+    x = _penalise(x, seen, factor, tl.load(frequency_ptr + index), presence, MOST_COUNTED)
     tl.store(out_ptr + index * vocab + ids, x, mask=inside)
 
 
@@ -70,6 +113,8 @@ def apply_penalties(
     repetition: torch.Tensor,
     frequency: torch.Tensor,
     presence: torch.Tensor,
+    bias_ids: torch.Tensor | None = None,
+    biases: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Rows of logits [S, V] as float32 [P, V], the tokens that occurred made less likely (or more, by what is asked).
 
@@ -77,6 +122,9 @@ def apply_penalties(
     prompt or generated, repetition, above 0, divides positive logits and multiplies others; frequency, times how often
     a token was generated, and presence are subtracted (float32 [P]). The logits stay as they are: half precision would
     swallow a small penalty of a large one.
+
+    Before all that, biases [N, W] (float32) are added to the logits of the tokens bias_ids [N, W] (int32; -1: none), in
+    the rows counts_rows of both. The ids of a row differ.
     """
     check_float("logits", logits)
     check_shape("logits", logits, None, None)
@@ -91,8 +139,11 @@ def apply_penalties(
         check_dtype(name, tensor, torch.int64 if name in places else torch.float32)
         check_rows(name, tensor)
     check_same_device(logits=logits, counts=counts, **places, **penalties)
+    _check_biases(counts, bias_ids, biases)
     if not use_triton(logits):
-        return apply_penalties_reference(logits, rows, counts, counts_rows, repetition, frequency, presence)
+        return apply_penalties_reference(
+            logits, rows, counts, counts_rows, repetition, frequency, presence, bias_ids, biases
+        )
     vocab = logits.shape[1]
     out = logits.new_empty(rows.shape[0], vocab, dtype=torch.float32)
     if out.numel() == 0:
@@ -113,4 +164,36 @@ def apply_penalties(
         BLOCK=block,
         num_warps=max(1, min(8, block // 512)),
     )
+    if bias_ids is not None and biases is not None:
+        width = bias_ids.shape[1]
+        _biases_kernel[(rows.shape[0],)](
+            logits,
+            rows,
+            counts,
+            counts_rows,
+            repetition,
+            frequency,
+            presence,
+            bias_ids,
+            biases,
+            out,
+            vocab,
+            logits.stride(0),
+            width,
+            MOST_COUNTED=MOST_COUNTED,
+            BLOCK=triton.next_power_of_2(width),
+            num_warps=4,
+        )
     return out
+
+
+def _check_biases(counts: torch.Tensor, ids: torch.Tensor | None, biases: torch.Tensor | None) -> None:
+    if ids is None and biases is None:
+        return
+    if ids is None or biases is None:
+        raise ValueError("bias_ids and biases go together; give both or neither")
+    for name, tensor, dtype in (("bias_ids", ids, torch.int32), ("biases", biases, torch.float32)):
+        check_shape(name, tensor, counts.shape[0], ids.shape[1])
+        check_dtype(name, tensor, dtype)
+        check_contiguous(name, tensor)
+    check_same_device(counts=counts, bias_ids=ids, biases=biases)

@@ -43,6 +43,12 @@ def submit(
     repetition_penalty: Annotated[
         float | None, typer.Option(rich_help_panel=_SAMPLING, help="Of the prompt's tokens, too, in (0, 100].")
     ] = None,
+    logit_bias: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ID=BIAS", rich_help_panel=_SAMPLING, help="Of a token id, in [-100, 100]. May be repeated."
+        ),
+    ] = None,
     logprobs: Annotated[
         int | None, typer.Option(rich_help_panel=_SAMPLING, help="Log-probabilities, and the top so many, in --json.")
     ] = None,
@@ -73,8 +79,8 @@ def submit(
     sampling: dict[str, Any] = {
         "max_tokens": max_tokens, "min_tokens": min_tokens, "temperature": temperature, "top_k": top_k,
         "top_p": top_p, "min_p": min_p, "presence_penalty": presence_penalty, "frequency_penalty": frequency_penalty,
-        "repetition_penalty": repetition_penalty, "logprobs": logprobs, "seed": seed, "stop": stop,
-        "ignore_eos": ignore_eos or None,
+        "repetition_penalty": repetition_penalty, "logit_bias": _biases(logit_bias), "logprobs": logprobs,
+        "seed": seed, "stop": stop, "ignore_eos": ignore_eos or None,
     }  # fmt: skip
     with connect(redis_url, model) as client:
         job = client.submit(
@@ -128,6 +134,20 @@ def _decode(data: bytes, source: str) -> str:
         return data.decode().removesuffix("\n")
     except UnicodeDecodeError as e:
         raise InvalidRequest(f"{source} is not UTF-8: {e.reason} at byte {e.start}", param="prompt") from e
+
+
+def _biases(texts: Iterable[str] | None) -> dict[str, float] | None:
+    """Whether the ids are ids, and the numbers in their limits, `submit` checks."""
+    if texts is None:
+        return None
+    biases = {}
+    for text in texts:
+        token, _, value = text.partition("=")
+        try:
+            biases[token] = float(value)
+        except ValueError:
+            raise InvalidRequest(f"logit-bias is ID=BIAS, not {text!r}", param="sampling.logit_bias") from None
+    return biases
 
 
 def _pairs(texts: Iterable[str]) -> dict[str, str]:

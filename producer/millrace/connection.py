@@ -59,15 +59,19 @@ class Connection:
             "protocol": 2,
             "decode_responses": False,
             "socket_connect_timeout": socket_timeout,
-            "socket_keepalive": True,
             "health_check_interval": 0,
             "retry": Retry(NoBackoff(), 0),
         }
+        if not url.startswith("unix://"):
+            # Connections of a Unix socket have no such option.
+            common["socket_keepalive"] = True
         try:
             # The timeout is ours (`call`): redis-py's own goes through wait_for, which in Python 3.11 may lose a
             # cancellation, and a caller that was cancelled would go on.
             self.commands: Redis = Redis.from_url(url, socket_timeout=None, **common)
-        except (ValueError, TypeError) as e:
+            # Connects to nothing; parameters in the URL are looked at only here.
+            self.wire()
+        except (ValueError, TypeError, AttributeError) as e:
             why = "" if "@" in url else f" ({e})"  # it may quote the beginning of a password
             raise QueueUnavailable(f"{self.address} is no Redis URL{why}; one looks like redis://host:6379/0") from e
         self._batcher = CommandBatcher(self._send)

@@ -122,6 +122,12 @@ def check_against_model(request: Request, info: ModelInfo) -> None:
                 param=f"sampling.{name}",
                 code=code,
             )
+    highest = max(request.sampling.logit_bias, default=0)
+    if highest >= info.vocab_size:
+        raise InvalidRequest(
+            f"sampling.logit_bias holds {highest}; model {info.name} has {info.vocab_size} tokens",
+            param="sampling.logit_bias",
+        )
     if request.prompt_token_ids is None:
         return
     if len(request.prompt_token_ids) >= limit:
@@ -213,7 +219,20 @@ def _sampling(sampling: object) -> dict[str, Any]:
     values = dict(sampling)
     if isinstance(values.get("stop"), str):
         values["stop"] = (values["stop"],)
+    if isinstance(values.get("logit_bias"), Mapping):
+        values["logit_bias"] = {_token_id(token): bias for token, bias in values["logit_bias"].items()}
     return values
+
+
+def _token_id(token: object) -> object:
+    """A key of logit_bias: in JSON, whose keys are strings, an id is one, too."""
+    if not isinstance(token, str):
+        return token
+    if not re.fullmatch(r"0|[1-9][0-9]{0,9}", token):
+        raise InvalidRequest(
+            f"sampling.logit_bias takes token ids for keys, not {token[:40]!r}", param="sampling.logit_bias"
+        )
+    return int(token)
 
 
 def _deadline(deadline: object, now: float) -> float:

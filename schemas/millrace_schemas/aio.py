@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 #: Seconds after which a task that has not ended is cancelled again; longer than a task needs to clean up.
 _AGAIN = 1.0
@@ -24,3 +27,14 @@ async def end_tasks(*tasks: asyncio.Task[Any]) -> None:
         if not task.cancelled():
             # Looked at, so that nobody is told that it never was.
             task.exception()
+
+
+async def unless_set(event: asyncio.Event, work: Coroutine[Any, Any, T] | asyncio.Future[T]) -> T | None:
+    """The result of `work`, or None once `event` is set; `work` is then cancelled."""
+    task = asyncio.ensure_future(work)
+    stopped = asyncio.create_task(event.wait())
+    try:
+        await asyncio.wait((task, stopped), return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
+    finally:
+        await end_tasks(task, stopped)

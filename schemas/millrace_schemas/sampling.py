@@ -12,14 +12,16 @@ MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 256
 MAX_STOP_TOKEN_IDS = 128
 MAX_LOGPROBS = 20
+MAX_LOGIT_BIAS = 1024
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Sampling of one job. Construction raises InvalidRequest on a value out of range.
 
-    Penalties change the logits first, the repetition penalty before the other two; then comes the temperature. Filters
-    apply to temperature-scaled probabilities in the order top_k, top_p, min_p; the token is then drawn with a
-    counter-based generator keyed (seed, position), so a seeded answer does not depend on the batch it ran in.
+    The bias changes the logits first, then the penalties do, the repetition penalty before the other two; then comes
+    the temperature. Filters apply to temperature-scaled probabilities in the order top_k, top_p, min_p; the token is
+    then drawn with a counter-based generator keyed (seed, position), so a seeded answer does not depend on the batch it
+    ran in.
     """
 
     #: Most tokens to generate; None: as many as the model's context leaves room for.
@@ -41,6 +43,9 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     #: Of a token in the prompt or generated before, a positive logit is divided by this and another multiplied, in
     #: (0, 100].
     repetition_penalty: float = 1.0
+    #: Added to the logits of these token ids, in [-100, 100], of at most 1,024 ids: -100 keeps a token out, in effect,
+    #: and 100 leaves nothing else.
+    logit_bias: dict[int, float] = {}
     #: None: drawn at random when the job is submitted, then fixed for all its attempts.
     seed: int | None = None
     #: Strings that end the answer; they are not part of it.
@@ -72,6 +77,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         _require(0.0 < self.top_p <= 1.0, "top_p", f"must lie in (0, 1], not {self.top_p}")
         _require(0.0 <= self.min_p <= 1.0, "min_p", f"must lie in [0, 1], not {self.min_p}")
         self._check_penalties()
+        self._check_bias()
         if self.logprobs is not None:
             _require(
                 0 <= self.logprobs <= MAX_LOGPROBS, "logprobs", f"must lie in [0, {MAX_LOGPROBS}], not {self.logprobs}"
@@ -89,6 +95,14 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "repetition_penalty",
             f"must lie in (0, 100], not {self.repetition_penalty}",
         )
+
+    def _check_bias(self) -> None:
+        bias = self.logit_bias
+        _require(len(bias) <= MAX_LOGIT_BIAS, "logit_bias", f"takes at most {MAX_LOGIT_BIAS} ids, not {len(bias)}")
+        for token, value in bias.items():
+            ok = isinstance(token, int) and 0 <= token < 2**31
+            _require(ok, "logit_bias", f"takes token ids in [0, 2**31), not {token!r:.40}")
+            _require(-100.0 <= value <= 100.0, "logit_bias", f"must lie in [-100, 100], not {value} as for {token}")
 
     def _check_stops(self) -> None:
         if isinstance(self.stop, str):

@@ -68,6 +68,7 @@ def test_lines_may_ask_for_penalties_and_log_probabilities(
     redis_url: str, batches: Batches, bulk: BulkThread, tmp_path: Path
 ) -> None:
     penalties = {"presence_penalty": 0.5, "frequency_penalty": -0.5, "repetition_penalty": 1.2}
+    penalties["logit_bias"] = {"5": -1}
     lines = [
         chat_line("a", "hi", logprobs=True, top_logprobs=2, **penalties),
         chat_line("b", "hi", **penalties),

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
+from fake_text import LetterTokenizer
 from front_parts import READY, TOOLS, leased_job, request_of
-from millrace_schemas import Lane
+from millrace_schemas import Lane, Request
 from millrace_worker.frames import AddSequence
 from millrace_worker.front import batch_turns
 from millrace_worker.front.front import Front, QueueSide
 from millrace_worker.front.outcome import Signature
 from millrace_worker.front.running import Running
+from millrace_worker.front.text import TextTools
+from millrace_worker.stop import StopChecker
 from millrace_worker.stream.closing import GiveBack
 from millrace_worker.stream.heartbeat import Watchdog
 from millrace_worker.stream.lease import LeasedJob, LeaseTable
@@ -40,8 +44,9 @@ class Desk:
         self.odd = ""
         self.front: Front
 
-    def hand_out(self, name: str, lane: Lane = Lane.INTERACTIVE) -> None:
-        job: LeasedJob = leased_job(request_of(), name=name, lane=lane)
+    def hand_out(self, name: str, lane: Lane = Lane.INTERACTIVE, prompt: str | None = None) -> None:
+        request = request_of() if prompt is None else Request(model="letters", prompt=prompt)
+        job: LeasedJob = leased_job(request, name=name, lane=lane)
         self.leases.add(job.lease)
         self.front.take(job)
 
@@ -84,18 +89,37 @@ class Desk:
         self._filling = False
 
 
-def with_front(body: Callable[[Front, Desk], Awaitable[None]]) -> None:
+class SlowTokenizer(LetterTokenizer):
+    """Takes as long for a long text as the test wants."""
+
+    def __init__(self) -> None:
+        self.encoded: list[str] = []
+        self.go_on = threading.Event()
+
+    def encode(self, text: str) -> list[int]:
+        self.encoded.append(text[:5].strip())
+        if len(text) > 9000:
+            assert self.go_on.wait(20)
+        return [1, 2]
+
+
+def with_front(body: Callable[[Front, Desk], Awaitable[None]], tools: TextTools = TOOLS) -> None:
     async def run() -> None:
         desk: Any = Desk()
         signature = Signature("letters", "w1")
         running = Running(desk, desk.leases, signature, 3)
         queue = QueueSide(desk, desk, desk, desk.leases)
-        front = Front(queue, running, TOOLS, signature, Watchdog(10.0, 10.0), lambda on_step, busy: desk)
+        front = Front(queue, running, tools, signature, Watchdog(10.0, 10.0), lambda on_step, busy: desk)
         desk.front = front
         await front.start_engine()
-        await body(front, desk)
+        async with asyncio.timeout(10):
+            await body(front, desk)
 
     asyncio.run(run())
+
+
+def long_text(name: str) -> str:
+    return name.ljust(10_000)
 
 
 def test_a_job_that_was_being_read_when_a_drain_began_is_given_back() -> None:
@@ -185,3 +209,63 @@ def test_a_batch_job_that_cannot_be_begun_does_not_keep_the_others() -> None:
         assert desk.begun == ["batch1", "batch2"]
 
     with_front(body)
+
+
+def test_what_waits_when_a_drain_begins_is_given_back_unprepared() -> None:
+    tokenizer = SlowTokenizer()
+
+    async def body(front: Front, desk: Desk) -> None:
+        desk.woken.set()
+        for n in range(8):
+            desk.hand_out(f"batch{n}", Lane.BATCH, "short")
+        desk.hand_out("urgent", prompt="short")
+        await front.stop_reading()
+        assert await front.wait_settled(5.0)
+        assert sorted(desk.given_back) == [*(f"batch{n}" for n in range(8)), "urgent"]
+        assert tokenizer.encoded == []
+
+    with_front(body, TextTools(tokenizer, StopChecker))
+
+
+def test_short_batch_jobs_go_past_a_long_text() -> None:
+    tokenizer = SlowTokenizer()
+
+    async def body(front: Front, desk: Desk) -> None:
+        try:
+            for n in range(4):
+                desk.hand_out(f"long{n}", Lane.BATCH, long_text(f"long{n}"))
+            for n in range(4):
+                desk.hand_out(f"short{n}", Lane.BATCH, f"{n}")
+            while len(desk.begun) < 4 or len(tokenizer.encoded) < 6:
+                await asyncio.sleep(0.01)
+            assert desk.begun == [f"short{n}" for n in range(4)]
+            assert sorted(tokenizer.encoded) == ["0", "1", "2", "3", "long0", "long1"], "two long ones at once"
+        finally:
+            tokenizer.go_on.set()
+        while len(desk.begun) < 8:
+            await asyncio.sleep(0.01)
+        assert sorted(desk.begun[4:]) == [f"long{n}" for n in range(4)]
+        assert {*tokenizer.encoded[-2:]} == {"long2", "long3"}
+
+    with_front(body, TextTools(tokenizer, StopChecker))
+
+
+@pytest.mark.parametrize("lane", list(Lane))
+def test_a_drain_does_not_wait_for_a_long_text(lane: Lane) -> None:
+    tokenizer = SlowTokenizer()
+
+    async def body(front: Front, desk: Desk) -> None:
+        try:
+            desk.woken.set()
+            for n in range(4):
+                desk.hand_out(f"long{n}", lane, long_text(f"long{n}"))
+            while not tokenizer.encoded:
+                await asyncio.sleep(0.01)
+            await front.stop_reading()
+            assert await front.wait_settled(5.0)
+            assert sorted(desk.given_back) == [f"long{n}" for n in range(4)]
+            assert desk.begun == []
+        finally:
+            tokenizer.go_on.set()
+
+    with_front(body, TextTools(tokenizer, StopChecker))

@@ -40,6 +40,16 @@ def test_settles_every_parameter() -> None:
     assert endless.params.stop_token_ids == ()
 
 
+def test_a_bias_is_of_tokens_that_the_model_has() -> None:
+    job = prepared(request_of(sampling=Sampling(logit_bias={999: -100.0, 5: 0.0, 7: 1.5})))
+    assert job.params.logit_bias == ((999, -100.0), (7, 1.5))
+    assert job.params.penalised
+    assert not prepared(request_of(sampling=Sampling(logit_bias={5: 0.0}))).params.penalised
+    with pytest.raises(InvalidRequest, match=r"logit_bias holds token id 1000, outside.*of 1000") as caught:
+        prepared(request_of(sampling=Sampling(logit_bias={1000: 1.0})))
+    assert caught.value.param == "sampling.logit_bias"
+
+
 def test_a_seed_that_nobody_drew_is_the_same_for_all_attempts() -> None:
     seeds = [prepared(request_of(), name=name).params.seed for name in ("a", "a", "b")]
     assert seeds[0] == seeds[1] != seeds[2]

@@ -3,42 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
-from front_parts import READY, job_of
+from front_parts import READY, Wall, job_of
 from millrace_schemas import ErrorCode, JobState
 from millrace_worker.errors import EngineDied
-from millrace_worker.frames import AddSequence, Load, Refusal, StepOutput
+from millrace_worker.frames import Load, Refusal, StepOutput
 from millrace_worker.front.job import Job
 from millrace_worker.front.outcome import Signature
 from millrace_worker.front.running import Running
-from millrace_worker.stream.closing import Ending
 from millrace_worker.stream.lease import LeaseTable
-
-
-class Wall:
-    """Stands for the publisher and the link: keeps what it is given."""
-
-    def __init__(self) -> None:
-        self.endings: dict[str, Ending] = {}
-        self.added: list[AddSequence] = []
-        self.aborted: list[int] = []
-
-    async def finish(self, ending: Ending) -> bool:
-        self.endings[ending.lease.job_id] = ending
-        return True
-
-    def follow(self, progress: Any) -> None: ...
-
-    def forget(self, progress: Any) -> None: ...
-
-    def poke(self) -> None: ...
-
-    def add(self, sequence: AddSequence) -> None:
-        self.added.append(sequence)
-
-    def abort(self, seq_id: int) -> None:
-        self.aborted.append(seq_id)
 
 
 def bench(max_attempts: int = 3) -> tuple[Running, Wall]:

@@ -88,6 +88,7 @@ def test_parameters_reach_the_job(ai: openai.OpenAI, worker: FakeWorker, stored:
         presence_penalty=0.5,
         frequency_penalty=-0.5,
         max_completion_tokens=20,
+        logit_bias={"17": -100, "0": 1.5},
         metadata={"order": "17"},
         user="me",
         extra_body={
@@ -109,6 +110,7 @@ def test_parameters_reach_the_job(ai: openai.OpenAI, worker: FakeWorker, stored:
     s = request.sampling
     assert (s.temperature, s.top_p, s.seed, s.stop, s.max_tokens) == (0.5, 0.9, 7, ("END",), 20)
     assert (s.presence_penalty, s.frequency_penalty, s.repetition_penalty) == (0.5, -0.5, 1.2)
+    assert s.logit_bias == {17: -100.0, 0: 1.5}
     assert (s.top_k, s.min_p, s.min_tokens, s.stop_token_ids, s.ignore_eos) == (0, 0.1, 2, (5,), True)
     assert request.metadata == {"order": "17"}
     assert not request.stream
@@ -146,7 +148,10 @@ def test_values_that_ask_for_nothing_are_taken(ai: openai.OpenAI, worker: FakeWo
         ({"presence_penalty": 2.5}, "presence_penalty"),
         ({"frequency_penalty": "some"}, "frequency_penalty"),
         ({"repetition_penalty": 0}, "repetition_penalty"),
-        ({"logit_bias": {"5": 1}}, "logit_bias"),
+        ({"logit_bias": {"5": 101}}, "logit_bias"),
+        ({"logit_bias": {"5": "much"}}, "logit_bias"),
+        ({"logit_bias": {"five": 1}}, "logit_bias"),
+        ({"logit_bias": [5, 1]}, "logit_bias"),
         ({"reasoning_effort": "high"}, "reasoning_effort"),
         ({"guided_regex": "a*"}, "guided_regex"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),

@@ -1,4 +1,4 @@
-"""The demo model behind the gateway, against transformers' float32 logits: log-probabilities and penalties."""
+"""The demo model behind the gateway, against transformers' float32 logits: log-probabilities, penalties and biases."""
 
 from __future__ import annotations
 
@@ -162,9 +162,49 @@ def test_draws_with_penalties_do_not_depend_on_their_neighbours(demo: openai.Ope
     assert len(set(alone)) > 1
 
 
+@pytest.mark.parametrize("path", ["chat/completions", "completions", "jobs"])
+def test_a_bias_keeps_tokens_out_or_leaves_nothing_else(demo: openai.OpenAI, tokenizer: Tokenizer, path: str) -> None:
+    def answer(bias: dict[str, float]) -> str:
+        sampling = {"max_tokens": 8, "temperature": 0, "ignore_eos": True, "logit_bias": bias}
+        prompt = {"messages": HELLO} if path != "completions" else {"prompt": "quiet river"}
+        body = {"model": "demo", **prompt, **({"sampling": sampling} if path == "jobs" else sampling)}
+        url = str(demo.base_url) + path
+        got = httpx2.post(url, json=body, timeout=60)
+        assert got.status_code < 300, got.text
+        if path == "jobs":
+            got = httpx2.get(f"{url}/{got.json()['id']}", params={"wait": 30}, timeout=60)
+            return str(got.json()["result"]["choices"][0]["text"])
+        choice = got.json()["choices"][0]
+        return str(choice["message"]["content"] if path == "chat/completions" else choice["text"])
+
+    free = answer({})
+    kept_out = {str(token): -100.0 for token in tokenizer.encode(free)}
+    assert not set(tokenizer.encode(answer(kept_out))) & {int(token) for token in kept_out}
+    (only,) = tokenizer.encode("a")[-1:]
+    assert answer({str(only): 100}) == tokenizer.decode([only] * 8)
+
+
+def test_log_probabilities_are_those_without_a_bias(demo: openai.OpenAI, tokenizer: Tokenizer) -> None:
+    def first(bias: dict[str, int]) -> Any:
+        answer = demo.chat.completions.create(
+            model="demo", messages=HELLO, max_tokens=1, temperature=0, logprobs=True, top_logprobs=3, logit_bias=bias
+        )
+        assert answer.choices[0].logprobs is not None
+        return (answer.choices[0].logprobs.content or [])[0]
+
+    free = first({})
+    ids = {tokenizer.token_bytes(i): i for i in reversed(range(2000))}
+    second = free.top_logprobs[1]
+    biased = first({str(ids[bytes(second.bytes)]): 100})
+    assert (biased.token, biased.logprob) == (second.token, pytest.approx(second.logprob, abs=1e-4))
+    assert [top.token for top in biased.top_logprobs] == [top.token for top in free.top_logprobs]
+
+
 @pytest.mark.parametrize(
     ("given", "param"),
     [
+        ({"logit_bias": {"5": 100.5}}, "logit_bias"),
+        ({"logit_bias": {"1000000": 1}}, "logit_bias"),
         ({"presence_penalty": 2.1}, "presence_penalty"),
         ({"frequency_penalty": -2.1}, "frequency_penalty"),
         ({"extra_body": {"repetition_penalty": 0}}, "repetition_penalty"),

@@ -147,7 +147,9 @@ def test_the_rest(dtype: torch.dtype, compiled: list[str]) -> None:
     ids = torch.zeros(6, dtype=torch.int64)
     embed(ids, ids, torch.zeros(9, 1024, dtype=dtype))
     counts = torch.zeros(6, 1024, dtype=torch.int16)
-    apply_penalties(x.flatten(1), ids, counts, ids, *(torch.ones(6),) * 3)
+    biases = torch.zeros(6, 1000, dtype=torch.int32), torch.zeros(6, 1000)
+    apply_penalties(x.flatten(1), ids, counts, ids, *(torch.ones(6),) * 3, *biases)
+    assert {"_penalties_kernel", "_biases_kernel"} <= set(compiled)
     count_tokens(counts, ids, ids, ids)
     for top in (0, 5):
         logprobs(x.flatten(1), ids, ids, top)

@@ -63,6 +63,38 @@ def test_a_penalty_smaller_than_a_step_of_half_precision_counts() -> None:
     torch.testing.assert_close(out, floats(19.99, 20.0, 20.0)[None])
 
 
+def some_biases(rows: int, width: int, vocab: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids that differ within a row, with some places that have none."""
+    ids = torch.stack([torch.randperm(max(width, vocab), device=DEVICE)[:width] for _ in range(rows)]).int()
+    empty = (torch.rand(rows, width, device=DEVICE) < 0.4) | (ids >= vocab)
+    return ids.masked_fill(empty, -1), torch.randn(rows, width, device=DEVICE) * 30
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("vocab", VOCABS)
+@pytest.mark.parametrize("width", [1, 7, 1024])
+def test_biases_equal_the_reference(vocab: int, width: int, dtype: torch.dtype) -> None:
+    logits = (torch.randn(5, vocab + 3, device=DEVICE) * 9).to(dtype)[:, :vocab]
+    counts, rows, counts_rows = some_counts(9, vocab), integers(4, 0, 2), integers(1, 8, 5)
+    settings = floats(1.3, 1.0, 0.7), floats(0.0, 0.5, -2.0), floats(0.25, 0.0, 2.0)
+    biases = some_biases(9, width, vocab)
+    out = apply_penalties(logits, rows, counts, counts_rows, *settings, *biases)
+    expected = apply_penalties_reference(logits, rows, counts, counts_rows, *settings, *biases)
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-6)
+
+
+def test_a_bias_comes_before_penalties_and_is_not_rounded() -> None:
+    """A repetition penalty multiplies what a bias has made negative."""
+    logits = torch.tensor([[4.0, 4.0, 20.0, 4.0, float("-inf")]], device=DEVICE, dtype=DTYPES[-1])
+    counts = torch.tensor([[0] * 5, [IN_PROMPT, 2, 0, 0, 0]], dtype=torch.int16, device=DEVICE)
+    ids = torch.tensor([[3, 0, 1, 2, 4], [0, 1, -1, 2, 4]], dtype=torch.int32, device=DEVICE)
+    biases = torch.tensor([[9.0] * 5, [-6.0, 1.0, 9.0, 0.01, 100.0]], device=DEVICE)
+    settings = floats(2.0), floats(0.5), floats(0.25)
+    out = apply_penalties(logits, integers(0), counts, integers(1), *settings, ids, biases)
+    expected = floats(-4.0, 5.0 / 2 - 0.5 * 2 - 0.25, 20.01, 4.0, float("-inf"))[None]
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=0.0)
+
+
 def test_counting_adds_one_where_it_should_and_stops_at_the_most() -> None:
     rows, vocab = 300, 50
     counts = some_counts(rows, vocab)
@@ -109,6 +141,14 @@ def test_wrong_arguments_are_named() -> None:
         apply_penalties(logits, integers(0), counts[:, :4], integers(0), one, one, one)
     with pytest.raises(TypeError, match=r"presence is torch\.float64"):
         apply_penalties(logits, integers(0), counts, integers(0), one, one, one.double())
+    ids, biases = torch.zeros(2, 3, dtype=torch.int32, device=DEVICE), torch.zeros(2, 3, device=DEVICE)
+    penalties = logits, integers(0), counts, integers(0), one, one, one
+    with pytest.raises(ValueError, match="bias_ids and biases go together"):
+        apply_penalties(*penalties, ids)
+    with pytest.raises(ValueError, match="biases has shape"):
+        apply_penalties(*penalties, ids, biases[:, :2].contiguous())
+    with pytest.raises(TypeError, match=r"bias_ids is torch\.int64"):
+        apply_penalties(*penalties, ids.long(), biases)
     with pytest.raises(TypeError, match=r"counts is torch\.int32"):
         count_tokens(counts.int(), integers(0), integers(0), integers(0))
     settings = (

@@ -57,6 +57,7 @@ def test_submit_prints_the_id(client: Client, run: Run, raw: redis.Redis, keys: 
     flags = shlex.split(
         "--max-tokens 5 --temperature 0.5 --top-k 3 --top-p 0.9 --min-p 0.1 --seed 7 --stop a --stop b --min-tokens 1 "
         "--presence-penalty 0.5 --frequency-penalty -0.5 --repetition-penalty 1.2 --logprobs 3 "
+        "--logit-bias 5=-100 --logit-bias 7=0.5 "
         "--ignore-eos --lane batch --metadata user=7 --metadata x=a=b --deadline 60 --result-to s3://bucket/p --json"
     )
     found = run("submit", "-", "--system-file", str(system), *flags, stdin="hällo\n".encode())
@@ -67,6 +68,7 @@ def test_submit_prints_the_id(client: Client, run: Run, raw: redis.Redis, keys: 
     assert (sampling.min_p, sampling.seed, sampling.stop, sampling.ignore_eos) == (0.1, 7, ("a", "b"), True)
     assert (sampling.presence_penalty, sampling.frequency_penalty) == (0.5, -0.5)
     assert (sampling.repetition_penalty, sampling.logprobs) == (1.2, 3)
+    assert sampling.logit_bias == {5: -100.0, 7: 0.5}
     assert (request.lane, request.metadata) == ("batch", {"user": "7", "x": "a=b"})
     assert (request.result_to, request.deadline is None) == ("s3://bucket/p", False)
 

@@ -120,7 +120,9 @@ def test_a_host_that_takes_connections_and_says_nothing() -> None:
             client.submit("a")
 
 
-@pytest.mark.parametrize("url", ["", "localhost:6379", "http://localhost", "redis://localhost:99999999/0"])
+@pytest.mark.parametrize(
+    "url", ["", "localhost:6379", "http://localhost", "redis://localhost:99999999/0", "redis://localhost?nonsense=1"]
+)
 def test_no_redis_url(url: str) -> None:
     with pytest.raises(QueueUnavailable, match=r"is no Redis URL.*redis://host:6379/0"):
         Client(url)

@@ -40,3 +40,18 @@ def test_a_lost_cancellation_is_repeated(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_nothing_to_end() -> None:
     asyncio.run(aio.end_tasks())
+
+
+def test_work_ends_with_its_result_or_once_it_is_not_wanted() -> None:
+    async def run() -> None:
+        event = asyncio.Event()
+        assert await aio.unless_set(event, asyncio.sleep(0, "done")) == "done"
+        with pytest.raises(ValueError, match="told to nobody"):
+            await aio.unless_set(event, failing())
+        work = asyncio.create_task(stubborn(0))
+        asyncio.get_running_loop().call_soon(event.set)
+        async with asyncio.timeout(10):
+            assert await aio.unless_set(event, work) is None
+        assert work.cancelled()
+
+    asyncio.run(run())

@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 
 from millrace_schemas import InvalidRequest, Sampling
-from millrace_schemas.sampling import MAX_LOGPROBS, MAX_STOP_LENGTH, MAX_STOP_STRINGS, MAX_STOP_TOKEN_IDS
+from millrace_schemas.sampling import (
+    MAX_LOGIT_BIAS,
+    MAX_LOGPROBS,
+    MAX_STOP_LENGTH,
+    MAX_STOP_STRINGS,
+    MAX_STOP_TOKEN_IDS,
+)
 
 BAD: list[tuple[str, Any]] = [
     ("max_tokens", 0),
@@ -31,6 +37,13 @@ BAD: list[tuple[str, Any]] = [
     ("presence_penalty", math.nan),
     ("frequency_penalty", 2.01),
     ("frequency_penalty", -math.inf),
+    ("logit_bias", {5: 100.5}),
+    ("logit_bias", {5: -math.inf}),
+    ("logit_bias", {5: math.nan}),
+    ("logit_bias", {-1: 1.0}),
+    ("logit_bias", {2**31: 1.0}),
+    ("logit_bias", {"5": 1.0}),
+    ("logit_bias", dict.fromkeys(range(MAX_LOGIT_BIAS + 1), 1.0)),
     ("repetition_penalty", 0.0),
     ("repetition_penalty", -1.0),
     ("repetition_penalty", 100.5),
@@ -62,6 +75,8 @@ GOOD: list[tuple[str, Any]] = [
     ("min_p", 1.0),
     ("presence_penalty", -2.0),
     ("frequency_penalty", 2.0),
+    ("logit_bias", {0: -100.0, 2**31 - 1: 100.0}),
+    ("logit_bias", dict.fromkeys(range(MAX_LOGIT_BIAS), 1.0)),
     ("repetition_penalty", 0.1),
     ("repetition_penalty", 100.0),
     ("logprobs", None),

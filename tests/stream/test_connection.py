@@ -67,6 +67,7 @@ def test_one_line_without_secrets(error: Exception, kind: type[QueueUnavailable]
 def test_places() -> None:
     assert place("redis://localhost:6379/0") == "localhost:6379/0"
     assert place("rediss://u:p@h/1") == "h:6379/1"
+    assert place("unix://u:p@/run/redis.sock?db=1&password=secret") == "/run/redis.sock"
 
 
 def test_what_waiting_cures() -> None:
@@ -90,7 +91,7 @@ def test_no_hidden_retries_and_room_for_the_block() -> None:
     assert blocking["socket_timeout"] >= 7.0 + 3.0
 
 
-@pytest.mark.parametrize("url", ["redis://localhost", "rediss://localhost"])
+@pytest.mark.parametrize("url", ["redis://localhost", "rediss://localhost", "unix:///run/redis.sock?db=1"])
 def test_commands_are_packed_as_redis_py_does(url: str) -> None:
     """By hiredis, whatever the transport, and what hiredis does not take by redis-py."""
 

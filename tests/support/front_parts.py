@@ -6,10 +6,11 @@ from typing import Any
 
 from fake_text import LetterTokenizer
 from millrace_schemas import Lane, Request, Sampling, encode
-from millrace_worker.frames import Ready, SequenceParams
+from millrace_worker.frames import AddSequence, Ready, SequenceParams
 from millrace_worker.front.job import Job
 from millrace_worker.front.text import TextTools
 from millrace_worker.stop import StopChecker
+from millrace_worker.stream.closing import Ending
 from millrace_worker.stream.lease import Lease, LeasedJob, Verdict
 
 TOOLS = TextTools(LetterTokenizer(), StopChecker)
@@ -57,3 +58,28 @@ def job_of(
     params = SequenceParams(max_tokens, request.sampling.min_tokens, stop_token_ids=stop_token_ids)
     leased = leased_job(request, attempt=attempt, checkpoint=checkpoint, name=name, lane=lane)
     return Job(leased, request, list(prompt), params, TOOLS)
+
+
+class Wall:
+    """Stands for the publisher and the link: keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.endings: dict[str, Ending] = {}
+        self.added: list[AddSequence] = []
+        self.aborted: list[int] = []
+
+    async def finish(self, ending: Ending) -> bool:
+        self.endings[ending.lease.job_id] = ending
+        return True
+
+    def follow(self, progress: Any) -> None: ...
+
+    def forget(self, progress: Any) -> None: ...
+
+    def poke(self) -> None: ...
+
+    def add(self, sequence: AddSequence) -> None:
+        self.added.append(sequence)
+
+    def abort(self, seq_id: int) -> None:
+        self.aborted.append(seq_id)

@@ -41,6 +41,7 @@ SAMPLING = Sampling(
     presence_penalty=-0.5,
     frequency_penalty=1.5,
     repetition_penalty=1.1,
+    logit_bias={0: -100.0, 2**31 - 1: 0.5},
     logprobs=2,
     seed=2**63 - 1,
     stop=("\n\n", "Ende"),

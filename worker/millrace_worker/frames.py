@@ -36,10 +36,14 @@ class SequenceParams(msgspec.Struct, frozen=True, array_like=True):
     logprobs: int | None = None
     #: Sequences of different salts share no KV blocks.
     cache_salt: str = ""
+    #: Token ids, all of the vocabulary, and what is added to their logits.
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
     @property
     def penalised(self) -> bool:
-        return self.presence_penalty != 0 or self.frequency_penalty != 0 or self.repetition_penalty != 1
+        """Whether logits are changed before the temperature: by penalties, or by a bias."""
+        penalties = self.presence_penalty != 0 or self.frequency_penalty != 0 or self.repetition_penalty != 1
+        return penalties or bool(self.logit_bias)
 
 
 class AddSequence(msgspec.Struct, frozen=True, array_like=True):

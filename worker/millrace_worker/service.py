@@ -21,14 +21,14 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Callable, Coroutine, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import redis
 import structlog
 
 from millrace_schemas import ModelInfo, QueueKeys, QueueUnavailable, queue_of
-from millrace_schemas.aio import end_tasks
+from millrace_schemas.aio import end_tasks, unless_set
 
 from .config import WorkerConfig
 from .frames import Ready, StepOutput
@@ -56,8 +56,6 @@ if TYPE_CHECKING:
     from .front.spans import JobSpans
 
 log = structlog.get_logger(__name__)
-
-T = TypeVar("T")
 
 #: Seconds of tries before a worker that never reached Redis gives up. Once it has run, it tries for ever.
 _REDIS_TRIES = 10.0
@@ -129,7 +127,7 @@ class Service:
     async def _run(self) -> None:
         try:
             await self._reach_redis()
-            self._ready = await self._unless_stopped(self._front.start_engine())
+            self._ready = await unless_set(self._stop, self._front.start_engine())
             if self._ready is not None:
                 await self._serve(self._ready)
         finally:
@@ -264,16 +262,6 @@ class Service:
                 if uptime < self._config.stream.lease:
                     self._reclaimer.be_quiet(self._config.stream.lease - uptime)
                 return
-
-    async def _unless_stopped(self, work: Coroutine[Any, Any, T] | asyncio.Future[T]) -> T | None:
-        """The result of `work`, or None once the worker is told to stop; `work` is then cancelled."""
-        task = asyncio.ensure_future(work)
-        stopped = asyncio.create_task(self._stop.wait())
-        try:
-            await asyncio.wait((task, stopped), return_when=asyncio.FIRST_COMPLETED)
-            return task.result() if task.done() else None
-        finally:
-            await end_tasks(task, stopped)
 
     def _catch_signals(self) -> None:
         loop = asyncio.get_running_loop()

@@ -12,8 +12,8 @@ from .errors import ApiError, error_of, invalid
 
 #: Those that `Sampling` has under the same names; top_k and all behind it are not OpenAI's but vLLM's.
 SAMPLING = (
-    "temperature", "top_p", "seed", "stop", "presence_penalty", "frequency_penalty", "top_k", "min_p", "min_tokens",
-    "stop_token_ids", "ignore_eos", "repetition_penalty",
+    "temperature", "top_p", "seed", "stop", "presence_penalty", "frequency_penalty", "logit_bias", "top_k", "min_p",
+    "min_tokens", "stop_token_ids", "ignore_eos", "repetition_penalty",
 )  # fmt: skip
 #: What says something about the caller and nothing about the answer; it is not used.
 _CALLER = ("user", "safety_identifier", "prompt_cache_key")
@@ -22,7 +22,6 @@ COMMON = frozenset({*SAMPLING, "model", "max_tokens", "stream", "stream_options"
 #: OpenAI's that are not here, with the values that ask for nothing (null never does). Others are refused, not ignored.
 LACKING: Mapping[str, tuple[Any, ...]] = {
     "n": (1,),
-    "logit_bias": ({},),
 }
 
 

@@ -1,4 +1,4 @@
-"""Penalties of the rows that ask for them: how often each token occurred, kept on the device."""
+"""Penalties and biases of the rows that ask for them: how often each token occurred, kept on the device."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 
 from millrace_kernels import apply_penalties, count_tokens, sample
 from millrace_kernels.apply_penalties import IN_PROMPT, MOST_COUNTED
+from millrace_schemas.sampling import MAX_LOGIT_BIAS
 
 from .packed import Field, PackedInputs, packed_bytes
 from .sequence import Sequence
@@ -30,13 +31,15 @@ class Penalties:
 
     The device adds each token when it is sampled, since the next step is launched before the host knows it. What a
     sequence had when it started, or started again, comes from the host. The table, of max_num_seqs times the vocabulary
-    times 2 bytes, is made when the first penalised sequence comes.
+    times 2 bytes, is made when the first penalised sequence comes; that of biases with the first that has some.
     """
 
     def __init__(self, max_num_seqs: int, device: torch.device) -> None:
         self._max_num_seqs = max_num_seqs
         self._device = device
         self._counts: torch.Tensor | None = None
+        #: Token ids (-1: none) and what is added to their logits, [max_num_seqs, MAX_LOGIT_BIAS].
+        self._biases: tuple[torch.Tensor, torch.Tensor] | None = None
         #: Whose counts a row holds, and since which of its starts.
         self._held: list[tuple[Sequence, int] | None] = [None] * max_num_seqs
         fields = _fields(max_num_seqs)
@@ -53,6 +56,9 @@ class Penalties:
         num_rows, vocab = logits.shape
         if self._counts is None:
             self._counts = torch.zeros((self._max_num_seqs, vocab), dtype=torch.int16, device=self._device)
+        biased = any(seq.params.logit_bias for seq in sequences.values())
+        if biased and self._biases is None:
+            self._biases = _no_biases(self._max_num_seqs, self._device)
         for seq in sequences.values():
             self._hold(seq, self._counts)
         num, params = len(sequences), [seq.params for seq in sequences.values()]
@@ -75,6 +81,7 @@ class Penalties:
             sent["repetition"],
             sent["frequency"],
             sent["presence"],
+            *(self._biases if biased and self._biases is not None else (None, None)),
         )
         return Penalised(changed, self._inputs.tensors["row"][:num_rows], sent["rows"], sent["places"])
 
@@ -89,10 +96,13 @@ class Penalties:
         if held is not None and held[0] is seq and held[1] == seq.num_preempted:
             return
         self._held[seq.row] = seq, seq.num_preempted
-        fresh = torch.from_numpy(_counts_of(seq, counts.shape[1]))
-        if counts.is_cuda:
-            fresh = fresh.pin_memory()
-        counts[seq.row].copy_(fresh, non_blocking=True)
+        _put(counts[seq.row], _counts_of(seq, counts.shape[1]))
+        if self._biases is not None:
+            ids, biases = self._biases
+            given = [(token, bias) for token, bias in seq.params.logit_bias if token < counts.shape[1]]
+            padding = [(-1, 0.0)] * (ids.shape[1] - len(given))
+            _put(ids[seq.row], np.array([token for token, _ in given + padding], dtype=np.int32))
+            _put(biases[seq.row], np.array([bias for _, bias in given + padding], dtype=np.float32))
 
 
 def warm_up_penalties(logits: torch.Tensor) -> None:
@@ -100,11 +110,22 @@ def warm_up_penalties(logits: torch.Tensor) -> None:
     zero = torch.zeros(1, dtype=torch.int64, device=logits.device)
     one = torch.ones(1, device=logits.device)
     counts = torch.zeros(logits.shape, dtype=torch.int16, device=logits.device)
-    penalised = apply_penalties(logits, zero, counts, zero, one, one, one)
+    penalised = apply_penalties(logits, zero, counts, zero, one, one, one, *_no_biases(1, logits.device))
     for any_filter in (False, True):
         row = {"penalised": penalised, "penalised_row": zero.int()}
         sample(logits, one, zero.int(), one, one, zero, zero, any_filter=any_filter, **row)
     count_tokens(counts, zero, zero, zero)
+
+
+def _no_biases(rows: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    ids = torch.full((rows, MAX_LOGIT_BIAS), -1, dtype=torch.int32, device=device)
+    return ids, torch.zeros((rows, MAX_LOGIT_BIAS), dtype=torch.float32, device=device)
+
+
+def _put(row: torch.Tensor, values: np.ndarray) -> None:
+    """Fills a row of a table on the device, behind what was launched before."""
+    fresh = torch.from_numpy(values)
+    row.copy_(fresh.pin_memory() if row.is_cuda else fresh, non_blocking=True)
 
 
 def _counts_of(seq: Sequence, vocab: int) -> np.ndarray:

@@ -12,24 +12,24 @@ import redis
 import redis.asyncio
 import structlog
 
-from millrace_schemas import ErrorCode, ErrorInfo, InvalidRequest, Lane, Request
+from millrace_schemas import Lane
 from millrace_schemas.aio import end_tasks
 from millrace_worker.errors import EngineDied
 from millrace_worker.frames import Ready, StepOutput
-from millrace_worker.stream.closing import DeadLetter, Ending, GiveBack
+from millrace_worker.stream.closing import Ending, GiveBack
 from millrace_worker.stream.connection import Backoff
 from millrace_worker.stream.consumer import JobConsumer
 from millrace_worker.stream.heartbeat import Report, Watchdog
-from millrace_worker.stream.lease import LeasedJob, LeaseTable, Verdict
+from millrace_worker.stream.lease import LeasedJob, LeaseTable
 from millrace_worker.stream.publisher import Publisher
 from millrace_worker.stream.reclaim import Reclaimer
 from millrace_worker.stream.room import Room
 
 from .batch_turns import BatchTurns
 from .engine_link import EngineLink
-from .intake import prepare, read_request
 from .job import Job
 from .outcome import Signature
+from .preparation import Preparation
 from .running import Running
 from .text import TextTools
 
@@ -74,8 +74,7 @@ class Front:
     ):
         self._queue = queue
         self.running = running
-        self._tools = tools
-        self._signature = signature
+        self._preparation = Preparation(tools, signature, running.now)
         self._watchdog = watchdog
         self._new_link = new_link
         self._link: EngineLink | None = None
@@ -85,7 +84,7 @@ class Front:
         #: Set while no read is under way.
         self._at_rest = asyncio.Event()
         self._at_rest.set()
-        self._batch = BatchTurns(self._prepare)
+        self._batch = BatchTurns(self._prepare, running.spawn)
         self._stopping = False
         #: Why the worker has to give up, once it has.
         self.failure: EngineDied | None = None
@@ -120,6 +119,7 @@ class Front:
     async def stop_reading(self) -> None:
         """No job is begun from now on; what a read brought that was under way is held, and is given back."""
         self._reading = False
+        self._preparation.stop()
         limit = time.monotonic() + _READ_ENDS
         while not self._at_rest.is_set() and time.monotonic() < limit:
             # More than once: one that comes just before the read blocks does nothing.
@@ -208,8 +208,8 @@ class Front:
         self.running.jobs.prepares(leased.lease.lane, 1)
         if leased.lease.lane is not Lane.BATCH:
             self.running.spawn(self._prepare(leased))
-        elif self._batch.add(leased):
-            self.running.spawn(self._batch.run())
+        else:
+            self._batch.add(leased)
 
     def _count(self, leased: LeasedJob) -> None:
         figures, lane = self.running.figures, leased.lease.lane
@@ -221,62 +221,25 @@ class Front:
 
     async def _prepare(self, leased: LeasedJob) -> None:
         """Makes a leased job run; one that will not run here is put away beside the loop."""
-        ready = await self._job_or_ending(leased)
-        if isinstance(ready, Ending) or not self._reading:
-            self.running.spawn(self._put_away(leased, ready))
+        assert self._ready is not None
+        found = await self._preparation.of(leased, self._ready)
+        if not isinstance(found, Job):
+            self.running.spawn(self._put_away(leased, found))
             return
         try:
             if leased.lease in self._queue.leases:
-                self.running.begin(ready)
+                self.running.begin(found)
         finally:
             self.running.jobs.prepares(leased.lease.lane, -1)
 
-    async def _put_away(self, leased: LeasedJob, ready: Job | Ending) -> None:
-        """Ends the job, or gives it back while the worker drains."""
+    async def _put_away(self, leased: LeasedJob, found: Ending | GiveBack) -> None:
         try:
-            if isinstance(ready, Ending):
-                await self.running.finish(ready)
+            if isinstance(found, Ending):
+                await self.running.finish(found)
             else:
-                await self._queue.publisher.give_back(GiveBack(leased.lease, "handover", ready.progress))
+                await self._queue.publisher.give_back(found)
         finally:
             self.running.jobs.prepares(leased.lease.lane, -1)
-
-    async def _job_or_ending(self, leased: LeasedJob) -> Job | Ending:
-        """Whatever is wrong with one job's content stays with that job."""
-        request: Request | None = None
-        now = self.running.now()
-        try:
-            if leased.verdict is not Verdict.RUN:
-                return self._verdict(leased)
-            request = read_request(leased)
-            if leased.cancel_requested:
-                raise InvalidRequest("cancelled before it ran", code=ErrorCode.CANCELLED)
-            assert self._ready is not None
-            job = await prepare(leased, request, self._tools, self._ready)
-            complete = job.resume()
-            return job if complete is None else self._signature.completed(job, complete, self.running.now())
-        except InvalidRequest as e:
-            dead = DeadLetter(e.code, str(e), leased.request) if e.code is ErrorCode.UNDECODABLE else None
-            return self._signature.refused(leased, request, e.info, now, dead)
-        except Exception as e:
-            log.exception("a job could not be prepared", job=leased.lease.job_id)
-            error = ErrorInfo(ErrorCode.INTERNAL, f"the worker could not prepare the job: {type(e).__name__}: {e}")
-            return self._signature.refused(leased, request, error, now)
-
-    def _verdict(self, leased: LeasedJob) -> Ending:
-        now = self.running.now()
-        try:
-            request = read_request(leased)
-        except InvalidRequest:
-            # Only its metadata would be copied: the job ends all the same.
-            request = None
-        if leased.verdict is Verdict.EXPIRED:
-            error = ErrorInfo(ErrorCode.DEADLINE_EXCEEDED, "the deadline passed before the job was done")
-            return self._signature.refused(leased, request, error, now)
-        reason = f"{leased.lease.attempt} deliveries, and its worker died or lost the lease in each of them"
-        error = ErrorInfo(ErrorCode.TOO_MANY_ATTEMPTS, reason)
-        dead = DeadLetter(error.code, reason, leased.request)
-        return self._signature.refused(leased, request, error, now, dead)
 
     async def _engine_loop(self) -> None:
         """Keeps an engine running; returns when none can be kept."""

@@ -51,6 +51,12 @@ async def prepare(leased: LeasedJob, request: Request, tools: TextTools, ready: 
             f"{ready.vocab_size}: another model made them, or the checkpoint is damaged",
             code=ErrorCode.INTERNAL,
         )
+    highest = max(request.sampling.logit_bias, default=0)
+    if highest >= ready.vocab_size:
+        raise InvalidRequest(
+            f"sampling.logit_bias holds token id {highest}, outside the model's vocabulary of {ready.vocab_size}",
+            param="sampling.logit_bias",
+        )
     room = ready.max_model_len - len(prompt)
     if room < 1:
         raise InvalidRequest(
@@ -114,6 +120,7 @@ def _params(leased: LeasedJob, request: Request, tokenizer: Tokenizer | None, ro
         frequency_penalty=s.frequency_penalty,
         repetition_penalty=s.repetition_penalty,
         logprobs=s.logprobs,
+        logit_bias=tuple((token, bias) for token, bias in s.logit_bias.items() if bias),
         # A tenant's name has no colon. Without a tenant and a salt, all share with all.
         cache_salt=f"{request.tenant}:{request.cache_salt}" if request.tenant or request.cache_salt else "",
     )

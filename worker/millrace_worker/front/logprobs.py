@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+from functools import lru_cache
+
 from millrace_schemas import TokenLogprob, TopLogprob
 from millrace_worker.frames import Likely
 
 from .text import Tokenizer
+
+#: Texts that are told before everything else in the loop has its turn: well below a millisecond.
+PIECE = 1000
+#: Token ids whose texts are remembered, about 300 bytes each.
+_REMEMBERED = 2**16
 
 
 class AnswerLogprobs:
@@ -26,12 +34,23 @@ class AnswerLogprobs:
             top = tuple(
                 TopLogprob(token, other, value, data)
                 for other, value in zip(likely.top_ids, likely.top, strict=True)
-                for token, data in (self._text(other),)
+                for token, data in (_text(self._tokenizer, other),)
             )
-            token, data = self._text(token_id)
+            token, data = _text(self._tokenizer, token_id)
             found.append(TokenLogprob(token, token_id, likely.logprob, data, top))
         return tuple(found)
 
-    def _text(self, token_id: int) -> tuple[str, tuple[int, ...] | None]:
-        data = None if self._tokenizer is None else self._tokenizer.token_bytes(token_id)
-        return ("", None) if data is None else (data.decode(errors="replace"), tuple(data))
+    async def all_told(self) -> tuple[TokenLogprob, ...]:
+        """As `told` of a whole answer that grows no more, in pieces between which the loop goes on."""
+        step = max(1, PIECE // (self.top + 1))
+        found: list[TokenLogprob] = []
+        for start in range(0, len(self._tokens), step):
+            found += self.told(start, start + step)
+            await asyncio.sleep(0)
+        return tuple(found)
+
+
+@lru_cache(_REMEMBERED)
+def _text(tokenizer: Tokenizer | None, token_id: int) -> tuple[str, tuple[int, ...] | None]:
+    data = None if tokenizer is None else tokenizer.token_bytes(token_id)
+    return ("", None) if data is None else (data.decode(errors="replace"), tuple(data))

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, field
 
-from millrace_schemas import Choice, ErrorCode, ErrorInfo, FinishReason, JobState, Request, Result, Timings, Usage
+from millrace_schemas import (
+    Choice,
+    ErrorCode,
+    ErrorInfo,
+    FinishReason,
+    JobState,
+    Request,
+    Result,
+    Timings,
+    TokenLogprob,
+    Usage,
+)
 from millrace_worker.stream.closing import DeadLetter, Ending
 from millrace_worker.stream.lease import LeasedJob
 
@@ -15,20 +27,24 @@ _STATES = {ErrorCode.CANCELLED: JobState.CANCELLED, ErrorCode.DEADLINE_EXCEEDED:
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """Who writes results: the model's public name and the worker's."""
+    """Who writes results: the model's public name and the worker's.
+
+    Results with log-probabilities may take long to put together: one at a time, and the loop goes on meanwhile.
+    """
 
     model: str
     worker: str
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False, compare=False)
 
-    def completed(self, job: Job, reason: FinishReason, now: float) -> Ending:
+    async def completed(self, job: Job, reason: FinishReason, now: float) -> Ending:
         """`now` is Redis time."""
         ended_by_token = reason is FinishReason.STOP and not job.stopped_by_text
-        text = job.close_text(ended_by_token=ended_by_token)
+        choice = await self._choice(job, reason, ended_by_token=ended_by_token)
         result = Result(
             id=job.id,
             model=self.model,
             state=JobState.COMPLETED,
-            choices=(_choice(job, text, reason),),
+            choices=(choice,),
             usage=_usage(job),
             timings=_timings(job.leased, now, job.ttft),
             attempts=job.lease.attempt,
@@ -37,12 +53,11 @@ class Signature:
         )
         return Ending(job.lease, result, job.progress, job.request.result_to, request=job.request, leased=job.leased)
 
-    def failed(self, job: Job, error: ErrorInfo, now: float, dead: DeadLetter | None = None) -> Ending:
+    async def failed(self, job: Job, error: ErrorInfo, now: float, dead: DeadLetter | None = None) -> Ending:
         """Ends a job that ran; what text there was stays readable."""
         choices: tuple[Choice, ...] = ()
         if job.generated:
-            text = job.close_text(ended_by_token=False)
-            choices = (_choice(job, text, FinishReason.ABORT),)
+            choices = (await self._choice(job, FinishReason.ABORT, ended_by_token=False),)
         result = Result(
             id=job.id,
             model=self.model,
@@ -75,10 +90,13 @@ class Signature:
         )
         return Ending(leased.lease, result, dead=dead, request=request, leased=leased)
 
-
-def _choice(job: Job, text: str, reason: FinishReason) -> Choice:
-    logprobs = None if job.logprobs is None else job.logprobs.told()
-    return Choice(0, text, tuple(job.generated), reason, logprobs)
+    async def _choice(self, job: Job, reason: FinishReason, *, ended_by_token: bool) -> Choice:
+        text = job.close_text(ended_by_token=ended_by_token)
+        logprobs: tuple[TokenLogprob, ...] | None = None
+        if job.logprobs is not None:
+            async with self._turn:
+                logprobs = await job.logprobs.all_told()
+        return Choice(0, text, tuple(job.generated), reason, logprobs)
 
 
 def _usage(job: Job) -> Usage:

@@ -168,14 +168,7 @@ class Running:
         """Writes an ending; returns when it is in Redis or somebody else's."""
         self._ending += 1
         try:
-            if await self._publisher.finish(ending):
-                self.totals.ended(ending.lease.lane, ending.result)
-        except Exception:
-            # Not renewed any more, so another attempt comes; kept, nobody could ever end it.
-            log.exception("an ending could not be written", job=ending.lease.job_id)
-            self._leases.remove(ending.lease)
-            if ending.progress is not None:
-                self._publisher.forget(ending.progress)
+            await self._write(ending)
         finally:
             self._ending -= 1
 
@@ -226,15 +219,44 @@ class Running:
             act(job, *args)
         except Exception as e:
             log.exception("a job failed in the front", job=job.id)
-            error = ErrorInfo(ErrorCode.INTERNAL, f"the worker failed on this job's tokens: {type(e).__name__}: {e}")
-            self._close(job, self._signature.refused(job.leased, job.request, error, self.now()))
+            self._close(job, self._broken(job, e))
 
     def _fail(self, job: Job, error: ErrorInfo, dead: DeadLetter | None = None) -> None:
         self._close(job, self._signature.failed(job, error, self.now(), dead))
 
-    def _close(self, job: Job, ending: Ending) -> None:
+    def _broken(self, job: Job, error: Exception) -> Ending:
+        """Ends a job that met an error of our own."""
+        words = f"the worker failed on this job's tokens: {type(error).__name__}: {error}"
+        return self._signature.refused(job.leased, job.request, ErrorInfo(ErrorCode.INTERNAL, words), self.now())
+
+    def _close(self, job: Job, ending: Ending | Coroutine[Any, Any, Ending]) -> None:
+        """Ends the job beside the loop: it is out of the front at once, and held until its end is written."""
         self._release(job)
-        self.spawn(self.finish(ending))
+        self._ending += 1
+        self.spawn(self._end(job, ending))
+
+    async def _end(self, job: Job, ending: Ending | Coroutine[Any, Any, Ending]) -> None:
+        try:
+            if not isinstance(ending, Ending):
+                try:
+                    ending = await ending
+                except Exception as e:
+                    log.exception("a result could not be put together", job=job.id)
+                    ending = self._broken(job, e)
+            await self._write(ending)
+        finally:
+            self._ending -= 1
+
+    async def _write(self, ending: Ending) -> None:
+        try:
+            if await self._publisher.finish(ending):
+                self.totals.ended(ending.lease.lane, ending.result)
+        except Exception:
+            # Not renewed any more, so another attempt comes; kept, nobody could ever end it.
+            log.exception("an ending could not be written", job=ending.lease.job_id)
+            self._leases.remove(ending.lease)
+            if ending.progress is not None:
+                self._publisher.forget(ending.progress)
 
     def _release(self, job: Job) -> None:
         """Takes the job out of the front and, where it still runs, out of the engine."""

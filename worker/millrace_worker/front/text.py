@@ -34,6 +34,8 @@ class Tokenizer(Protocol):
 
     def token_bytes(self, token_id: int) -> bytes | None: ...
 
+    def __hash__(self) -> int: ...
+
 
 class StopChecker(Protocol):
     """What the front asks of millrace_worker.stop.StopChecker.

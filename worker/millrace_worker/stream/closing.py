@@ -46,6 +46,13 @@ class Ending:
     done: asyncio.Future[bool] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     tries: int = 0
     _last_event: bytes | None = None
+    _body: tuple[Result, bytes] | None = None
+
+    def body(self) -> bytes:
+        """The result as it is stored; made once for each one that the ending has."""
+        if self._body is None or self._body[0] is not self.result:
+            self._body = self.result, encode(self.result)
+        return self._body[1]
 
     def call(self, keys: QueueKeys, consumer: str, ttl: int) -> Call:
         lease, job = self.lease, self.lease.job_id
@@ -68,7 +75,7 @@ class Ending:
             ),
             (
                 *(consumer if self.owned else "", lease.attempt, GROUP, lease.entry, job, self.result.state),
-                *(encode(self.result), self._last_event, last, ttl, len(failure), *failure, *dead),
+                *(self.body(), self._last_event, last, ttl, len(failure), *failure, *dead),
             ),
         )
 

@@ -47,11 +47,12 @@ def connect_blocking(url: str, block: float) -> redis.asyncio.Redis:
 
 def connect_sync(url: str) -> redis.Redis:
     """A client for a thread."""
-    return _made(redis.Redis, url, retry=Retry(NoBackoff(), 0), **_options(_SOCKET_TIMEOUT))
+    return _made(redis.Redis, url, retry=Retry(NoBackoff(), 0), **_options(url, _SOCKET_TIMEOUT))
 
 
 def _made_async(url: str, timeout: float) -> redis.asyncio.Redis:
-    client: redis.asyncio.Redis = _made(redis.asyncio.Redis, url, retry=AsyncRetry(NoBackoff(), 0), **_options(timeout))
+    options = _options(url, timeout)
+    client: redis.asyncio.Redis = _made(redis.asyncio.Redis, url, retry=AsyncRetry(NoBackoff(), 0), **options)
     pack_by_hiredis(client.connection_pool)
     return client
 
@@ -64,21 +65,27 @@ def _made(kind: Any, url: str, **options: Any) -> Any:
         client.connection_pool.make_connection()
     except (ValueError, TypeError, AttributeError) as e:
         raise ConfigError(
-            "redis_url must be redis://[user:password@]host:port/database, rediss:// or unix://, with special "
-            "characters of the password percent-encoded and no parameter that redis-py does not know"
+            "redis_url must be redis://[user:password@]host:port/database, rediss://... or "
+            "unix:///path/of/the.socket?db=0, with special characters of the password percent-encoded and no parameter "
+            "that redis-py does not know"
         ) from e
     return client
 
 
-def _options(timeout: float) -> dict[str, Any]:
-    return {
+def _options(url: str, timeout: float) -> dict[str, Any]:
+    options: dict[str, Any] = {
         "socket_timeout": timeout,
         "socket_connect_timeout": _SOCKET_TIMEOUT,
-        "socket_keepalive": True,
         "decode_responses": False,
         # Replies have one shape in every release of redis-py only in RESP2.
         "protocol": 2,
     }
+    # Connections of a Unix socket have no such option.
+    return options if _is_socket(url) else {**options, "socket_keepalive": True}
+
+
+def _is_socket(url: str) -> bool:
+    return url.startswith("unix://")
 
 
 async def check_server(client: redis.asyncio.Redis, url: str) -> float:
@@ -113,8 +120,10 @@ class Refused(QueueUnavailable):
 
 
 def place(url: str) -> str:
-    """Host, port and database of `url`, without its credentials."""
+    """Host, port and database of `url`, or the path of its socket; without its credentials."""
     parts = urlsplit(url)
+    if _is_socket(url):
+        return parts.path
     return f"{parts.hostname or parts.path or 'localhost'}:{parts.port or 6379}{parts.path if parts.hostname else ''}"
 
 

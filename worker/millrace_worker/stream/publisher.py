@@ -15,7 +15,7 @@ import redis
 import redis.asyncio
 import structlog
 
-from millrace_schemas import ErrorCode, ErrorInfo, JobState, QueueKeys, Result, encode
+from millrace_schemas import ErrorCode, ErrorInfo, JobState, QueueKeys, Result
 from millrace_worker.config import StreamConfig
 
 from .closing import Ending, GiveBack
@@ -94,6 +94,9 @@ class Publisher:
                     await self.give_back(GiveBack(ending.lease, "retry", ending.progress, delay))
                     return False
                 ending.result = _not_stored(ending.result, str(e))
+        # Made here, for a round would make those of many jobs in one go. One that cannot be made fails there.
+        with contextlib.suppress(Exception):
+            ending.body()
         written = await self._close(ending)
         if written:
             self._on_ended(ending)
@@ -126,7 +129,7 @@ class Publisher:
         target = ending.result_to
         if target == "redis":
             limit = self._config.max_result_bytes
-            if self._config.result_s3 is None or len(encode(ending.result)) <= limit:
+            if self._config.result_s3 is None or len(ending.body()) <= limit:
                 return ending.result
             target = self._config.result_s3
         location = await self._objects.put(target, ending.result)

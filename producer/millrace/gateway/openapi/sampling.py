@@ -7,7 +7,13 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from millrace_schemas import Sampling
-from millrace_schemas.sampling import MAX_LOGPROBS, MAX_STOP_LENGTH, MAX_STOP_STRINGS, MAX_STOP_TOKEN_IDS
+from millrace_schemas.sampling import (
+    MAX_LOGIT_BIAS,
+    MAX_LOGPROBS,
+    MAX_STOP_LENGTH,
+    MAX_STOP_STRINGS,
+    MAX_STOP_TOKEN_IDS,
+)
 
 from .json_schema import Json, array, or_null
 
@@ -47,6 +53,12 @@ _LIMITS: Mapping[str, Json] = {
         "exclusiveMinimum": 0,
         "maximum": 100,
         "description": "Divides positive logits, and multiplies others, of tokens in the prompt or generated before.",
+    },
+    "logit_bias": {
+        "propertyNames": {"pattern": "^(0|[1-9][0-9]{0,9})$"},
+        "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+        "maxProperties": MAX_LOGIT_BIAS,
+        "description": "Added to the logits of these token ids; -100 keeps a token out, and 100 leaves nothing else.",
     },
     "seed": {"minimum": 0, "maximum": _INT64, "description": "Without one, it is drawn when the job is made."},
     "stop": {"description": "Strings that end the answer; they are not part of it. One may stand without an array."},
