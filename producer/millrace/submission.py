@@ -20,12 +20,13 @@ from millrace_schemas import (
     ModelInfo,
     Request,
     Role,
-    Sampling,
     encode,
     new_job_id,
     queue_of,
 )
 from millrace_schemas.job import MAX_IDEMPOTENCY_KEY
+
+from .sampling_fields import sampling_fields
 
 #: What `submit` takes besides the idempotency key.
 FIELDS = (
@@ -92,7 +93,7 @@ def build_request(
         values["prompt_token_ids"] = _token_ids(values["prompt_token_ids"])
     if "deadline" in values:
         values["deadline"] = _deadline(values["deadline"], now)
-    values["sampling"] = _sampling(values.get("sampling", {}))
+    values["sampling"] = sampling_fields(values.get("sampling", {}))
     return _convert(values)
 
 
@@ -101,7 +102,7 @@ def recheck_request(request: Request) -> Request:
     values = {name: getattr(request, name) for name in request.__struct_fields__}
     if values["messages"] is not None:
         values["messages"] = _messages(values["messages"])
-    values["sampling"] = _sampling(request.sampling)
+    values["sampling"] = sampling_fields(request.sampling)
     return _convert(values)
 
 
@@ -207,32 +208,6 @@ def _token_ids(ids: object) -> Any:
         )
     # Arrays and tensors of one dimension.
     return ids.tolist() if hasattr(ids, "tolist") else ids
-
-
-def _sampling(sampling: object) -> dict[str, Any]:
-    if isinstance(sampling, Sampling):
-        return {name: getattr(sampling, name) for name in sampling.__struct_fields__}
-    if not isinstance(sampling, Mapping):
-        raise InvalidRequest(
-            f"sampling: expected Sampling or a mapping of its fields, got {type(sampling).__name__}", param="sampling"
-        )
-    values = dict(sampling)
-    if isinstance(values.get("stop"), str):
-        values["stop"] = (values["stop"],)
-    if isinstance(values.get("logit_bias"), Mapping):
-        values["logit_bias"] = {_token_id(token): bias for token, bias in values["logit_bias"].items()}
-    return values
-
-
-def _token_id(token: object) -> object:
-    """A key of logit_bias: in JSON, whose keys are strings, an id is one, too."""
-    if not isinstance(token, str):
-        return token
-    if not re.fullmatch(r"0|[1-9][0-9]{0,9}", token):
-        raise InvalidRequest(
-            f"sampling.logit_bias takes token ids for keys, not {token[:40]!r}", param="sampling.logit_bias"
-        )
-    return int(token)
 
 
 def _deadline(deadline: object, now: float) -> float:
