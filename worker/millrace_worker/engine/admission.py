@@ -72,6 +72,7 @@ class Admission:
     def preempt_last(self, filling: Filling) -> None:
         """Takes back everything but the tokens. What stays in the cache is found again as a prefix hit."""
         seq = self._running.seqs[-1]
+        self._tier.preempted(seq, int(self._running.counts.computed[seq.row]))
         self._vacate(seq)
         seq.state = SequenceState.WAITING
         seq.num_preempted += 1
