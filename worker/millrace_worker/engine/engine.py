@@ -176,7 +176,8 @@ def _profile(
     )
     torch.cuda.reset_peak_memory_stats(device)
     logits = model.forward(batch, scratch)
-    logits.float()  # what sampling may need on top
+    # What sampling may need on top: a copy of the rows that are penalised, up to all. Of float32 logits, too.
+    logits.to(torch.float32, copy=True)
     torch.cuda.synchronize(device)
     peak = torch.cuda.max_memory_allocated(device)
     del logits, batch, scratch
