@@ -73,3 +73,23 @@ def test_it_hears_of_a_preempted_sequence_before_the_blocks_are_gone(overlap: bo
     while pipeline.has_work:
         pipeline.step()
     assert batch.tokens[10:] == answer(list(range(10)), 9)
+
+
+def test_nobody_is_preempted_for_blocks_that_it_gives_back() -> None:
+    pool, model = BlockPool(10), FakeModel(4)
+    tier = Holder(pool)
+    scheduler = Scheduler(pool, block_size=4, max_num_seqs=4, max_num_batched_tokens=64, tier=tier)
+    batch = sequence(1, list(range(8)), max_tokens=6, priority=1)
+    scheduler.add(batch)
+    run_step(scheduler, model)
+    tier.take(6)
+    scheduler.add(sequence(2, list(range(50, 62)), max_tokens=3))
+    run_step(scheduler, model)
+    assert [seq.seq_id for seq in scheduler.running] == [2, 1]
+    assert scheduler.num_preemptions == 0
+    # Without anybody to preempt, one waits: the copies take milliseconds.
+    tier.take(pool.num_free - 2)
+    scheduler.add(sequence(3, list(range(70, 82)), max_tokens=2, priority=1))
+    run_step(scheduler, model)
+    assert tier.blocks
+    assert scheduler.num_waiting == 1

@@ -97,16 +97,23 @@ class Admission:
         """How many of the last running sequences, all of a higher rank, have to go for `seq` to be started.
 
         None when that is not enough. There has to be room for all present tokens, and a block more for every sequence
-        that `seq` may not preempt, so that it is not started only to be preempted in the next step.
+        that `seq` may not preempt, so that it is not started only to be preempted in the next step. Nobody goes for
+        blocks that a lower tier holds only for a copy.
         """
         stay = self._running.num_up_to(seq.rank)
-        revived = sum(self._pool.is_free(block) for block in hits)
-        missing = self._blocks_for(seq.num_tokens) - len(hits) + revived + stay - self._pool.num_free
         rows = 0 if self._running.counts.num_free else 1
+        blocks = self._blocks_for(seq.num_tokens) + stay
+        if rows == 0 and blocks <= self._pool.num_free:
+            return 0  # even if all hits are of blocks that are free
+        blocks -= len(hits) - sum(map(self._pool.is_free, hits))
+        others = self._running.seqs[stay:]
+        if others and blocks > self._pool.num_free and any(self._tier.held):
+            self._tier.give_back()
+        missing = blocks - self._pool.num_free
         if rows == 0 and missing <= 0:
             return 0
         taken = Counter(dict.fromkeys(hits, -1))  # `seq` will hold them: they do not become free
-        for count, victim in enumerate(reversed(self._running.seqs[stay:]), start=1):
+        for count, victim in enumerate(reversed(others), start=1):
             for block in victim.block_table:
                 taken[block] += 1
                 missing -= taken[block] == self._pool.references(block)
