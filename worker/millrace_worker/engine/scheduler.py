@@ -126,7 +126,7 @@ class Scheduler:
 
     def schedule(self) -> Step | None:
         """The next step, its blocks allocated; None when nothing can run."""
-        self._waiting.move_up()
+        self._admission.move_up()
         self._steps_without_urgent = 0 if self._admission.num_urgent else self._steps_without_urgent + 1
         allowance = self.allowance
         if allowance is not None and self._steps_without_urgent >= _ALERT_STEPS:
@@ -191,7 +191,7 @@ class Scheduler:
     def check_integrity(self) -> None:
         """Asserts that the pool and the running sequences agree; see BlockPool.check_integrity."""
         self.pool.check_integrity(chain((seq.block_table for seq in self.running), self.tier.held))
-        assert self._prefixes.owners <= set(self.running), "blocks in flight without an owner"
+        self._prefixes.check_integrity(self.running)
         self._running.check_integrity()
 
     def _urgent_decode(self) -> bool:
