@@ -19,12 +19,13 @@ JOBS = 1024
 class Burst:
     """Jobs with one system prompt in a scheduler that runs without a model, and how much of it was computed."""
 
-    def __init__(self, *, overlap: bool) -> None:
+    def __init__(self, *, overlap: bool, prefix_wait: float = 0.0) -> None:
         self.scheduler = Scheduler(
             BlockPool(4096),
             block_size=16,
             max_num_seqs=256,
             max_num_batched_tokens=CHUNK,
+            prefix_wait=prefix_wait,
         )
         draw = random.Random(1)
         self.system = [draw.randrange(1000) for _ in range(SYSTEM)]
@@ -32,13 +33,15 @@ class Burst:
         self.ended = 0
         self._overlap = overlap
         self._launched: Step | None = None
+        self._now = 0.0
 
     def add(self, numbers: range, priority: int) -> None:
         for number in numbers:
             self.scheduler.add(sequence(number, [*self.system, 2000 + number, 7], 3, priority=priority))
 
     def step(self) -> None:
-        step = self.scheduler.schedule()
+        self._now += 0.02
+        step = self.scheduler.schedule(self._now)
         for part in step.scheduled if step is not None else ():
             self.computed += max(0, min(part.start + part.count, SYSTEM) - part.start)
         if self._overlap:
@@ -57,7 +60,9 @@ def burst(request: pytest.FixtureRequest) -> Burst:
     return Burst(overlap=request.param)
 
 
-def test_of_one_lane(burst: Burst) -> None:
+@pytest.mark.parametrize("prefix_wait", [0.0, 2.0])
+def test_of_one_lane(burst: Burst, prefix_wait: float) -> None:
+    burst = Burst(overlap=burst._overlap, prefix_wait=prefix_wait)
     burst.add(range(JOBS), 1)
     burst.finish()
     assert burst.computed == SYSTEM

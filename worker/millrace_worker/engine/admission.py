@@ -41,15 +41,15 @@ class Admission:
         if moved is not None:
             self._prefixes.unpark(moved)
 
-    def admit(self, rank: int, filling: Filling) -> bool:
+    def admit(self, rank: int, filling: Filling, now: float) -> bool:
         """Starts waiting sequences of this rank; False when some had to stay, which no other rank must overtake."""
         for seq in self._prefixes.take_woken():
-            self._waiting.line(seq.rank).wake(seq)
+            self._waiting.line(seq.rank).wake(seq, now)
         line = self._waiting.line(rank)
         started: list[Sequence] = []
         counts: list[int] = []
         held_back = 0
-        while filling.most(rank) > 0 and held_back < self._running.max_num_seqs and (next_one := line.next()):
+        while filling.most(rank) > 0 and held_back < self._running.max_num_seqs and (next_one := line.next(now)):
             seq, hits = next_one, self._prefixes.hits(next_one)
             computed = len(hits) * self._block_size
             count = filling.share(seq.num_tokens - computed, filling.most(rank))
@@ -61,6 +61,8 @@ class Admission:
                 continue
             victims = self._victims(seq, hits) if count > 0 else 0
             if victims is None:
+                if line.no_room(seq, now):
+                    continue
                 break
             if count == 0 or self._tier.hold_back(seq, len(hits)):
                 held_back += 1
@@ -68,7 +70,7 @@ class Admission:
                 continue
             for _ in range(victims):
                 self.preempt_last(filling)
-            self._waiting.start(seq)
+            self._waiting.start(seq, now)
             self._start(seq, hits, filling)
             filling.note_share(count)
             self._running.grow(seq, self._blocks_for(computed + count) - len(hits), filling)
@@ -77,7 +79,7 @@ class Admission:
             counts.append(count)
         if started:
             self._running.book(started, np.array([seq.row for seq in started]), np.array(counts), filling)
-        all_started = line.next() is None
+        all_started = line.next(now) is None
         line.return_all()
         return all_started
 

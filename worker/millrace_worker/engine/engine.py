@@ -70,6 +70,7 @@ class Engine(StepLoop):
             max_num_batched_tokens=config.max_num_batched_tokens,
             enable_prefix_caching=config.enable_prefix_caching,
             long_prefill_token_threshold=config.long_prefill_token_threshold,
+            prefix_wait=config.prefix_wait,
             tier=open_disk_cache(config, directory, model_config, model.dtype, cache, pool),
         )
         runner = ModelRunner(

@@ -41,6 +41,16 @@ class Prefixes:
         self._found[seq.seq_id] = self._pool.num_forgotten, hits
         return hits
 
+    def names(self, seq: Sequence, least: int) -> tuple[bytes, ...]:
+        """The names of its prefixes of `least` blocks, twice, four times as many, and so on."""
+        full = self._name(seq)
+        lengths = (least << doublings for doublings in range(full.bit_length()))
+        return tuple(seq.block_hashes[length - 1] for length in lengths if length <= full)
+
+    def is_there(self, name: bytes) -> bool:
+        """Whether the block is cached, or being computed."""
+        return self._pool.lookup(name) is not None or name in self._in_flight
+
     def awaited(self, seq: Sequence, num_hits: int) -> bytes | None:
         """The block that `seq` waits for: the last that it has in common with whoever computes the first it misses.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from .line import Line
 from .sequence import URGENT, Sequence
 
@@ -13,9 +15,11 @@ class Waiting:
     first to wait, or once it was preempted `most_preemptions` times.
     """
 
-    def __init__(self, *, most_overtakes: int, most_preemptions: int) -> None:
+    def __init__(self, make_line: Callable[[int], Line], *, most_overtakes: int, most_preemptions: int) -> None:
+        """`make_line` for a rank."""
+        self._make_line = make_line
         self._most_overtakes, self._most_preemptions = most_overtakes, most_preemptions
-        self._lines: dict[int, Line] = {URGENT: Line()}
+        self._lines: dict[int, Line] = {URGENT: make_line(URGENT)}
         #: The latest places at the ends and at the heads of all lines.
         self._last, self._foremost = 0, 0
         #: Urgent sequences started since one of another rank was, while one waited.
@@ -30,7 +34,7 @@ class Waiting:
         """Those of this rank."""
         line = self._lines.get(rank)
         if line is None:
-            self._lines[rank] = line = Line()
+            self._lines[rank] = line = self._make_line(rank)
             self._lines = dict(sorted(self._lines.items()))
         return line
 
@@ -48,9 +52,9 @@ class Waiting:
         """It ended before it started."""
         self.line(seq.rank).remove(seq)
 
-    def start(self, seq: Sequence) -> None:
+    def start(self, seq: Sequence, now: float) -> None:
         """It waits no more. Counts whom it has overtaken."""
-        self.line(seq.rank).remove(seq)
+        self.line(seq.rank).start(seq, now)
         if seq.priority != URGENT:
             self._overtakes = 0
         elif any(line for rank, line in self._lines.items() if rank != URGENT):
