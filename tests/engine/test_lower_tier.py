@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fake_model import FakeModel, answer, run_step, sequence
+import pytest
+
+from fake_model import FakeModel, Pipeline, answer, run_step, sequence
 from millrace_worker.engine.block_pool import BlockPool
 from millrace_worker.engine.lower_tier import NoLowerTier
 from millrace_worker.engine.scheduler import Scheduler
+from millrace_worker.engine.sequence import Sequence
 
 
 class Holder(NoLowerTier):
@@ -42,3 +45,51 @@ def test_a_sequence_that_needs_them_gets_them() -> None:
     assert seq.tokens[8:] == answer(list(range(8)), 8)
     assert scheduler.num_preemptions == 0
     assert tier.blocks == []
+
+
+class Watcher(NoLowerTier):
+    """Notes what a preempted sequence still has."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, int, int]] = []
+
+    def preempted(self, seq: Sequence, num_computed: int) -> None:
+        self.seen.append((seq.seq_id, num_computed, len(seq.block_table)))
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_it_hears_of_a_preempted_sequence_before_the_blocks_are_gone(overlap: bool) -> None:
+    tier, model = Watcher(), FakeModel(4)
+    scheduler = Scheduler(BlockPool(16), block_size=4, max_num_seqs=1, max_num_batched_tokens=64, tier=tier)
+    batch = sequence(1, list(range(10)), max_tokens=9, priority=1)
+    scheduler.add(batch)
+    pipeline = Pipeline(scheduler, model, overlap=overlap)
+    for _ in range(4):
+        pipeline.step()
+    scheduler.add(sequence(2, [1, 2], max_tokens=2))
+    pipeline.step()
+    # The prompt, and what the three steps after its own computed; that of a step in flight is on its way.
+    assert tier.seen == [(1, 13, 4)]
+    while pipeline.has_work:
+        pipeline.step()
+    assert batch.tokens[10:] == answer(list(range(10)), 9)
+
+
+def test_nobody_is_preempted_for_blocks_that_it_gives_back() -> None:
+    pool, model = BlockPool(10), FakeModel(4)
+    tier = Holder(pool)
+    scheduler = Scheduler(pool, block_size=4, max_num_seqs=4, max_num_batched_tokens=64, tier=tier)
+    batch = sequence(1, list(range(8)), max_tokens=6, priority=1)
+    scheduler.add(batch)
+    run_step(scheduler, model)
+    tier.take(6)
+    scheduler.add(sequence(2, list(range(50, 62)), max_tokens=3))
+    run_step(scheduler, model)
+    assert [seq.seq_id for seq in scheduler.running] == [2, 1]
+    assert scheduler.num_preemptions == 0
+    # Without anybody to preempt, one waits: the copies take milliseconds.
+    tier.take(pool.num_free - 2)
+    scheduler.add(sequence(3, list(range(70, 82)), max_tokens=2, priority=1))
+    run_step(scheduler, model)
+    assert tier.blocks
+    assert scheduler.num_waiting == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -140,3 +141,13 @@ def test_counts_follow_a_sequence_from_row_to_row_and_back() -> None:
         assert penalised.logits[0].tolist() == [-(0.5 * n + 1.0) if n else 0.0 for n in counts]
         penalties.count(penalised, torch.tensor([token]))
         seq.tokens.append(token)
+
+
+def test_a_sequence_that_has_ended_is_not_kept() -> None:
+    penalties = Penalties(2, torch.device("cpu"))
+    seq = Sequence(1, [3], [], SequenceParams(max_tokens=9, presence_penalty=1.0))
+    seq.row = 0
+    penalties.apply(torch.zeros(1, 9), {0: seq})
+    ended = weakref.ref(seq)
+    del seq
+    assert ended() is None

@@ -59,6 +59,7 @@ BAD = [
     ("max_num_seqs", "1.5", "int"),
     ("max_num_batched_tokens", "0", "at least 1"),
     ("long_prefill_token_threshold", "-1", "negative"),
+    ("prefix_wait", "-0.5", "negative"),
     ("block_size", "24", "power of two"),
     ("block_size", "0", "power of two"),
     ("gpu_memory_utilization", "0", r"\(0, 1\]"),

@@ -35,30 +35,43 @@ class Admission:
         self.num_urgent += seq.priority == URGENT
         self._waiting.add(seq)
 
-    def admit(self, rank: int, filling: Filling) -> bool:
+    def move_up(self) -> None:
+        """Before a step: see Waiting."""
+        moved = self._waiting.move_up()
+        if moved is not None:
+            self._prefixes.unpark(moved)
+
+    def admit(self, rank: int, filling: Filling, now: float) -> bool:
         """Starts waiting sequences of this rank; False when some had to stay, which no other rank must overtake."""
-        queue = self._waiting.queue(rank)
-        held_back: list[Sequence] = []
+        for seq in self._prefixes.take_woken():
+            self._waiting.line(seq.rank).wake(seq, now)
+        line = self._waiting.line(rank)
         started: list[Sequence] = []
         counts: list[int] = []
-        while queue and filling.most(rank) > 0 and len(held_back) < self._running.max_num_seqs:
-            seq = queue[0]
-            hits = self._prefixes.hits(seq)
+        held_back = 0
+        while filling.most(rank) > 0 and held_back < self._running.max_num_seqs and (next_one := line.next(now)):
+            seq, hits = next_one, self._prefixes.hits(next_one)
             computed = len(hits) * self._block_size
             count = filling.share(seq.num_tokens - computed, filling.most(rank))
-            if count == 0 or self._prefixes.is_in_flight(seq, len(hits)):
-                held_back.append(queue.popleft())
+            awaited = self._prefixes.awaited(seq, len(hits))
+            if awaited is not None:
+                held_back += 1
+                line.park(seq)
+                self._prefixes.park(seq, awaited)
                 continue
-            victims = self._victims(seq, hits)
+            victims = self._victims(seq, hits) if count > 0 else 0
             if victims is None:
+                if line.no_room(seq, now):
+                    continue
                 break
-            if self._tier.hold_back(seq, len(hits)):
-                held_back.append(queue.popleft())
+            if count == 0 or self._tier.hold_back(seq, len(hits)):
+                held_back += 1
+                line.set_aside(seq)
                 continue
             for _ in range(victims):
                 self.preempt_last(filling)
-            queue.popleft()
-            self._start(seq, hits)
+            self._waiting.start(seq, now)
+            self._start(seq, hits, filling)
             filling.note_share(count)
             self._running.grow(seq, self._blocks_for(computed + count) - len(hits), filling)
             filling.charge(count, 1)
@@ -66,18 +79,13 @@ class Admission:
             counts.append(count)
         if started:
             self._running.book(started, np.array([seq.row for seq in started]), np.array(counts), filling)
-        queue.extendleft(reversed(held_back))
-        return len(held_back) == len(queue)
+        all_started = line.next(now) is None
+        line.return_all()
+        return all_started
 
     def preempt_last(self, filling: Filling) -> None:
         """Takes back everything but the tokens. What stays in the cache is found again as a prefix hit."""
-        seq = self._running.seqs[-1]
-        self._vacate(seq)
-        seq.state = SequenceState.WAITING
-        seq.num_preempted += 1
-        self._waiting.put_back(seq)
-        self.num_preemptions += 1
-        filling.note_preempted(seq.rank)
+        self._preempt(self._running.seqs[-1], filling)
 
     def leave(self, seq: Sequence) -> None:
         """Forgets a sequence that runs or waits."""
@@ -85,6 +93,7 @@ class Admission:
             self._vacate(seq)
         else:
             self._waiting.remove(seq)
+            self._prefixes.forget(seq)
         seq.state = SequenceState.FINISHED
         self._tier.gone(seq)
         self.num_urgent -= seq.priority == URGENT
@@ -96,16 +105,23 @@ class Admission:
         """How many of the last running sequences, all of a higher rank, have to go for `seq` to be started.
 
         None when that is not enough. There has to be room for all present tokens, and a block more for every sequence
-        that `seq` may not preempt, so that it is not started only to be preempted in the next step.
+        that `seq` may not preempt, so that it is not started only to be preempted in the next step. Nobody goes for
+        blocks that a lower tier holds only for a copy.
         """
         stay = self._running.num_up_to(seq.rank)
-        revived = sum(self._pool.is_free(block) for block in hits)
-        missing = self._blocks_for(seq.num_tokens) - len(hits) + revived + stay - self._pool.num_free
         rows = 0 if self._running.counts.num_free else 1
+        blocks = self._blocks_for(seq.num_tokens) + stay
+        if rows == 0 and blocks <= self._pool.num_free:
+            return 0  # even if all hits are of blocks that are free
+        blocks -= len(hits) - sum(map(self._pool.is_free, hits))
+        others = self._running.seqs[stay:]
+        if others and blocks > self._pool.num_free and any(self._tier.held):
+            self._tier.give_back()
+        missing = blocks - self._pool.num_free
         if rows == 0 and missing <= 0:
             return 0
         taken = Counter(dict.fromkeys(hits, -1))  # `seq` will hold them: they do not become free
-        for count, victim in enumerate(reversed(self._running.seqs[stay:]), start=1):
+        for count, victim in enumerate(reversed(others), start=1):
             for block in victim.block_table:
                 taken[block] += 1
                 missing -= taken[block] == self._pool.references(block)
@@ -113,18 +129,28 @@ class Admission:
                 return count
         return None
 
-    def _start(self, seq: Sequence, hits: list[int]) -> None:
+    def _start(self, seq: Sequence, hits: list[int], filling: Filling) -> None:
         first = seq.num_cached is None
         if first:
             seq.num_cached = min(len(hits) * self._block_size, seq.num_prompt)
             self.started.append((seq.seq_id, seq.num_cached))
             self._admissions += 1
             seq.order = self._admissions
-        self._waiting.note_start(seq)
         self._running.start(seq, hits)
         seq.state = SequenceState.RUNNING
-        self._prefixes.claim(seq, len(hits))
+        for owner, end in self._prefixes.claim(seq, len(hits)).items():
+            if self._running.counts.computed[owner.row] < end * self._block_size:
+                self._preempt(owner, filling)  # it finds these blocks when they are there
         self._tier.started(seq, len(hits), first=first)
+
+    def _preempt(self, seq: Sequence, filling: Filling) -> None:
+        self._tier.preempted(seq, int(self._running.counts.computed[seq.row]))
+        self._vacate(seq)
+        seq.state = SequenceState.WAITING
+        seq.num_preempted += 1
+        self._waiting.put_back(seq)
+        self.num_preemptions += 1
+        filling.note_preempted(seq.rank)
 
     def _vacate(self, seq: Sequence) -> None:
         """Gives back blocks and row. What it has generated is made findable only now, all at once.

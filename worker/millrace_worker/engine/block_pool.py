@@ -20,6 +20,8 @@ class BlockPool:
         self._references = [0] * num_blocks
         self._hash_of: list[bytes | None] = [None] * num_blocks
         self._block_of: dict[bytes, int] = {}
+        #: How often something that could be found was forgotten.
+        self.num_forgotten = 0
 
     @property
     def num_free(self) -> int:
@@ -48,6 +50,7 @@ class BlockPool:
             if old is not None:
                 del self._block_of[old]
                 self._hash_of[block] = None
+                self.num_forgotten += 1
             self._references[block] = 1
         return blocks
 
@@ -84,6 +87,7 @@ class BlockPool:
 
     def forget_all(self) -> None:
         """Empties the index; blocks in use stay with their owners."""
+        self.num_forgotten += 1
         self._block_of.clear()
         self._hash_of = [None] * self.num_blocks
 

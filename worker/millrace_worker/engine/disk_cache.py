@@ -145,6 +145,8 @@ class DiskCache:
             seen = np.flatnonzero(self._sketch.counts(hashes) >= _SIGHTINGS)
             self._keep(seq, (seen + first).tolist())
 
+    def preempted(self, seq: Sequence, num_computed: int) -> None: ...
+
     def gone(self, seq: Sequence) -> None:
         self._looked_up.pop(seq.seq_id, None)
         self._read_for.pop(seq.seq_id, None)

@@ -70,6 +70,7 @@ class Engine(StepLoop):
             max_num_batched_tokens=config.max_num_batched_tokens,
             enable_prefix_caching=config.enable_prefix_caching,
             long_prefill_token_threshold=config.long_prefill_token_threshold,
+            prefix_wait=config.prefix_wait,
             tier=open_disk_cache(config, directory, model_config, model.dtype, cache, pool),
         )
         runner = ModelRunner(
@@ -176,7 +177,8 @@ def _profile(
     )
     torch.cuda.reset_peak_memory_stats(device)
     logits = model.forward(batch, scratch)
-    logits.float()  # what sampling may need on top
+    # What sampling may need on top: a copy of the rows that are penalised, up to all. Of float32 logits, too.
+    logits.to(torch.float32, copy=True)
     torch.cuda.synchronize(device)
     peak = torch.cuda.max_memory_allocated(device)
     del logits, batch, scratch

@@ -87,7 +87,7 @@ class StepLoop:
         clock.start()
         tier = self.scheduler.tier
         tier.poll()
-        step = self.scheduler.schedule()
+        step = self.scheduler.schedule(time.monotonic())
         started, self.scheduler.started = self.scheduler.started, []
         clock.lap("schedule")
         tokens: list[tuple[int, list[int]]] = []

@@ -25,6 +25,9 @@ class LowerTier(Protocol):
     def computed(self, seq: Sequence, first: int, end: int) -> None:
         """These blocks of a running sequence are full and computed."""
 
+    def preempted(self, seq: Sequence, num_computed: int) -> None:
+        """`seq` is about to lose its blocks; of so many tokens they hold the KV once all launched steps are done."""
+
     def gone(self, seq: Sequence) -> None:
         """`seq` ended, running or waiting."""
 
@@ -62,6 +65,8 @@ class NoLowerTier:
     def started(self, seq: Sequence, num_hits: int, *, first: bool) -> None: ...
 
     def computed(self, seq: Sequence, first: int, end: int) -> None: ...
+
+    def preempted(self, seq: Sequence, num_computed: int) -> None: ...
 
     def gone(self, seq: Sequence) -> None: ...
 

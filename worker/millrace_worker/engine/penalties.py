@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -40,8 +41,8 @@ class Penalties:
         self._counts: torch.Tensor | None = None
         #: Token ids (-1: none) and what is added to their logits, [max_num_seqs, MAX_LOGIT_BIAS].
         self._biases: tuple[torch.Tensor, torch.Tensor] | None = None
-        #: Whose counts a row holds, and since which of its starts.
-        self._held: list[tuple[Sequence, int] | None] = [None] * max_num_seqs
+        #: Whose counts a row holds, and since which of its starts. It keeps no sequence that has ended.
+        self._held: list[tuple[weakref.ref[Sequence], int] | None] = [None] * max_num_seqs
         fields = _fields(max_num_seqs)
         buffer = torch.zeros(packed_bytes(fields), dtype=torch.uint8, device=device)
         self._inputs = PackedInputs(buffer, fields)
@@ -93,9 +94,9 @@ class Penalties:
     def _hold(self, seq: Sequence, counts: torch.Tensor) -> None:
         """Fills the row of a sequence that has started: all its tokens are known here then."""
         held = self._held[seq.row]
-        if held is not None and held[0] is seq and held[1] == seq.num_preempted:
+        if held is not None and held[0]() is seq and held[1] == seq.num_preempted:
             return
-        self._held[seq.row] = seq, seq.num_preempted
+        self._held[seq.row] = weakref.ref(seq), seq.num_preempted
         _put(counts[seq.row], _counts_of(seq, counts.shape[1]))
         if self._biases is not None:
             ids, biases = self._biases

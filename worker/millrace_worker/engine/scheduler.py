@@ -1,4 +1,4 @@
-"""Which tokens run next. Ids and counts only: no tensors, no clock, no queue.
+"""Which tokens run next. Ids and counts only: no tensors, no queue, and no clock but what the loop says.
 
 A step may be scheduled while the one before it still runs: the tokens that it will sample are counted as pending, their
 values are left to the device, and an end that depends on them is seen a step late.
@@ -14,6 +14,9 @@ moved up.
 A long prompt may be kept from making steps long: while an interactive sequence decodes, those with more than
 `long_prefill_token_threshold` tokens to compute share so many of a step, first come, first served, and shorter ones
 that wait behind them go first.
+
+Waiting sequences of the batch lane may be picked by the prefixes that they share, see Picking; the interactive lane's
+start in order of arrival.
 """
 
 from __future__ import annotations
@@ -28,7 +31,9 @@ from millrace_worker.frames import Load
 from .admission import Admission
 from .block_pool import BlockPool
 from .filling import Filling
+from .line import Line
 from .lower_tier import LowerTier, NoLowerTier
+from .picking import LEAST_TOKENS, Picking
 from .prefixes import Prefixes
 from .running import Running
 from .sequence import URGENT, Sequence, SequenceState
@@ -65,8 +70,10 @@ class Scheduler:
         max_num_batched_tokens: int,
         enable_prefix_caching: bool = True,
         long_prefill_token_threshold: int = 0,
+        prefix_wait: float = 0.0,
         tier: LowerTier | None = None,
     ) -> None:
+        """`prefix_wait`: seconds for which a sequence that is not urgent may wait for others that share a prefix."""
         self.pool = pool
         #: Where prompts' blocks may be that the pool has not.
         self.tier = tier or NoLowerTier()
@@ -81,7 +88,8 @@ class Scheduler:
         self._prefixes = Prefixes(pool, self.tier, block_size, enabled=enable_prefix_caching)
         self._running = Running(pool, max_num_seqs, block_size)
         self._counts = self._running.counts
-        self._waiting = Waiting(most_overtakes=_MOST_OVERTAKES, most_preemptions=_MOST_PREEMPTIONS)
+        self._prefix_wait = prefix_wait if enable_prefix_caching else 0.0
+        self._waiting = Waiting(self._make_line, most_overtakes=_MOST_OVERTAKES, most_preemptions=_MOST_PREEMPTIONS)
         self._admission = Admission(self._waiting, self._running, self._prefixes, pool, self.tier, block_size)
         self._turns = Turns()
         self._steps_without_urgent = _ALERT_STEPS
@@ -124,9 +132,9 @@ class Scheduler:
         if seq is not None:
             self._leave(seq)
 
-    def schedule(self) -> Step | None:
-        """The next step, its blocks allocated; None when nothing can run."""
-        self._waiting.move_up()
+    def schedule(self, now: float = 0.0) -> Step | None:
+        """The next step, its blocks allocated; None when nothing can run. `now`, in seconds, never goes back."""
+        self._admission.move_up()
         self._steps_without_urgent = 0 if self._admission.num_urgent else self._steps_without_urgent + 1
         allowance = self.allowance
         if allowance is not None and self._steps_without_urgent >= _ALERT_STEPS:
@@ -138,7 +146,7 @@ class Scheduler:
         admitting = True
         for rank in self._waiting.ranks:
             self._advance(rank, filling)
-            admitting = admitting and filling.may_start(rank) and self._admission.admit(rank, filling)
+            admitting = admitting and filling.may_start(rank) and self._admission.admit(rank, filling, now)
             if rank == URGENT:
                 filling.urgent_done()
         return filling.step()
@@ -191,8 +199,13 @@ class Scheduler:
     def check_integrity(self) -> None:
         """Asserts that the pool and the running sequences agree; see BlockPool.check_integrity."""
         self.pool.check_integrity(chain((seq.block_table for seq in self.running), self.tier.held))
-        assert self._prefixes.owners <= set(self.running), "blocks in flight without an owner"
+        self._prefixes.check_integrity(self.running)
         self._running.check_integrity()
+
+    def _make_line(self, rank: int) -> Line:
+        if rank == URGENT or self._prefix_wait == 0:
+            return Line()
+        return Line(Picking(self._prefixes, least=-(-LEAST_TOKENS // self.block_size), longest=self._prefix_wait))
 
     def _urgent_decode(self) -> bool:
         return self._running.urgent_decode()

@@ -22,6 +22,8 @@ class Sequence:
     """One answer being made. How far it is computed while it runs, RowCounts says."""
 
     __slots__ = (
+        "__weakref__",
+        "awaits",
         "block_hashes",
         "block_table",
         "num_cached",
@@ -29,6 +31,7 @@ class Sequence:
         "num_prompt",
         "order",
         "params",
+        "place",
         "priority",
         "rank",
         "row",
@@ -57,6 +60,10 @@ class Sequence:
         self.block_table: list[int] = []
         #: Chain hashes of the full blocks of `tokens`, as far as they were needed.
         self.block_hashes: list[bytes] = []
+        #: Position among those of its rank that wait.
+        self.place = 0
+        #: Hash of the block that another sequence computes and this one, which waits, does not start without.
+        self.awaits: bytes | None = None
         #: Stable index into RowCounts and the runner's tables while RUNNING, else -1.
         self.row = -1
 
