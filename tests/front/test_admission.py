@@ -61,6 +61,19 @@ def test_room_ends_where_waiting_prompts_fill_the_free_blocks() -> None:
     assert min(places(jobs, Load(free_blocks=51))) > 0
 
 
+def test_a_beginning_that_another_job_had_takes_no_blocks_again() -> None:
+    jobs, system = Admission(3), tuple(range(640))
+    for n in range(3):
+        jobs.add(job_of(f"waiting{n}", prompt=(*system, n, 7), lane=Lane.BATCH))
+    # 41 blocks for the first, and one for each of the others.
+    jobs.admit()
+    assert places(jobs, Load(free_blocks=43))[1] == 0
+    assert places(jobs, Load(free_blocks=44))[1] > 0
+    jobs.add(job_of("changed", prompt=(5, *system), lane=Lane.BATCH))
+    assert places(jobs, Load(free_blocks=44 + 41 - 1))[1] == 0
+    assert places(jobs, Load(free_blocks=44 + 41))[1] > 0
+
+
 def test_blocks_of_the_batch_lane_are_the_interactive_ones_to_have() -> None:
     jobs = Admission(3)
     for n in range(8):

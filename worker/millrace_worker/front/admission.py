@@ -8,6 +8,7 @@ from millrace_schemas import Lane
 from millrace_worker.frames import Load, Ready
 from millrace_worker.stream.room import Room
 
+from .beginnings import Beginnings
 from .job import Job
 
 #: The look-ahead is this share of the engine's rows, and at least _LEAST_AHEAD jobs.
@@ -32,6 +33,7 @@ class Admission:
         #: Those that have to run alone.
         self._alone: set[Job] = set()
         self._next_seq_id = 1
+        self._beginnings = Beginnings()
         #: Jobs leased whose prompts are being tokenized.
         self._preparing = dict.fromkeys(Lane, 0)
 
@@ -71,6 +73,7 @@ class Admission:
 
     def add(self, job: Job) -> None:
         self._jobs[job.id] = self._waiting[job.id] = job
+        job.shared_tokens = self._beginnings.shared(job.params.cache_salt, job.prompt)
         if job.must_run_alone(self._max_attempts):
             self._alone.add(job)
 
@@ -121,7 +124,8 @@ class Admission:
     def room(self, ready: Ready, load: Load) -> Room:
         """Jobs to lease now: free rows and a small look-ahead, as long as the waiting prompts find free blocks.
 
-        A full batch lane keeps neither seats nor blocks from the interactive one, to which the engine gives them.
+        Blocks of a beginning that another job had lately are not waited for again. A full batch lane keeps neither
+        seats nor blocks from the interactive one, to which the engine gives them.
         """
         if self._alone:
             return Room(0)
@@ -132,7 +136,7 @@ class Admission:
             lane = job.lease.lane
             held[lane] += 1
             if not job.scheduled:
-                needed[lane] += _blocks(job, ready.block_size)
+                needed[lane] += _blocks(job, ready.block_size) - job.shared_tokens // ready.block_size
             elif lane is Lane.INTERACTIVE:
                 kept += _blocks(job, ready.block_size)
         # An idle engine may have sent no frame since its last sequence was aborted.

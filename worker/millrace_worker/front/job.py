@@ -48,6 +48,8 @@ class Job:
         #: Whether the engine has scheduled it; before that its prompt waits for blocks.
         self.scheduled = False
         self.cached_tokens = 0
+        #: Tokens at the beginning of the prompt that a job before it had, too.
+        self.shared_tokens = 0
         #: Engine crashes that it was part of and that no other job was found guilty of.
         self.crashes: set[int] = set()
         self.deadline_timer: asyncio.TimerHandle | None = None
