@@ -9,7 +9,7 @@ preemption and resuming are all this rule.
 
 The interactive lane has the lowest rank. It takes rows and blocks from the batch lane where it finds none free, and
 while it is about, what the batch lane adds to a step is bounded. A batch sequence that was passed over too often is
-moved up.
+moved up. Behind both come the engine's own sequences, which bring pinned prefixes into the cache.
 
 A long prompt may be kept from making steps long: while an interactive sequence decodes, those with more than
 `long_prefill_token_threshold` tokens to compute share so many of a step, first come, first served, and shorter ones
@@ -18,7 +18,7 @@ that wait behind them go first.
 
 from __future__ import annotations
 
-from bisect import bisect_right, insort
+from bisect import bisect_left, bisect_right, insort
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -30,9 +30,10 @@ from millrace_worker.frames import Load
 from .block_pool import BlockPool
 from .filling import Filling
 from .lower_tier import LowerTier, NoLowerTier
+from .pins import Pins
 from .prefixes import Prefixes
 from .row_counts import RowCounts
-from .sequence import URGENT, Sequence, SequenceState
+from .sequence import OWN, URGENT, Sequence, SequenceState
 from .step import SEQUENCE_COST, Step
 
 #: A sequence that waits is moved up once so many urgent ones were started before it, or once it was preempted so often.
@@ -89,6 +90,8 @@ class Scheduler:
         self._rows: np.ndarray | None = None
         self._admissions = 0
         self._prefixes = Prefixes(pool, self.tier, block_size, enabled=enable_prefix_caching)
+        #: What is to stay in the cache, and gives way before a sequence could not run at all.
+        self.pins = Pins(pool, self.tier, block_size, enabled=enable_prefix_caching)
         self._num_urgent = 0
         self._steps_without_urgent = _ALERT_STEPS
         #: Urgent sequences started since one of another rank was, while one waited.
@@ -103,6 +106,11 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         return bool(self._sequences)
+
+    @property
+    def has_jobs(self) -> bool:
+        """Whether there are sequences that are not the engine's own."""
+        return len(self._sequences) > self.pins.num_own
 
     def add(self, seq: Sequence) -> None:
         """Queues a sequence that fits the cache on its own (the engine has checked)."""
@@ -169,11 +177,17 @@ class Scheduler:
         return "length" if generated >= params.max_tokens else None
 
     def load(self) -> Load:
-        """The counts that the front and the metrics see, with what is scheduled computed and nothing of it freed."""
+        """The counts that the front and the metrics see, with what is scheduled computed and nothing of it freed.
+
+        The engine's own sequences are not counted: nobody waits for them, and they give way to everybody. Blocks that
+        pins hold are not free.
+        """
+        own_running = len(self.running) - bisect_left(self.running, OWN, key=_rank)
+        own_waiting = len(self._waiting.get(OWN, ()))
         allocated = (self.pool.num_blocks - self.pool.num_free) * self.block_size
         return Load(
-            running=len(self.running),
-            waiting=self.num_waiting,
+            running=len(self.running) - own_running,
+            waiting=self.num_waiting - own_waiting,
             free_blocks=self.pool.num_free,
             total_blocks=self.pool.num_blocks,
             allocated_slots=allocated,
@@ -183,7 +197,7 @@ class Scheduler:
 
     def check_integrity(self) -> None:
         """Asserts that the pool and the running sequences agree; see BlockPool.check_integrity."""
-        self.pool.check_integrity(chain((seq.block_table for seq in self.running), self.tier.held))
+        self.pool.check_integrity(chain((seq.block_table for seq in self.running), self.tier.held, self.pins.held))
         assert self._prefixes.owners <= set(self.running), "blocks in flight without an owner"
         assert self._counts.num_free + len(self.running) == self.max_num_seqs, "rows are lost"
         assert self._running_rows().tolist() == [seq.row for seq in self.running], "rows are out of date"
@@ -210,7 +224,7 @@ class Scheduler:
     def _move_up(self) -> None:
         """Of those that wait behind the urgent ones, the first is made one of them once it has waited for enough."""
         for rank, queue in self._waiting.items():
-            if rank == URGENT or not queue:
+            if rank in (URGENT, OWN) or not queue:
                 continue
             seq = queue[0]
             if self._overtakes >= _MOST_OVERTAKES or seq.num_preempted >= _MOST_PREEMPTIONS:
@@ -272,7 +286,8 @@ class Scheduler:
     def _find_blocks(self, members: list[Sequence], rows: np.ndarray, counts: np.ndarray, filling: Filling) -> int:
         """Gives running sequences the blocks for their next tokens.
 
-        Where there are too few, the last of all are preempted, of `members` too. Returns how many of these are left.
+        Where there are too few, the last of all are preempted, of `members` too. Pins give way to the one that is left.
+        Returns how many of `members` are left.
         """
         stay, capacity = len(members), self._counts.capacity
         missing = -((capacity[rows] - self._counts.computed[rows] - counts) // self.block_size)
@@ -283,6 +298,8 @@ class Scheduler:
         if wanted > self.pool.num_free:
             self.tier.give_back()
         while wanted > self.pool.num_free:
+            if len(self.running) == 1 and not members[0].is_own and self.pins.give_way():
+                continue
             self._preempt_last(filling)
             if members[stay - 1].state is not SequenceState.RUNNING:
                 stay -= 1
@@ -320,7 +337,7 @@ class Scheduler:
         seq.state = SequenceState.WAITING
         seq.num_preempted += 1
         self._queue(seq.rank).appendleft(seq)
-        self.num_preemptions += 1
+        self.num_preemptions += not seq.is_own
         filling.note_preempted(seq.rank)
 
     def _admit(self, rank: int, filling: Filling) -> bool:
@@ -338,6 +355,9 @@ class Scheduler:
                 held_back.append(queue.popleft())
                 continue
             victims = self._victims(seq, hits)
+            # Pins stay as long as somebody runs whose end will make room.
+            while victims is None and self._is_next(seq) and self.pins.give_way():
+                victims = self._victims(seq, hits)
             if victims is None:
                 break
             if self.tier.hold_back(seq, len(hits)):
@@ -378,6 +398,10 @@ class Scheduler:
                 return count
         return None
 
+    def _is_next(self, seq: Sequence) -> bool:
+        """Whether nobody runs that `seq`, a job, may not preempt."""
+        return not seq.is_own and (not self.running or self.running[0].rank > seq.rank)
+
     def _start(self, seq: Sequence, hits: list[int]) -> None:
         self.pool.share(hits)
         seq.block_table = list(hits)
@@ -385,7 +409,9 @@ class Scheduler:
         self.tier.started(seq, len(hits), first=seq.num_cached is None)
         if seq.num_cached is None:
             seq.num_cached = min(num_computed, seq.num_prompt)
-            self.started.append((seq.seq_id, seq.num_cached))
+            self.pins.started(seq, len(hits))
+            if not seq.is_own:
+                self.started.append((seq.seq_id, seq.num_cached))
             self._admissions += 1
             seq.order = self._admissions
         self._count_overtakes(seq)
@@ -396,9 +422,11 @@ class Scheduler:
         insort(self.running, seq, key=lambda s: (s.rank, s.order))
 
     def _count_overtakes(self, seq: Sequence) -> None:
+        if seq.is_own:
+            return
         if seq.priority != URGENT:
             self._overtakes = 0
-        elif any(queue for rank, queue in self._waiting.items() if rank != URGENT):
+        elif any(queue for rank, queue in self._waiting.items() if rank not in (URGENT, OWN)):
             self._overtakes += 1
 
     def _register_prompts(self, step: Step) -> None:
