@@ -177,6 +177,7 @@ def test_a_job_that_needs_the_whole_pool_gets_it_and_the_pins_come_back(
     loop.settle()
     assert loop.answers[1] == answer(ids(length, 4), most)
     assert {state.problem for state in loop.states.values()} == {"gave_way"}
+    assert loop.scheduler.num_preemptions == 0
     loop.ask(2, [*ids(13, 1), 1], priority=priority)
     loop.settle()
     assert loop.pins.misses == {"gave_way": 1}
@@ -212,10 +213,11 @@ def test_an_interactive_job_beside_the_batch_lane_takes_what_pins_hold(loop: Pin
 def test_pins_stay_while_somebody_runs_whose_end_makes_room(loop: PinLoop) -> None:
     warm(loop, tokens=ids(40, 1))
     for number in range(4):
-        loop.ask(number, ids(40, number + 2), 20)
+        loop.ask(number, ids(40, number + 2), 40)
     loop.settle()
     assert loop.states["a"].problem == ""
-    assert all(loop.answers[number] == answer(ids(40, number + 2), 20) for number in range(4))
+    assert loop.scheduler.num_preemptions > 0
+    assert all(loop.answers[number] == answer(ids(40, number + 2), 40) for number in range(4))
 
 
 def test_it_is_made_beside_jobs_which_do_not_wait_for_it_and_are_counted_alone() -> None:
@@ -245,14 +247,14 @@ def test_a_job_has_the_row_that_an_own_sequence_holds_at_once() -> None:
     assert loop.scheduler.load().preemptions == 0
 
 
-def test_own_sequences_are_never_moved_up() -> None:
-    loop = PinLoop(40, seqs=1, budget=64)
-    loop.ask(0, ids(5, 0))
-    loop.pin(pinned("a", SYSTEM))
-    for number in range(1, 40):
-        loop.ask(number, ids(5, number), 1)
+def test_an_own_sequence_that_always_gives_way_is_not_moved_up() -> None:
+    loop = PinLoop(80, seqs=1, budget=4)
+    loop.pin(pinned("a", ids(70, 1)))
+    for number in range(8):
         loop.step()
-    assert max(loop.answers) >= 36
+        loop.ask(number, ids(3, number), 1, priority=1)
+        assert loop.step().started == [(number, 0)]
+    assert not loop.states["a"].tier
     loop.settle()
     assert loop.states["a"].tier == "gpu"
 
