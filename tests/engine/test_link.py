@@ -32,6 +32,13 @@ def test_does_not_wait_while_there_is_work(ends: tuple[socket.socket, FrontLink]
     assert list(link.receive(timeout=0)) == []
 
 
+def test_waits_for_no_longer_than_it_is_told(ends: tuple[socket.socket, FrontLink]) -> None:
+    front, link = ends
+    assert list(link.receive(timeout=0.01)) == []
+    front.sendall(pack(ToEngine(abort=[4])))
+    assert [f.abort for f in link.receive(timeout=60) if f] == [[4]]
+
+
 def test_the_end_of_the_front_ends_the_stream(ends: tuple[socket.socket, FrontLink]) -> None:
     front, link = ends
     front.sendall(pack(ToEngine(abort=[4])))

@@ -99,6 +99,8 @@ def test_hits_and_misses_are_of_those_that_begin_with_all_of_it(loop: PinLoop) -
     loop.ask(3, SYSTEM[: 2 * BLOCK + 1])
     loop.ask(4, ids(30, 4))
     loop.settle()
+    loop.now += loop.rest() or 0.0
+    loop.settle()
     assert {state.pin_id: state.hits for state in loop.states.values()} == {"a": 1, "whole blocks": 2, "same blocks": 1}
     assert loop.pins.misses == {}
 
@@ -283,6 +285,9 @@ def test_while_jobs_run_it_reports_about_once_a_second() -> None:
         reports += loop.step().pins is not None
     loop.settle()
     assert 1 < reports < 20
+    assert 0 < (loop.rest() or 0) <= 1
+    loop.now += 1.0
+    loop.settle()
     assert loop.states["a"].hits == 30
 
 

@@ -22,7 +22,7 @@ POOL_SHARE = 4
 _AT_ONCE = 4
 #: Seconds between two tries to bring a pin back; and between two choices of what is held, when not all can be.
 _PAUSE = 5.0
-#: Seconds between two reports while jobs run.
+#: Seconds between two reports of hits, and of all else while jobs run.
 _REPORT_SECONDS = 1.0
 
 
@@ -65,7 +65,8 @@ class Pins:
         self._choose_at, self._chosen_at = math.inf, -math.inf
         self._reported: list[PinState] = []
         self._reported_at = -math.inf
-        self._changed = False
+        #: What has changed since the last report: where a pin is, and its hits.
+        self._moved = self._counted = False
 
     @property
     def held(self) -> Iterable[list[int]]:
@@ -80,7 +81,7 @@ class Pins:
     @property
     def has_news(self) -> bool:
         """Whether something has changed since the last report."""
-        return self._changed
+        return self._moved or self._counted
 
     def pin(self, prefix: PinnedPrefix, *, bad: bool = False) -> None:
         """Keeps this prefix from now on; `bad`: it is no prompt of this model, and only reported as such."""
@@ -88,7 +89,7 @@ class Pins:
             return
         pin = Pin(prefix, [] if bad else prefix.tokens, self._block_size)
         self._pins[prefix.pin_id] = pin
-        self._changed = True
+        self._moved = True
         if bad or not pin.hashes or not self._enabled:
             pin.problem = BAD_TOKENS if bad else OFF if pin.hashes else TOO_SHORT
             return
@@ -105,7 +106,7 @@ class Pins:
         pin = self._pins.pop(pin_id, None)
         if pin is None:
             return None
-        self._changed = True
+        self._moved = True
         if pin.is_hopeless:
             return None
         self._let_go(pin)
@@ -151,7 +152,7 @@ class Pins:
             else:
                 self.misses[pin.problem or self._why_missing(pin.hashes[num_hits])] += 1
             self._note_use(pin)
-            self._changed = True
+            self._counted = True
             if pin.problem == NO_ROOM:
                 self._choose_at = min(self._choose_at, self._chosen_at + _PAUSE)
 
@@ -191,19 +192,23 @@ class Pins:
 
     def rest(self) -> float | None:
         """Seconds for which there is nothing to do as long as there are no jobs; None: for ever."""
-        if self._changed:
+        if self._moved:
             return 0.0
+        now = self._clock()
         times = [pin.next_try for pin in self._missing.values()] + [pin.next_offer for pin in self._unkept.values()]
-        until = min(times, default=math.inf)
-        until = min(until, self._choose_at)
-        return None if until == math.inf else max(0.0, until - self._clock())
+        times.append(self._reported_at + _REPORT_SECONDS if self._counted else math.inf)
+        until = min(*times, self._choose_at)
+        return None if until == math.inf else max(0.0, until - now)
 
     def report(self, block_bytes: int, *, idle: bool) -> list[PinState] | None:
-        """All pins, when it is time to tell and something has changed; a block takes so many bytes."""
+        """All pins, when something has changed and it is time to tell; a block takes so many bytes.
+
+        That is at once when an idle engine has moved one, which somebody may wait for.
+        """
         now = self._clock()
-        if not self._changed or (not idle and now < self._reported_at + _REPORT_SECONDS):
+        if not self.has_news or (now < self._reported_at + _REPORT_SECONDS and not (idle and self._moved)):
             return None
-        self._changed, self._reported_at = False, now
+        self._moved, self._counted, self._reported_at = False, False, now
         states = [self._state(pin, block_bytes) for pin in self._pins.values()]
         if states == self._reported:
             return None
@@ -256,11 +261,11 @@ class Pins:
             if len(taken) + len(more) > self._cap:
                 if pin.problem != NO_ROOM:
                     self._let_go(pin)
-                    pin.problem, self._changed = NO_ROOM, True
+                    pin.problem, self._moved = NO_ROOM, True
                 continue
             taken.update(more)
             if pin.problem == NO_ROOM:
-                pin.problem, self._changed = "", True
+                pin.problem, self._moved = "", True
             if not pin.blocks and pin.own is None:
                 self._missing[pin.pin_id] = pin
 
@@ -275,7 +280,7 @@ class Pins:
         self._held[pin.pin_id] = pin
         pin.begin_offers(self._clock())
         self._unkept[pin.pin_id] = pin
-        self._changed = True
+        self._moved = True
         return True
 
     def _let_go(self, pin: Pin) -> None:
@@ -284,4 +289,4 @@ class Pins:
             pin.blocks = []
             del self._held[pin.pin_id]
             self._unkept.pop(pin.pin_id, None)
-            self._changed = True
+            self._moved = True
