@@ -157,7 +157,10 @@ class StepLoop:
         return output
 
     def _bring_pins(self) -> None:
-        for seq in self.scheduler.pins.wanted(idle=not self.scheduler.has_jobs):
+        new, superfluous = self.scheduler.pins.wanted(idle=not self.scheduler.has_jobs)
+        for seq_id in superfluous:
+            self.scheduler.abort(seq_id)
+        for seq in new:
             self.scheduler.add(seq)
 
     def _without_own(

@@ -22,6 +22,8 @@ POOL_SHARE = 4
 _AT_ONCE = 4
 #: Seconds between two tries to bring a pin back; and between two choices of what is held, when not all can be.
 _PAUSE = 5.0
+#: Seconds after which it is looked whether jobs have brought what own sequences are for.
+_LOOK_SECONDS = 1.0
 #: Seconds between two reports of hits, and of all else while jobs run.
 _REPORT_SECONDS = 1.0
 
@@ -156,8 +158,11 @@ class Pins:
             if pin.problem == NO_ROOM:
                 self._choose_at = min(self._choose_at, self._chosen_at + _PAUSE)
 
-    def wanted(self, *, idle: bool) -> list[Sequence]:
-        """Takes hold of what has come into the pool; sequences to add for what has not. `idle`: there are no jobs."""
+    def wanted(self, *, idle: bool) -> tuple[list[Sequence], list[int]]:
+        """Takes hold of what has come into the pool, by whomever. `idle`: there are no jobs.
+
+        Returns sequences of its own to be added for what has not, and ids of those that are to be aborted.
+        """
         now = self._clock()
         if now >= self._choose_at:
             self._choose()
@@ -166,21 +171,24 @@ class Pins:
                 del self._unkept[pin.pin_id]
             else:
                 self._tier.computed(pin.holder(), 0, len(pin.hashes))
+        done = [seq_id for seq_id, pin in self._warming.items() if now >= pin.next_try and self._was_quicker(pin, now)]
+        for seq_id in done:
+            self._warming.pop(seq_id).own = None
         new: list[Sequence] = []
         for pin in [pin for pin in self._missing.values() if now >= pin.next_try]:
             if self._hold(pin):
                 continue
             if len(self._warming) >= _AT_ONCE:
-                break
-            if pin.was_tried and not idle:
+                pin.next_try = now if idle else now + _LOOK_SECONDS
+            elif pin.was_tried and not idle:
                 pin.next_try = now + _PAUSE
-                continue
-            self._last_id -= 1
-            pin.own = self._last_id
-            self._warming[pin.own] = pin
-            del self._missing[pin.pin_id]
-            new.append(pin.sequence(pin.own))
-        return new
+            else:
+                self._last_id -= 1
+                pin.own, pin.next_try = self._last_id, now + _LOOK_SECONDS
+                self._warming[pin.own] = pin
+                del self._missing[pin.pin_id]
+                new.append(pin.sequence(pin.own))
+        return new, done
 
     def ended(self, seq_id: int) -> None:
         """A sequence of its own ended: all that it is for was in the pool a moment ago."""
@@ -245,6 +253,11 @@ class Pins:
         reason = self._tier.why_not(name)
         return "warming" if reason in ("", "absent") else reason
 
+    def _was_quicker(self, pin: Pin, now: float) -> bool:
+        """Whether jobs have computed it: its own sequence comes behind them all, and may wait for long."""
+        pin.next_try = now + _LOOK_SECONDS
+        return pin.problem != NO_ROOM and self._hold(pin)
+
     def _note_use(self, pin: Pin) -> None:
         self._uses += 1
         pin.used = self._uses
@@ -276,7 +289,7 @@ class Pins:
             return False
         self._pool.share(blocks)
         pin.blocks, pin.problem, pin.was_tried = blocks, "", True
-        del self._missing[pin.pin_id]
+        self._missing.pop(pin.pin_id, None)
         self._held[pin.pin_id] = pin
         pin.begin_offers(self._clock())
         self._unkept[pin.pin_id] = pin
