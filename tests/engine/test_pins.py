@@ -241,20 +241,22 @@ def test_it_is_made_beside_jobs_which_do_not_wait_for_it_and_are_counted_alone()
 @pytest.mark.parametrize("others", [0, 5])
 def test_where_jobs_leave_no_room_what_they_computed_is_held(others: int) -> None:
     loop = PinLoop(120, seqs=1)
-    loop.ask(0, [*SYSTEM, 7], 100, priority=1)
+    loop.ask(0, ids(5, 3), 100, priority=1)
     loop.step()
+    loop.pin(pinned("a", SYSTEM))
     for number in range(others):
         loop.pin(pinned(str(number), ids(9, number + 20)))
-    loop.pin(pinned("a", SYSTEM))
+    loop.step()
+    loop.ask(1, [*SYSTEM, 7], 100)
     while "a" not in loop.states or not loop.states["a"].tier:
         loop.now += 0.3
         loop.step()
-    assert loop.scheduler.has_jobs
+    assert len(loop.answers[1]) < 20
     assert loop.pins.num_own == min(others, 4)
     loop.settle()
     loop.now += 1.0
     loop.settle()
-    assert loop.answers == {0: answer([*SYSTEM, 7], 100)}
+    assert loop.answers == {0: answer(ids(5, 3), 100), 1: answer([*SYSTEM, 7], 100)}
     assert {state.tier for state in loop.states.values()} == {"gpu"}
 
 
