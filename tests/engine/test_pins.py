@@ -248,10 +248,11 @@ def test_where_jobs_leave_no_room_what_they_computed_is_held(others: int) -> Non
         loop.pin(pinned(str(number), ids(9, number + 20)))
     loop.step()
     loop.ask(1, [*SYSTEM, 7], 100)
-    while "a" not in loop.states or not loop.states["a"].tier:
+    while not list(loop.pins.held):
         loop.now += 0.3
         loop.step()
     assert len(loop.answers[1]) < 20
+    assert loop.pool.references(loop.scheduler.running[0].block_table[0]) == 2
     assert loop.pins.num_own == min(others, 4)
     loop.settle()
     loop.now += 1.0
