@@ -23,7 +23,7 @@ def serve(link: FrontLink) -> None:
     while True:
         added: list[AddSequence] = []
         # What is aborted has been answered already.
-        for frame in link.receive(wait=True):
+        for frame in link.receive(timeout=None):
             if frame is None or frame.shutdown:
                 return
             added += frame.add

@@ -127,3 +127,48 @@ def test_two_engines_do_not_share_a_directory(tmp_path: Path) -> None:
         DiskIndex(tmp_path, IDENTITY, 3 * SIZE)
     index.close()
     DiskIndex(tmp_path, IDENTITY, 3 * SIZE).close()
+
+
+def test_protected_records_go_last_and_never_over_the_cap(tmp_path: Path) -> None:
+    index = DiskIndex(tmp_path, IDENTITY, 6 * SIZE)
+    index.protect([name(n) for n in (1, 2, 9)])
+    put(index, 1, 2, 3, 4, 5, 6)
+    assert put(index, 7, 8, 9)
+    assert present(index, *range(10)) == [1, 2, 6, 7, 8, 9]
+    assert put(index, 10, 11, 12, 13)
+    # The new ones push each other out; 9 was protected before it came.
+    assert present(index, 1, 2, 9) == [1, 2, 9]
+    index.protect([name(n) for n in (11, 12, 13)])
+    assert index.num_records == 6
+    # There are only protected ones left; then 14 is not.
+    assert put(index, 14, 15)
+    assert present(index, 1, 2, 9, 11, 12, 13, 14, 15) == [2, 9, 11, 12, 13, 15]
+    index.unprotect([name(n) for n in (2, 9, 11, 12, 13)])
+    assert put(index, 20, 21)
+    assert present(index, 2, 9, 11, 12, 13, 15, 20, 21) == [2, 9, 11, 12, 20, 21]
+    index.close()
+
+
+def test_protection_holds_for_what_an_earlier_process_wrote(tmp_path: Path) -> None:
+    index = DiskIndex(tmp_path, IDENTITY, 4 * SIZE)
+    put(index, 1, 2, 3, 4)
+    index.close()
+    index = DiskIndex(tmp_path, IDENTITY, 4 * SIZE)
+    index.protect([name(1), name(2)])
+    assert put(index, 5, 6, 7)
+    assert present(index, *range(1, 8)) == [1, 2, 6, 7]
+    index.remove(name(1))
+    assert not index.contains(name(1))
+    assert taken(index) == index.used_bytes == 3 * SIZE
+    index.close()
+
+
+def test_a_chain_that_is_written_keeps_its_own_heads_before_protected_ones(tmp_path: Path) -> None:
+    index = DiskIndex(tmp_path, IDENTITY, 3 * SIZE)
+    index.protect([name(1), name(2), name(3)])
+    put(index, 1, 2)
+    assert put(index, 11, 12, 13, keep=(11, 12, 13))
+    assert present(index, 1, 2, 11, 12, 13) == [11, 12, 13]
+    assert put(index, 1, 2, 3, keep=(1, 2, 3))
+    assert not put(index, 11, keep=(1, 2, 3, 11))
+    index.close()

@@ -49,9 +49,13 @@ def main() -> int:
 def serve(engine: Engine, link: FrontLink) -> None:
     """Steps while there is work; waits on the socket while there is none; ends with the front."""
     while True:
-        for frame in link.receive(wait=not engine.has_work):
+        for frame in link.receive(timeout=engine.rest()):
             if frame is None or frame.shutdown:
                 return
+            for pin_id in frame.unpin:
+                engine.unpin(pin_id)
+            for prefix in frame.pin:
+                engine.pin(prefix)
             for seq_id in frame.abort:
                 engine.abort(seq_id)
             for new in frame.add:

@@ -9,6 +9,7 @@ import numpy as np
 from .block_pool import BlockPool
 from .filling import Filling
 from .lower_tier import LowerTier
+from .pins import Pins
 from .prefixes import Prefixes
 from .running import Running
 from .sequence import URGENT, Sequence, SequenceState
@@ -19,14 +20,21 @@ class Admission:
     """All ways of a sequence between waiting, running and gone."""
 
     def __init__(
-        self, waiting: Waiting, running: Running, prefixes: Prefixes, pool: BlockPool, tier: LowerTier, block_size: int
+        self,
+        waiting: Waiting,
+        running: Running,
+        prefixes: Prefixes,
+        pins: Pins,
+        pool: BlockPool,
+        tier: LowerTier,
+        block_size: int,
     ) -> None:
         self.num_preemptions = 0
-        #: (seq_id, cached prompt tokens) of sequences started for the first time since the list was last taken.
+        #: (seq_id, cached prompt tokens) of jobs' sequences started for the first time since the list was last taken.
         self.started: list[tuple[int, int]] = []
         #: Sequences of priority URGENT that run or wait.
         self.num_urgent = 0
-        self._waiting, self._running, self._prefixes = waiting, running, prefixes
+        self._waiting, self._running, self._prefixes, self._pins = waiting, running, prefixes, pins
         self._pool, self._tier, self._block_size = pool, tier, block_size
         self._admissions = 0
 
@@ -60,6 +68,9 @@ class Admission:
                 self._prefixes.park(seq, awaited)
                 continue
             victims = self._victims(seq, hits) if count > 0 else 0
+            # Pins stay as long as somebody runs whose end will make room.
+            while victims is None and self._is_next(seq) and self._pins.give_way():
+                victims = self._victims(seq, hits)
             if victims is None:
                 if line.no_room(seq, now):
                     continue
@@ -129,11 +140,17 @@ class Admission:
                 return count
         return None
 
+    def _is_next(self, seq: Sequence) -> bool:
+        """Whether nobody runs that `seq`, a job, may not preempt."""
+        return not seq.is_own and self._running.num_up_to(seq.rank) == 0
+
     def _start(self, seq: Sequence, hits: list[int], filling: Filling) -> None:
         first = seq.num_cached is None
         if first:
             seq.num_cached = min(len(hits) * self._block_size, seq.num_prompt)
-            self.started.append((seq.seq_id, seq.num_cached))
+            self._pins.started(seq, len(hits))
+            if not seq.is_own:
+                self.started.append((seq.seq_id, seq.num_cached))
             self._admissions += 1
             seq.order = self._admissions
         self._running.start(seq, hits)
@@ -144,12 +161,13 @@ class Admission:
         self._tier.started(seq, len(hits), first=first)
 
     def _preempt(self, seq: Sequence, filling: Filling) -> None:
-        self._tier.preempted(seq, int(self._running.counts.computed[seq.row]))
+        if not seq.is_own:
+            self._tier.preempted(seq, int(self._running.counts.computed[seq.row]))
         self._vacate(seq)
         seq.state = SequenceState.WAITING
         seq.num_preempted += 1
         self._waiting.put_back(seq)
-        self.num_preemptions += 1
+        self.num_preemptions += not seq.is_own
         filling.note_preempted(seq.rank)
 
     def _vacate(self, seq: Sequence) -> None:

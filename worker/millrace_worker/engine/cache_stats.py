@@ -24,6 +24,8 @@ class CacheStats(msgspec.Struct, frozen=True, kw_only=True):
     written_bytes: int = 0
     #: Why a prompt's KV was not had from the disk, by reason: sequences.
     misses: dict[str, int] = {}
+    #: Why a sequence that began with a pinned prefix did not find all of it, by reason: sequences.
+    pinned_misses: dict[str, int] = {}
     #: Why a block that was worth it was not written, by reason: blocks.
     unwritten: dict[str, int] = {}
     #: Fields of the identity that differ from that of the blocks found at the start, where none were its own.

@@ -75,6 +75,8 @@ class DiskCache:
         self._looked_up: dict[int, int] = {}
         #: Hashes of blocks that were read for a sequence which has not started yet, by seq_id.
         self._read_for: dict[int, set[bytes]] = {}
+        #: Hashes of blocks that are kept at the first sighting.
+        self._protected: set[bytes] = set()
         self._counts: Counter[str] = Counter()
         self._misses: Counter[str] = Counter()
         self._unwritten: Counter[str] = Counter()
@@ -92,6 +94,7 @@ class DiskCache:
             disk_bytes=0 if index is None else index.used_bytes,
             changed_identity=() if index is None else index.changed,
             misses=dict(self._misses),
+            pinned_misses={},  # the scheduler's pins know
             unwritten=dict(self._unwritten + self._tier.unwritten),
             **self._counts,
             **totals,
@@ -109,7 +112,7 @@ class DiskCache:
         again = seq.seq_id in self._looked_up
         self._looked_up[seq.seq_id] = num_hits
         count, reason = self._worth_loading(missing)
-        if reason is not None and not again:
+        if reason is not None and not again and not seq.is_own:
             self._misses[reason] += 1
         if count == 0:
             return False
@@ -132,18 +135,19 @@ class DiskCache:
         from_disk = sum(block_hash in read for block_hash in seq.block_hashes[:num_hits])
         cached = min(num_hits * size, seq.num_prompt)
         disk = min(from_disk * size, cached)
-        self._counts.update(prompt_tokens=seq.num_prompt, gpu_hit_tokens=cached - disk, disk_hit_tokens=disk)
+        if not seq.is_own:
+            self._counts.update(prompt_tokens=seq.num_prompt, gpu_hit_tokens=cached - disk, disk_hit_tokens=disk)
         chain = seq.block_hashes[: seq.num_prompt // size]
         counts = self._sketch.add(chain)
-        self._keep(seq, np.flatnonzero(counts[:num_hits] >= _SIGHTINGS).tolist())
+        self._keep(seq, self._worth_keeping(seq, chain[:num_hits], counts[:num_hits]))
         if chain and self._tier.has(chain[0]):
             self._tier.touch(chain)
 
     def computed(self, seq: Sequence, first: int, end: int) -> None:
         hashes = seq.block_hashes[first : min(end, seq.num_prompt // self._block_size)]
         if hashes:
-            seen = np.flatnonzero(self._sketch.counts(hashes) >= _SIGHTINGS)
-            self._keep(seq, (seen + first).tolist())
+            worth = self._worth_keeping(seq, hashes, self._sketch.counts(hashes))
+            self._keep(seq, [first + i for i in worth])
 
     def preempted(self, seq: Sequence, num_computed: int) -> None: ...
 
@@ -194,6 +198,23 @@ class DiskCache:
     def observe_step(self, prompt_tokens: int, other_tokens: int, seconds: float) -> None:
         self.costs.observe_step(prompt_tokens, other_tokens, seconds)
 
+    def protect(self, chain: list[bytes]) -> None:
+        self._protected.update(chain)
+        self._tier.protect(chain)
+
+    def unprotect(self, chain: list[bytes]) -> None:
+        self._protected.difference_update(chain)
+        self._tier.unprotect(chain)
+
+    def tier_of(self, chain: list[bytes]) -> str:
+        return "disk" if self.keeps(chain) else ""
+
+    def keeps(self, chain: list[bytes]) -> bool:
+        return all(map(self._tier.has, chain))
+
+    def why_not(self, chain_hash: bytes) -> str:
+        return "" if self._tier.has(chain_hash) else self._tier.why_not(chain_hash)
+
     def close(self) -> None:
         self.give_back()
         self._tier.close()
@@ -221,6 +242,15 @@ class DiskCache:
         parent = seq.block_hashes[number - 1] if number else root_of(seq.params.cache_salt)
         tokens = tuple(seq.tokens[number * size : (number + 1) * size])
         return BlockName(index.fingerprint, seq.block_hashes[number], parent, tokens)
+
+    def _worth_keeping(self, seq: Sequence, hashes: list[bytes], counts: np.ndarray) -> list[int]:
+        """Which of these blocks are, by how often each was seen; [N]."""
+        if seq.params.marked:
+            return list(range(len(hashes)))
+        seen = counts >= _SIGHTINGS
+        if self._protected:
+            seen |= np.fromiter((name in self._protected for name in hashes), dtype=bool, count=len(hashes))
+        return np.flatnonzero(seen).tolist()
 
     def _keep(self, seq: Sequence, numbers: list[int]) -> None:
         """Wants these blocks of a running sequence written, unless they are."""

@@ -43,6 +43,7 @@ class _Entry:
 class DiskIndex:
     """Names, sizes and order of use of the records, under a cap of bytes that holds at all times.
 
+    Protected records are dropped when there are no others.
     For any number of threads; the lock is never held while the disk is waited for.
     """
 
@@ -66,6 +67,9 @@ class DiskIndex:
             raise NoFingerprint(f"{directory} is in use by another worker; give each its own directory") from e
         #: By (fingerprint's directory, chain hash), the least recently used first.
         self._entries: OrderedDict[tuple[str, bytes], _Entry] = OrderedDict()
+        #: The same of those protected, and all names that are, whether they have a record or not.
+        self._guarded: OrderedDict[tuple[str, bytes], _Entry] = OrderedDict()
+        self._protected: set[bytes] = set()
         self._used = self._last_stamp = 0
         self._foreign: frozenset[bytes] = frozenset()
         self._list(identity)
@@ -82,14 +86,27 @@ class DiskIndex:
 
     @property
     def num_records(self) -> int:
-        return len(self._entries)
+        return len(self._entries) + len(self._guarded)
 
     def path(self, chain_hash: bytes) -> Path:
         """Where the record of this engine's block is, or belongs."""
         return _path(self._namespace, chain_hash)
 
     def contains(self, chain_hash: bytes) -> bool:
-        return (self._namespace.name, chain_hash) in self._entries
+        key = self._namespace.name, chain_hash
+        return key in self._entries or key in self._guarded
+
+    def protect(self, chain: Iterable[bytes]) -> None:
+        """Records of these names are dropped after all others, also those still to come; for this process."""
+        with self._lock:
+            self._protected.update(chain)
+            self._move(chain, self._entries, self._guarded)
+
+    def unprotect(self, chain: Iterable[bytes]) -> None:
+        """They are records like others again, as if used now."""
+        with self._lock:
+            self._protected.difference_update(chain)
+            self._move(chain, self._guarded, self._entries)
 
     def was_foreign(self, chain_hash: bytes) -> bool:
         """Whether the same tokens were there under another fingerprint when the engine started."""
@@ -117,12 +134,12 @@ class DiskIndex:
     def add(self, chain_hash: bytes, size: int) -> None:
         """A record of a reserved size was written: it is the one used last."""
         with self._lock:
-            self._entries[self._namespace.name, chain_hash] = _Entry(size, self._next_stamp())
+            self._home(chain_hash)[self._namespace.name, chain_hash] = _Entry(size, self._next_stamp())
 
     def remove(self, chain_hash: bytes) -> None:
         """Deletes a record, if it is there."""
         with self._lock:
-            entry = self._entries.pop((self._namespace.name, chain_hash), None)
+            entry = self._home(chain_hash).pop((self._namespace.name, chain_hash), None)
         try:
             with suppress(FileNotFoundError):
                 self.path(chain_hash).unlink()
@@ -140,10 +157,11 @@ class DiskIndex:
         with self._lock:
             for chain_hash in reversed(list(chain)):
                 key = self._namespace.name, chain_hash
-                entry = self._entries.get(key)
+                home = self._home(chain_hash)
+                entry = home.get(key)
                 if entry is None:
                     continue
-                self._entries.move_to_end(key)
+                home.move_to_end(key)
                 stamp = self._next_stamp()
                 if note or stamp - entry.stamp > _STALE:
                     entry.stamp = stamp
@@ -152,24 +170,47 @@ class DiskIndex:
             with suppress(FileNotFoundError):
                 os.utime(self.path(chain_hash), ns=(stamp, stamp))
 
+    def _home(self, chain_hash: bytes) -> OrderedDict[tuple[str, bytes], _Entry]:
+        """Where an own record of this name is, if there is one."""
+        return self._guarded if chain_hash in self._protected else self._entries
+
+    def _move(
+        self,
+        chain: Iterable[bytes],
+        source: OrderedDict[tuple[str, bytes], _Entry],
+        target: OrderedDict[tuple[str, bytes], _Entry],
+    ) -> None:
+        # Backwards: of a chain the tail goes before the head.
+        for chain_hash in reversed(list(chain)):
+            key = self._namespace.name, chain_hash
+            entry = source.pop(key, None)
+            if entry is not None:
+                target[key] = entry
+
     def _next_stamp(self) -> int:
         self._last_stamp = max(self._last_stamp + 1, time.time_ns())
         return self._last_stamp
 
     def _drop_one(self, kept: frozenset[bytes]) -> bool:
-        """Deletes the record not used for longest; its bytes count until it is gone."""
+        """Deletes the record not used for longest, of those not protected if there are any; it counts until it is gone.
+
+        Raises OSError when it cannot be deleted.
+        """
         with self._lock:
             own = self._namespace.name
             key = next((key for key in self._entries if key[0] != own or key[1] not in kept), None)
             if key is None:
+                key = next((key for key in self._guarded if key[1] not in kept), None)
+            if key is None:
                 return False
-            entry = self._entries.pop(key)
+            entry = self._entries.pop(key, None) or self._guarded.pop(key)
         try:
             _path(self._root / key[0], key[1]).unlink(missing_ok=True)
         except OSError:
             with self._lock:
-                self._entries[key] = entry
-                self._entries.move_to_end(key, last=False)
+                home = self._home(key[1]) if key[0] == own else self._entries
+                home[key] = entry
+                home.move_to_end(key, last=False)
             raise
         self.release(entry.size)
         return True

@@ -43,6 +43,7 @@ class DiskTier:
         self._directory, self._cap_bytes = directory, cap_bytes
         self._new_buffer = new_buffer
         self._index: DiskIndex | None = None
+        self._protected: set[bytes] = set()
         self._opened, self._progress = threading.Event(), threading.Event()
         self._lock = threading.Lock()
         self._to_read: queue.SimpleQueue[tuple[Reading, int] | None] = queue.SimpleQueue()
@@ -90,6 +91,20 @@ class DiskTier:
         if self._index is None:
             return "closed"
         return "fingerprint" if self._index.was_foreign(chain_hash) else "absent"
+
+    def protect(self, chain: list[bytes]) -> None:
+        """Records of these names are dropped after all others, also those still to be written."""
+        with self._lock:
+            self._protected.update(chain)
+            if self._index is not None:
+                self._index.protect(chain)
+
+    def unprotect(self, chain: list[bytes]) -> None:
+        """They are records like others again."""
+        with self._lock:
+            self._protected.difference_update(chain)
+            if self._index is not None:
+                self._index.unprotect(chain)
 
     @property
     def may_read(self) -> bool:
@@ -183,7 +198,10 @@ class DiskTier:
         except (NoFingerprint, OSError) as e:
             log.warning("no disk cache", reason=str(e))
         finally:
-            self._index = index
+            with self._lock:
+                if index is not None:
+                    index.protect(self._protected)
+                self._index = index
             self._opened.set()
         while (item := self._to_write.get()) is not None:
             if index is None:

@@ -100,7 +100,11 @@ class Engine(StepLoop):
         self._forget_times()
 
     def reset_prefix_cache(self) -> None:
-        """Forgets all cached blocks that no sequence holds. For benchmarks."""
+        """Forgets all cached blocks that no sequence holds. For benchmarks.
+
+        Pins come back after a while without jobs.
+        """
+        self.scheduler.pins.let_go_all()
         self.scheduler.pool.forget_all()
 
 

@@ -37,10 +37,10 @@ class FrontLink:
                 return None
             self._fill()
 
-    def receive(self, *, wait: bool) -> Iterator[ToEngine | None]:
+    def receive(self, *, timeout: float | None) -> Iterator[ToEngine | None]:
         """All frames that have arrived, then None if the front is gone.
 
-        With `wait`, blocks until there is at least one of either.
+        Waits for the first of either, at most so many seconds; None: for ever.
         """
         found = False
         while True:
@@ -51,7 +51,7 @@ class FrontLink:
             elif self._closed:
                 yield None
                 return
-            elif (wait and not found) or select.select([self._socket], [], [], 0)[0]:
+            elif select.select([self._socket], [], [], 0 if found else timeout)[0]:
                 self._fill()
             else:
                 return

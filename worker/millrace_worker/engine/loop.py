@@ -9,7 +9,7 @@ import structlog
 
 from millrace_kernels import SharedReads
 from millrace_schemas import ErrorCode
-from millrace_worker.frames import AddSequence, Likely, Ready, Refusal, StepOutput
+from millrace_worker.frames import AddSequence, Likely, PinnedPrefix, PinState, Ready, Refusal, StepOutput
 
 from .cache_stats import CacheStats
 from .host_times import HostClock, HostTimes
@@ -46,7 +46,11 @@ class StepLoop:
     @property
     def has_work(self) -> bool:
         waiting = self._launched is not None or bool(self._refused) or bool(self._finished)
-        return waiting or self.scheduler.has_work
+        return waiting or self.scheduler.has_work or self.scheduler.pins.rest() == 0.0
+
+    def rest(self) -> float | None:
+        """Seconds until there is work, unless somebody brings some; None: there will be none."""
+        return 0.0 if self.has_work else self.scheduler.pins.rest()
 
     @property
     def host_times(self) -> HostTimes:
@@ -56,7 +60,7 @@ class StepLoop:
     @property
     def cache_stats(self) -> CacheStats:
         """What the tiers of the prefix cache have done."""
-        return self.scheduler.tier.stats
+        return msgspec.structs.replace(self.scheduler.tier.stats, pinned_misses=dict(self.scheduler.pins.misses))
 
     def close(self) -> None:
         """Ends what runs beside the steps; no step after this."""
@@ -81,12 +85,26 @@ class StepLoop:
     def abort(self, seq_id: int) -> None:
         self.scheduler.abort(seq_id)
 
+    def pin(self, prefix: PinnedPrefix) -> None:
+        """Brings a prefix into the cache and keeps it there. What cannot be kept is reported in a StepOutput."""
+        # No prompt has more tokens, as an answer has at least one; and its last token is always computed.
+        tokens = prefix.tokens[: self.ready.max_model_len - 2]
+        bad = bool(tokens) and not 0 <= min(tokens) <= max(tokens) < self.ready.vocab_size
+        self.scheduler.pins.pin(msgspec.structs.replace(prefix, tokens=tokens), bad=bad)
+
+    def unpin(self, pin_id: str) -> None:
+        """Forgets a pin, if it is still here."""
+        own = self.scheduler.pins.unpin(pin_id)
+        if own is not None:
+            self.scheduler.abort(own)
+
     def step(self) -> StepOutput:
         """Launches one forward pass, if anything can run, and reports what came of the one before, or of this one."""
         began, clock = time.perf_counter(), self._clock
         clock.start()
         tier = self.scheduler.tier
         tier.poll()
+        self._bring_pins()
         step = self.scheduler.schedule(time.monotonic())
         started, self.scheduler.started = self.scheduler.started, []
         clock.lap("schedule")
@@ -108,11 +126,12 @@ class StepLoop:
             sampled = launched.wait()
             clock.lap("wait")
             completion = self.scheduler.complete(launched.step, sampled)
-            tokens = completion.tokens
-            finished += completion.finished
+            tokens, ended = self._without_own(completion.tokens, completion.finished)
+            finished += ended
             found = launched.logprobs()
             logprobs = {seq_id: [found[seq_id]] for seq_id, _ in tokens if seq_id in found} if found else {}
             clock.lap("complete")
+        pins = self._pins_report()
         tier.flush()
         if not self.has_work:
             tier.give_back()  # nobody asks after the copies until there is work again
@@ -132,9 +151,34 @@ class StepLoop:
             *(self._steps, tokens, finished, refused, started, load, seconds, sequences, batched, logprobs),
             shared_read=shared.read,
             shared_saved=shared.saved,
+            pins=pins,
         )
         clock.lap("report")
         return output
+
+    def _bring_pins(self) -> None:
+        new, superfluous = self.scheduler.pins.wanted(idle=not self.scheduler.has_jobs)
+        for seq_id in superfluous:
+            self.scheduler.abort(seq_id)
+        for seq in new:
+            self.scheduler.add(seq)
+
+    def _without_own(
+        self, tokens: list[tuple[int, list[int]]], finished: list[tuple[int, str]]
+    ) -> tuple[list[tuple[int, list[int]]], list[tuple[int, str]]]:
+        """The same of jobs alone; pins are held whose own sequences have ended."""
+        pins = self.scheduler.pins
+        if not pins.num_own:
+            return tokens, finished
+        for seq_id, _ in finished:
+            if seq_id < 0:
+                pins.ended(seq_id)
+        return [item for item in tokens if item[0] >= 0], [item for item in finished if item[0] >= 0]
+
+    def _pins_report(self) -> list[PinState] | None:
+        if not self.scheduler.pins.has_news:
+            return None
+        return self.scheduler.pins.report(self.runner.kv_cache[0].nbytes, idle=not self.scheduler.has_jobs)
 
     def _forget_times(self) -> None:
         """Steps and times are counted from now on."""

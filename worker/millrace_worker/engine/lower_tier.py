@@ -46,6 +46,21 @@ class LowerTier(Protocol):
     def observe_step(self, prompt_tokens: int, other_tokens: int, seconds: float) -> None:
         """A step of so many tokens took so long."""
 
+    def protect(self, chain: list[bytes]) -> None:
+        """These blocks are kept at the first sighting, and dropped after all that are not protected."""
+
+    def unprotect(self, chain: list[bytes]) -> None:
+        """They are blocks like others again."""
+
+    def tier_of(self, chain: list[bytes]) -> str:
+        """The fastest tier that has all of these blocks; "" while none has."""
+
+    def keeps(self, chain: list[bytes]) -> bool:
+        """Whether all of these blocks will outlive the engine, as far as any can."""
+
+    def why_not(self, chain_hash: bytes) -> str:
+        """Why no tier has this block, for a counter; "" when one has it, or there is none."""
+
     def close(self) -> None:
         """Ends it, after what is still to be written."""
 
@@ -79,5 +94,18 @@ class NoLowerTier:
     def wait(self, seconds: float) -> None: ...
 
     def observe_step(self, prompt_tokens: int, other_tokens: int, seconds: float) -> None: ...
+
+    def protect(self, chain: list[bytes]) -> None: ...
+
+    def unprotect(self, chain: list[bytes]) -> None: ...
+
+    def tier_of(self, chain: list[bytes]) -> str:
+        return ""
+
+    def keeps(self, chain: list[bytes]) -> bool:
+        return True
+
+    def why_not(self, chain_hash: bytes) -> str:
+        return ""
 
     def close(self) -> None: ...

@@ -9,7 +9,7 @@ preemption and resuming are all this rule.
 
 The interactive lane has the lowest rank. It takes rows and blocks from the batch lane where it finds none free, and
 while it is about, what the batch lane adds to a step is bounded. A batch sequence that was passed over too often is
-moved up.
+moved up. Behind both come the engine's own sequences, which bring pinned prefixes into the cache.
 
 A long prompt may be kept from making steps long: while an interactive sequence decodes, those with more than
 `long_prefill_token_threshold` tokens to compute share so many of a step, first come, first served, and shorter ones
@@ -34,9 +34,10 @@ from .filling import Filling
 from .line import Line
 from .lower_tier import LowerTier, NoLowerTier
 from .picking import LEAST_TOKENS, Picking
+from .pins import Pins
 from .prefixes import Prefixes
 from .running import Running
-from .sequence import URGENT, Sequence, SequenceState
+from .sequence import OWN, URGENT, Sequence, SequenceState
 from .step import Step
 from .turns import Turns
 from .waiting import Waiting
@@ -72,6 +73,7 @@ class Scheduler:
         long_prefill_token_threshold: int = 0,
         prefix_wait: float = 0.0,
         tier: LowerTier | None = None,
+        pins: Pins | None = None,
     ) -> None:
         """`prefix_wait`: seconds for which a sequence that is not urgent may wait for others that share a prefix."""
         self.pool = pool
@@ -86,11 +88,15 @@ class Scheduler:
         self.allowance: int | None = None
         self._sequences: dict[int, Sequence] = {}
         self._prefixes = Prefixes(pool, self.tier, block_size, enabled=enable_prefix_caching)
+        #: What is to stay in the cache, and gives way before a sequence could not run at all.
+        self.pins = pins or Pins(pool, self.tier, block_size, enabled=enable_prefix_caching)
         self._running = Running(pool, max_num_seqs, block_size)
         self._counts = self._running.counts
         self._prefix_wait = prefix_wait if enable_prefix_caching else 0.0
         self._waiting = Waiting(self._make_line, most_overtakes=_MOST_OVERTAKES, most_preemptions=_MOST_PREEMPTIONS)
-        self._admission = Admission(self._waiting, self._running, self._prefixes, pool, self.tier, block_size)
+        self._admission = Admission(
+            *(self._waiting, self._running, self._prefixes, self.pins), pool, self.tier, block_size
+        )
         self._turns = Turns()
         self._steps_without_urgent = _ALERT_STEPS
 
@@ -119,6 +125,11 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         return bool(self._sequences)
+
+    @property
+    def has_jobs(self) -> bool:
+        """Whether there are sequences that are not the engine's own."""
+        return len(self._sequences) > self.pins.num_own
 
     def add(self, seq: Sequence) -> None:
         """Queues a sequence that fits the cache on its own (the engine has checked)."""
@@ -184,11 +195,17 @@ class Scheduler:
         return "length" if generated >= params.max_tokens else None
 
     def load(self) -> Load:
-        """The counts that the front and the metrics see, with what is scheduled computed and nothing of it freed."""
+        """The counts that the front and the metrics see, with what is scheduled computed and nothing of it freed.
+
+        The engine's own sequences are not counted: nobody waits for them, and they give way to everybody. Blocks that
+        pins hold are not free.
+        """
+        own_running = len(self.running) - self._running.num_up_to(OWN - 1)
+        own_waiting = self.pins.num_own - own_running
         allocated = (self.pool.num_blocks - self.pool.num_free) * self.block_size
         return Load(
-            running=len(self.running),
-            waiting=self.num_waiting,
+            running=len(self.running) - own_running,
+            waiting=self.num_waiting - own_waiting,
             free_blocks=self.pool.num_free,
             total_blocks=self.pool.num_blocks,
             allocated_slots=allocated,
@@ -198,12 +215,12 @@ class Scheduler:
 
     def check_integrity(self) -> None:
         """Asserts that the pool and the running sequences agree; see BlockPool.check_integrity."""
-        self.pool.check_integrity(chain((seq.block_table for seq in self.running), self.tier.held))
+        self.pool.check_integrity(chain((seq.block_table for seq in self.running), self.tier.held, self.pins.held))
         self._prefixes.check_integrity(self.running)
         self._running.check_integrity()
 
     def _make_line(self, rank: int) -> Line:
-        if rank == URGENT or self._prefix_wait == 0:
+        if rank in (URGENT, OWN) or self._prefix_wait == 0:
             return Line()
         return Line(Picking(self._prefixes, least=-(-LEAST_TOKENS // self.block_size), longest=self._prefix_wait))
 
@@ -227,7 +244,8 @@ class Scheduler:
     def _find_blocks(self, members: list[Sequence], rows: np.ndarray, counts: np.ndarray, filling: Filling) -> int:
         """Gives running sequences the blocks for their next tokens.
 
-        Where there are too few, the last of all are preempted, of `members` too. Returns how many of these are left.
+        Where there are too few, the last of all are preempted, of `members` too. Pins give way to the one that is left.
+        Returns how many of `members` are left.
         """
         stay, capacity = len(members), self._counts.capacity
         missing = -((capacity[rows] - self._counts.computed[rows] - counts) // self.block_size)
@@ -238,6 +256,8 @@ class Scheduler:
         if wanted > self.pool.num_free:
             self.tier.give_back()
         while wanted > self.pool.num_free:
+            if len(self.running) == 1 and not members[0].is_own and self.pins.give_way():
+                continue
             self._admission.preempt_last(filling)
             if members[stay - 1].state is not SequenceState.RUNNING:
                 stay -= 1

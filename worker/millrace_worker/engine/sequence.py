@@ -8,6 +8,8 @@ from millrace_worker.frames import SequenceParams
 
 #: Priority, and rank, of sequences that somebody waits for. All others give way to them.
 URGENT = 0
+#: Those of the engine's own sequences, which keep pins in the cache: behind all others, and never moved up.
+OWN = 1 << 30
 
 
 class SequenceState(Enum):
@@ -47,7 +49,7 @@ class Sequence:
         self.tokens = [*prompt, *generated]
         self.num_prompt = len(prompt)
         self.params = params
-        #: As the front gave it; URGENT is the interactive lane.
+        #: As the front gave it, or OWN; URGENT is the interactive lane.
         self.priority = priority
         #: Lower runs first: the priority, until the sequence has been passed over too often and is moved up.
         self.rank = priority
@@ -66,6 +68,11 @@ class Sequence:
         self.awaits: bytes | None = None
         #: Stable index into RowCounts and the runner's tables while RUNNING, else -1.
         self.row = -1
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the engine made it for itself: the front does not hear of it."""
+        return self.seq_id < 0
 
     @property
     def num_tokens(self) -> int:

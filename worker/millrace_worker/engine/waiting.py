@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .line import Line
-from .sequence import URGENT, Sequence
+from .sequence import OWN, URGENT, Sequence
 
 
 class Waiting:
     """Lines by rank.
 
-    A sequence behind the urgent ones is made one of them once `most_overtakes` of these were started while it was the
-    first to wait, or once it was preempted `most_preemptions` times.
+    A job's sequence behind the urgent ones is made one of them once `most_overtakes` of these were started while it was
+    the first to wait, or once it was preempted `most_preemptions` times.
     """
 
     def __init__(self, make_line: Callable[[int], Line], *, most_overtakes: int, most_preemptions: int) -> None:
@@ -55,14 +55,16 @@ class Waiting:
     def start(self, seq: Sequence, now: float) -> None:
         """It waits no more. Counts whom it has overtaken."""
         self.line(seq.rank).start(seq, now)
+        if seq.is_own:
+            return
         if seq.priority != URGENT:
             self._overtakes = 0
-        elif any(line for rank, line in self._lines.items() if rank != URGENT):
+        elif any(line for rank, line in self._lines.items() if rank not in (URGENT, OWN)):
             self._overtakes += 1
 
     def move_up(self) -> Sequence | None:
         """Makes the first of those that wait behind the urgent ones one of them, if it has waited for enough."""
-        line = next((line for rank, line in self._lines.items() if rank != URGENT and line), None)
+        line = next((line for rank, line in self._lines.items() if rank not in (URGENT, OWN) and line), None)
         if line is None:
             return None
         seq = line.first
