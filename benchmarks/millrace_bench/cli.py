@@ -12,7 +12,7 @@ import typer
 from millrace.termination import terminated_as_exit
 from millrace_schemas import MillraceError
 
-from . import cli_host, cli_latency, cli_prefix, cli_queue, cli_report, cli_throughput
+from . import cli_host, cli_latency, cli_picking, cli_prefix, cli_queue, cli_report, cli_throughput
 from .models import MODELS, model_directory
 
 app = typer.Typer(no_args_is_help=True, help="Measure engine, queue, gateway and bulk files.")
@@ -20,6 +20,7 @@ app.command()(cli_throughput.throughput)
 app.command()(cli_latency.latency)
 app.command()(cli_host.host)
 app.command()(cli_prefix.prefix)
+app.command()(cli_picking.picking)
 app.command()(cli_queue.queue)
 app.command()(cli_report.report)
 

@@ -51,9 +51,11 @@ class Admission:
 
     def admit(self, rank: int, filling: Filling, now: float) -> bool:
         """Starts waiting sequences of this rank; False when some had to stay, which no other rank must overtake."""
+        line = self._waiting.line(rank)
+        if not line:
+            return True
         for seq in self._prefixes.take_woken():
             self._waiting.line(seq.rank).wake(seq, now)
-        line = self._waiting.line(rank)
         started: list[Sequence] = []
         counts: list[int] = []
         held_back = 0

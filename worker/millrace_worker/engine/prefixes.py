@@ -88,6 +88,8 @@ class Prefixes:
 
     def take_woken(self) -> list[Sequence]:
         """Those whose block is there, or will not be."""
+        if not self._woken:
+            return []
         woken, self._woken = self._woken, []
         return woken
 
@@ -112,11 +114,12 @@ class Prefixes:
         if first >= full or not self._enabled:
             return
         self._hasher.extend(seq, full)
+        in_flight, parked = self._in_flight, self._parked
         for block_hash, block in zip(seq.block_hashes[first:full], seq.block_table[first:full], strict=True):
             self._pool.register(block, block_hash)
-            if self._in_flight.get(block_hash) is seq:
-                del self._in_flight[block_hash]
-            if block_hash in self._parked:
+            if in_flight.get(block_hash) is seq:
+                del in_flight[block_hash]
+            if parked and block_hash in parked:
                 self._wake(block_hash)
         self._tier.computed(seq, first, full)
 
