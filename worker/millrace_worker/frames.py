@@ -38,6 +38,8 @@ class SequenceParams(msgspec.Struct, frozen=True, array_like=True):
     cache_salt: str = ""
     #: Token ids, all of the vocabulary, and what is added to their logits.
     logit_bias: tuple[tuple[int, float], ...] = ()
+    #: The blocks of its prompt are kept in the lower tiers of the cache when they are seen for the first time.
+    marked: bool = False
 
     @property
     def penalised(self) -> bool:
@@ -57,11 +59,23 @@ class AddSequence(msgspec.Struct, frozen=True, array_like=True):
     priority: int = 0
 
 
+class PinnedPrefix(msgspec.Struct, frozen=True, array_like=True):
+    """A beginning of prompts that is to stay in the cache: its tokens, as a sequence of this salt has them."""
+
+    pin_id: str
+    tokens: list[int]
+    cache_salt: str = ""
+
+
 class ToEngine(msgspec.Struct, frozen=True, tag="to_engine"):
     add: list[AddSequence] = []
     abort: list[int] = []
     #: Finish nothing more; exit.
     shutdown: bool = False
+    #: A pin that is there already stays as it is.
+    pin: list[PinnedPrefix] = []
+    #: Ids of pins.
+    unpin: list[str] = []
 
 
 class Refusal(msgspec.Struct, frozen=True, array_like=True):
@@ -84,6 +98,21 @@ class Load(msgspec.Struct, frozen=True, array_like=True):
     allocated_slots: int = 0
     used_slots: int = 0
     preemptions: int = 0
+
+
+class PinState(msgspec.Struct, frozen=True, array_like=True):
+    """Where a pinned prefix is now. `tier` is the fastest that holds all of its full blocks; "" while none does."""
+
+    pin_id: str
+    tier: str
+    #: Full blocks of it.
+    blocks: int
+    #: Of their KV in one tier.
+    bytes: int
+    #: Sequences that began with all of it, since the engine started.
+    hits: int
+    #: Why it is not resident: "no_room", "too_short", ...; for people.
+    problem: str = ""
 
 
 class Likely(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -116,6 +145,8 @@ class StepOutput(msgspec.Struct, frozen=True, tag="step"):
     #: and how many it does not read again because of it.
     shared_read: int = 0
     shared_saved: int = 0
+    #: All pins, when something of them has changed, at most about once a second; None: as before.
+    pins: list[PinState] | None = None
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
