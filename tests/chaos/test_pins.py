@@ -153,7 +153,7 @@ def test_what_is_not_pinned_runs_all_the_same(redis_url: str, probe: QueueProbe,
     with WorkerProcess(redis_url, tmp_path, max_pinned_tokens=600) as worker:
         short = submit(probe, [1, 2, 3])
         assert probe.wait([short])[short].choices[0].token_ids == tuple(expected_tokens([1, 2, 3], 2))
-        assert probe.job(short)["pin_problem"].startswith("3 tokens are less than one block of 16")
+        assert probe.job(short)["pin_problem"].startswith("it is shorter (3) than a block of 16 tokens")
         jobs = []
         for n in range(3):
             jobs.append(submit(probe, [n, *PREFIX]))

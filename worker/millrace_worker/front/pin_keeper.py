@@ -67,7 +67,7 @@ class PinKeeper:
         except InvalidRequest as e:
             return str(e)
         if len(ids) < ready.block_size:
-            return f"{len(ids)} tokens are less than one block of {ready.block_size}, which is the least that is kept"
+            return f"it is shorter ({len(ids)}) than a block of {ready.block_size} tokens, the least that is kept"
         salt = request.effective_salt
         pin = Pin(id=pin_id(salt, ids), token_ids=tuple(ids), cache_salt=salt)
         return await self._registry.put(pin, request.cache_ttl or DEFAULT_CACHE_TTL, request.tenant, job.id)
