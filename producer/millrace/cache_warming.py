@@ -19,6 +19,8 @@ from .prefix_file import Prefix
 
 #: Seconds between two looks at what the workers hold.
 _EVERY = 0.2
+#: Seconds in which a worker says what became of a pin: mostly before the job ends, but nothing waits for that.
+_NOTE_TIMEOUT = 3.0
 
 
 class Warmed(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,10 +70,14 @@ async def _outcome(job: AsyncJob, limit: float) -> tuple[str | None, str]:
         return None, "no worker has taken the job in time"
     if result.error is not None:
         return None, result.error.message
-    record = await job.record()
-    if record.pin is None:
-        return None, record.pin_problem or "its worker does not say whether it is pinned; is it of an older release?"
-    return record.pin, ""
+    patience = time.monotonic() + _NOTE_TIMEOUT
+    while True:
+        record = await job.record()
+        if record.pin is not None or record.pin_problem:
+            return record.pin, record.pin_problem or ""
+        if time.monotonic() > patience:
+            return None, f"worker {record.worker} does not say whether it is pinned"
+        await asyncio.sleep(_EVERY)
 
 
 def _warmed(where: str, job: str, problem: str, pin: PinView | None) -> Warmed:

@@ -15,8 +15,10 @@ from millrace_worker.stream.pins import PinsFound
 
 log = structlog.get_logger(__name__)
 
+#: Fastest first; the engine's block pool is "gpu" on a CPU, too.
+TIERS = ("gpu", "cpu", "disk", "s3")
 #: Where a pin is that need not be waited for.
-FASTEST = "gpu"
+FASTEST = TIERS[0]
 #: Engines that died in a row while they made a pin resident, after which it is not told to another one.
 _MOST_CRASHES = 2
 
@@ -63,6 +65,9 @@ class PinBook:
         self._link: PinLink | None = None
         self._ready: Ready | None = None
         self.changed = asyncio.Event()
+
+    def __contains__(self, pin_id: str) -> bool:
+        return pin_id in self._entries
 
     @property
     def ids(self) -> list[str]:
@@ -127,6 +132,13 @@ class PinBook:
     def held(self) -> tuple[HeldPin, ...]:
         """Every pin, and where it is."""
         return tuple(_held(entry) for entry in self._entries.values())
+
+    def by_tier(self) -> dict[str, int]:
+        """How many of them each tier holds as the fastest; "none" are in no tier."""
+        counts = dict.fromkeys((*TIERS, "none"), 0)
+        for held in self.held():
+            counts[held.tier or "none"] = counts.get(held.tier or "none", 0) + 1
+        return counts
 
     def _tell_suspect(self) -> None:
         """Tells of the next pin that an engine may have died of, unless another one of them is being made resident."""

@@ -12,7 +12,8 @@ import structlog
 from millrace_schemas import InvalidRequest, Pin, WorkerCache, pin_id
 from millrace_schemas.pin import DEFAULT_CACHE_TTL
 from millrace_worker.frames import Ready
-from millrace_worker.stream.pins import PinRegistry
+from millrace_worker.stream.pin_writer import PinWriter
+from millrace_worker.stream.pins import PinRegistry, PinWish
 
 from .job import Job
 from .pin_book import PinBook
@@ -39,6 +40,7 @@ class PinKeeper:
         self._book = book
         self._prefixes = PinPrefixes(tools)
         self._worker = worker
+        self._writer = PinWriter(registry)
         self._stale = asyncio.Event()
         self._read_at = self._refresh_at = self._told_at = float("-inf")
 
@@ -48,29 +50,23 @@ class PinKeeper:
         self._book.changed.set()
 
     async def pin(self, job: Job, ready: Ready) -> None:
-        """Pins the beginning of a job's prompt as its request asks; whatever goes wrong, the job runs."""
-        try:
-            async with asyncio.timeout(_PUT_TIMEOUT):
-                problem = await self._pin(job, ready)
-                if problem:
-                    await self._registry.note(job.id, problem)
-        except (redis.RedisError, OSError) as e:
-            problem = f"the queue cannot be reached: {e or type(e).__name__}"
-        if problem:
-            log.warning("the prefix of a job is not pinned", job=job.id, reason=problem)
+        """Pins the beginning of a job's prompt as its request asks; whatever goes wrong, the job runs.
 
-    async def _pin(self, job: Job, ready: Ready) -> str:
-        """Why it was not pinned; "" when it was."""
-        request = job.request
+        Returns when a pin that is new is in the registry; one that is known is prolonged meanwhile.
+        """
+        request, salt = job.request, job.request.effective_salt
+        ids, problem = job.prompt, ""
         try:
             ids = await self._prefixes.of(request, job.prompt)
         except InvalidRequest as e:
-            return str(e)
+            problem = str(e)
         if len(ids) < ready.block_size:
-            return f"it is shorter ({len(ids)}) than a block of {ready.block_size} tokens, the least that is kept"
-        salt = request.effective_salt
+            problem = f"it is shorter ({len(ids)}) than a block of {ready.block_size} tokens, the least that is kept"
         pin = Pin(id=pin_id(salt, ids), token_ids=tuple(ids), cache_salt=salt)
-        return await self._registry.put(pin, request.cache_ttl or DEFAULT_CACHE_TTL, request.tenant, job.id)
+        ttl = request.cache_ttl or DEFAULT_CACHE_TTL
+        written = self._writer.put(PinWish(job.id, pin, ttl, request.tenant, problem))
+        if not problem and pin.id not in self._book:
+            await asyncio.wait((written,), timeout=_PUT_TIMEOUT)
 
     async def warm(self, timeout: float) -> None:
         """Returns when the engine holds what is pinned, says why it does not, or `timeout` seconds are over."""

@@ -11,7 +11,7 @@ import structlog
 from millrace_schemas import DecodeError, Pin, QueueKeys, WorkerCache, decode, encode
 from millrace_schemas.pin import LEAST_PIN_TOKENS
 
-from .scripts import PIN_NOTE, PIN_PUT, PIN_READ, PIN_REFRESH, Call, run
+from .scripts import PIN_NOTE, PIN_PUT, PIN_READ, PIN_REFRESH, Call, run, run_many
 
 log = structlog.get_logger(__name__)
 
@@ -27,6 +27,17 @@ class PinLimits:
 
     queue: int
     tenant: int
+
+
+@dataclass(frozen=True, slots=True)
+class PinWish:
+    """What a job asks to be pinned, or the `problem` because of which it will not be."""
+
+    job_id: str
+    pin: Pin
+    ttl: float
+    tenant: str = ""
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,31 +60,47 @@ class PinRegistry:
         self._unreadable: set[bytes] = set()
         self._all = (keys.pins, keys.pin_expiry, keys.pin_terms)
 
-    async def put(self, pin: Pin, ttl: float, tenant: str, job_id: str) -> str:
-        """Pins it for `ttl` seconds from now, or longer where it is pinned longer, and notes it in the job.
+    async def put(self, wishes: Sequence[PinWish]) -> list[str]:
+        """Pins what can be pinned, for `ttl` seconds from now, or as long as it already is; notes it in the jobs.
 
-        Returns why it was not done: a limit; "" when it was.
+        Returns for each why it was not done; "" when it was.
         """
-        keys = (*self._all, self._keys.job(job_id), self._keys.control)
-        terms = (len(pin.token_ids), ttl, tenant, self._limits.queue, self._limits.tenant, LEAST_PIN_TOKENS)
-        reply = await run(self._client, Call(PIN_PUT, keys, (pin.id, b"", *terms)))
-        if reply[0] == b"unknown":
-            reply = await run(self._client, Call(PIN_PUT, keys, (pin.id, encode(pin), *terms)))
+        problems = [wish.problem for wish in wishes]
+        asked = [i for i, wish in enumerate(wishes) if not wish.problem]
+        # Mostly they are known, and may have many tokens.
+        replies = await run_many(self._client, [self._put(wishes[i], b"") for i in asked])
+        found = dict(zip(asked, replies, strict=True))
+        unknown = [i for i in asked if not isinstance(found[i], Exception) and found[i][0] == b"unknown"]
+        if unknown:
+            replies = await run_many(self._client, [self._put(wishes[i], encode(wishes[i].pin)) for i in unknown])
+            found.update(zip(unknown, replies, strict=True))
+        for i, reply in found.items():
+            problems[i] = self._problem(wishes[i], reply)
+        notes = [(wish.job_id, problem) for wish, problem in zip(wishes, problems, strict=True) if problem]
+        if notes:
+            await run_many(self._client, [Call(PIN_NOTE, (self._keys.job(job),), (problem,)) for job, problem in notes])
+        return problems
+
+    def _put(self, wish: PinWish, data: bytes) -> Call:
+        keys = (*self._all, self._keys.job(wish.job_id), self._keys.control)
+        terms = (len(wish.pin.token_ids), wish.ttl, wish.tenant)
+        limits = (self._limits.queue, self._limits.tenant, LEAST_PIN_TOKENS)
+        return Call(PIN_PUT, keys, (wish.pin.id, data, *terms, *limits))
+
+    def _problem(self, wish: PinWish, reply: list[bytes] | Exception) -> str:
+        if isinstance(reply, Exception):
+            return f"the queue refuses it: {reply}"
         if reply[0] == b"pinned":
             return ""
         whose, most, flag = (
             ("the queue", self._limits.queue, "--max-pinned-tokens")
             if reply[0] == b"queue_full"
-            else (f"tenant {tenant}", self._limits.tenant, "--max-pinned-tokens-per-tenant")
+            else (f"tenant {wish.tenant}", self._limits.tenant, "--max-pinned-tokens-per-tenant")
         )
         return (
-            f"{len(pin.token_ids):,} tokens do not fit beside the {int(reply[1]):,} that {whose} has pinned, of at "
-            f"most {most:,}; evict some (millrace cache evict) or raise the workers' {flag}"
+            f"{len(wish.pin.token_ids):,} tokens do not fit beside the {int(reply[1]):,} that {whose} has pinned, of "
+            f"at most {most:,}; evict some (millrace cache evict) or raise the workers' {flag}"
         )
-
-    async def note(self, job_id: str, problem: str) -> None:
-        """Says in the job why its prompt was not pinned."""
-        await run(self._client, Call(PIN_NOTE, (self._keys.job(job_id),), (problem,)))
 
     async def read(self, known: Iterable[str]) -> PinsFound:
         """What is pinned now; pins whose time is over are removed. `known` are ids whose pins the caller has."""
