@@ -14,6 +14,8 @@ from .queue_stats import QueueReader
 
 #: The tier from which a job's first step takes it: the worker's block pool, on a CPU, too.
 FASTEST = "gpu"
+#: Seconds since its last beat, one a second, in which a worker is asked for. Its notice lives longer.
+_ALIVE = 10.0
 
 
 class PinNotFound(MillraceError, LookupError):
@@ -70,7 +72,7 @@ class PinReader:
         if not ends:
             return []
         known = {name.decode(): PinTerms.parse(text) for name, text in _pairs(terms)}
-        caches = await self._caches()
+        caches = await self._caches(now)
         views = [
             _view(name.decode(), known[name.decode()], float(at), now, caches)
             for name, at in _pairs(ends)
@@ -105,9 +107,9 @@ class PinReader:
             )
         return found[0]
 
-    async def _caches(self) -> dict[str, dict[str, HeldPin]]:
+    async def _caches(self, now: float) -> dict[str, dict[str, HeldPin]]:
         """By the names of live workers, what they say of their pins; of older releases nothing."""
-        names = [worker.name for worker in await self._queue.workers()]
+        names = [worker.name for worker in await self._queue.workers() if worker.beat_at > now - _ALIVE]
         if not names:
             return {}
         found = await self._connection.run(*(("GET", self._keys.cache(name)) for name in names))

@@ -177,15 +177,16 @@ def test_where_it_is_held_by_many_workers(run: Run, client: Client, raw: redis.R
     raw.hset(keys.pin_terms, pin.id, f"16 600 {time.time()} ")
     raw.zadd(keys.pin_expiry, {pin.id: time.time() + 600})
 
-    def worker(name: str, *, alive: bool = True, **held: Any) -> None:
+    def worker(name: str, *, alive: bool = True, at: float = time.time(), **held: Any) -> None:
         raw.zadd(keys.workers, {name: time.time()})
-        beat = WorkerInfo(name=name, model="demo", host="h", pid=1, device="cpu", started_at=1.0, beat_at=2.0)
+        beat = WorkerInfo(name=name, model="demo", host="h", pid=1, device="cpu", started_at=1.0, beat_at=at)
         if alive:
             raw.set(keys.worker(name), encode(beat), ex=60)
         if held:
             raw.set(keys.cache(name), encode(WorkerCache(worker=name, at=1.0, pins=(HeldPin(id=pin.id, **held),))))
 
     worker("dead", alive=False, tier="gpu", hits=100)
+    worker("silent", at=time.time() - 20, tier="gpu", hits=100)
     assert "no worker" in run("list").out
     worker("a", tier="gpu", blocks=1, bytes=2_500_000_000, hits=3)
     assert "│ 2.50 GB │" in run("list").out
