@@ -9,6 +9,7 @@ from typing import Any, Self
 import msgspec
 
 from millrace_schemas import (
+    CacheMode,
     InvalidRequest,
     JobNotFound,
     JobRecord,
@@ -121,6 +122,8 @@ class AsyncClient:
         metadata: Mapping[str, str] | None = None,
         webhook: str | None = None,
         cache_salt: str | None = None,
+        cache: CacheMode = "auto",
+        cache_ttl: float | None = None,
         idempotency_key: str | None = None,
     ) -> AsyncJob:
         """Queues one job and returns its handle.
@@ -129,8 +132,10 @@ class AsyncClient:
         "s3://bucket/prefix". `deadline` is a datetime with a time zone, a timedelta from now, or Unix seconds; a job
         that has not ended by then expires. With `stream`, tokens can be read from `events()`. `webhook` is a URL that a
         gateway calls when the job has ended. Jobs share cached prefixes with those of their `cache_salt` only, which is
-        always one of a tenant's own. Submitting again under an `idempotency_key` within a day makes nothing
-        and returns the first job, whatever the other arguments say.
+        always one of a tenant's own. `cache="pin"` has all workers keep what the system messages make of the prompt,
+        or without any the whole prompt, until `cache_ttl` seconds (60 to 30 days; by default an hour) after its last
+        use; whether it is pinned, `record()` says. Submitting again under an `idempotency_key` within a day makes
+        nothing and returns the first job, whatever the other arguments say.
 
         Raises InvalidRequest naming the field, UnknownModel naming the registered ones, TooManyJobs, QueueUnavailable.
         """
@@ -138,7 +143,7 @@ class AsyncClient:
             "prompt": prompt, "system": system, "messages": messages, "prompt_token_ids": prompt_token_ids,
             "model": model, "sampling": sampling, "lane": lane, "result_to": result_to, "deadline": deadline,
             "stream": stream, "metadata": metadata, "webhook": webhook, "cache_salt": cache_salt,
-            "idempotency_key": idempotency_key,
+            "cache": cache, "cache_ttl": cache_ttl, "idempotency_key": idempotency_key,
         }  # fmt: skip
         with submitting(1):
             submission = await self._prepare(fields)

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from millrace_schemas import TERMINAL, MillraceError
 
-from . import cli_batch, cli_bulk, cli_gateway, cli_keys, cli_queue, cli_submit, cli_top, cli_webhooks, up
+from . import cli_batch, cli_bulk, cli_cache, cli_gateway, cli_keys, cli_queue, cli_submit, cli_top, cli_webhooks, up
 from .cli_output import AsJson, RedisUrl, connect, print_json, print_table
 from .errors import WorkerDied
 from .extra_commands import CommandGroup
@@ -27,6 +27,7 @@ app.command("up")(up.up)
 app.command("top")(cli_top.top)
 app.add_typer(cli_queue.app, name="queue")
 app.add_typer(cli_batch.app, name="batch")
+app.add_typer(cli_cache.app, name="cache")
 app.add_typer(cli_keys.app, name="keys")
 app.add_typer(cli_webhooks.app, name="webhooks")
 

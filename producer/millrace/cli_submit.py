@@ -64,6 +64,12 @@ def submit(
     deadline: Annotated[float | None, typer.Option(metavar="SECONDS", help="From now; the job then expires.")] = None,
     metadata: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="May be repeated.")] = None,
     idempotency_key: Annotated[str | None, typer.Option(help="The same key makes one job.")] = None,
+    pin: Annotated[
+        bool, typer.Option("--pin", help="Have workers keep the system prompt's KV, or that of all of PROMPT.")
+    ] = False,
+    cache_ttl: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="With --pin: how long after its last use. Default: 3600.")
+    ] = None,
     webhook: Annotated[str | None, typer.Option(metavar="URL", help="A gateway calls it at the job's end.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the answer and print it.")] = False,
     stream: Annotated[bool, typer.Option("--stream", help="Print the answer while it is made.")] = False,
@@ -93,6 +99,8 @@ def submit(
             stream=stream,
             metadata=_pairs(metadata or ()),
             idempotency_key=idempotency_key,
+            cache="pin" if pin else "auto",
+            cache_ttl=cache_ttl,
             webhook=webhook,
         )
         if stream:

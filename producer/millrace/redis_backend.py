@@ -37,7 +37,7 @@ from .waiter import ResultWaiter
 #: The record's fields in the job's hash, in the order in which they are read.
 _RECORD_FIELDS = (
     "state", "attempts", "created_at", "started_at", "finished_at", "worker", "cancel_requested", "tenant", "webhook",
-    "webhook_state", "webhook_attempts", "webhook_error",
+    "webhook_state", "webhook_attempts", "webhook_error", "pin", "pin_problem",
 )  # fmt: skip
 #: Jobs that one call of a script makes: others wait meanwhile, for about a millisecond.
 _GROUP = 64
@@ -185,7 +185,7 @@ def _enqueue_call(submission: Submission) -> tuple[list[str], list[Any]]:
 
 
 def _record(job_id: str, values: list[bytes | None]) -> JobRecord | None:
-    state, attempts, created, started, finished, worker, cancel, tenant, webhook, *told = values
+    state, attempts, created, started, finished, worker, cancel, tenant, webhook, *told, pin, problem = values
     if state is None:
         return None
     return JobRecord(
@@ -199,6 +199,8 @@ def _record(job_id: str, values: list[bytes | None]) -> JobRecord | None:
         cancel_requested=cancel == b"1",
         tenant=tenant.decode() if tenant else "",
         webhook=None if webhook is None else _webhook(*told),
+        pin=pin.decode() if pin else None,
+        pin_problem=problem.decode(errors="replace") if problem else None,
     )
 
 

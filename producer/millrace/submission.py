@@ -31,7 +31,7 @@ from .sampling_fields import sampling_fields
 #: What `submit` takes besides the idempotency key.
 FIELDS = (
     "prompt", "system", "messages", "prompt_token_ids", "model", "sampling", "lane", "result_to", "deadline", "stream",
-    "metadata", "webhook", "cache_salt",
+    "metadata", "webhook", "cache_salt", "cache", "cache_ttl",
 )  # fmt: skip
 
 MessageLike = Message | Mapping[str, str]
@@ -165,6 +165,8 @@ def _named(error: msgspec.ValidationError) -> InvalidRequest:
     what = what[:1].lower() + what[1:]
     if param == "lane":
         what = f"must be {_one_of(Lane)} ({what})"
+    if param == "cache":
+        what = f'must be "auto" or "pin" ({what})'
     if param.endswith(".role"):
         what = f"must be {_one_of(Role)} ({what})"
     top = re.split(r"\[", param)[0]

@@ -22,6 +22,7 @@ from .job import MAX_JOB_BYTES, JobRecord, Lane, Message, Request, Role, new_job
 from .keys import GROUP, MODELS, QueueKeys
 from .latency import Latencies, bucket_of, percentile
 from .logprobs import TokenLogprob, TopLogprob
+from .pin import CacheMode, HeldPin, Pin, PinTerms, WorkerCache, pin_id
 from .registry import ModelInfo, WorkerInfo
 from .result import Choice, FinishReason, Result, Timings, Usage
 from .sampling import Sampling
@@ -35,6 +36,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "TERMINAL",
     "TRANSITIONS",
+    "CacheMode",
     "Choice",
     "DecodeError",
     "ErrorCode",
@@ -42,6 +44,7 @@ __all__ = [
     "Event",
     "FinishReason",
     "Finished",
+    "HeldPin",
     "IllegalTransition",
     "InvalidRequest",
     "JobCancelled",
@@ -57,6 +60,8 @@ __all__ = [
     "Message",
     "MillraceError",
     "ModelInfo",
+    "Pin",
+    "PinTerms",
     "QueueKeys",
     "QueueUnavailable",
     "Request",
@@ -73,6 +78,7 @@ __all__ = [
     "Usage",
     "WebhookRecord",
     "WebhookState",
+    "WorkerCache",
     "WorkerInfo",
     "advance",
     "bucket_of",
@@ -80,6 +86,7 @@ __all__ = [
     "encode",
     "new_job_id",
     "percentile",
+    "pin_id",
     "queue_of",
     "queue_of_job",
 ]

@@ -10,6 +10,7 @@ from functools import lru_cache
 import msgspec
 
 from .errors import ErrorCode, InvalidRequest
+from .pin import CacheMode, check_cache
 from .sampling import Sampling
 from .trace_context import check_traceparent
 from .webhook import WebhookRecord, check_webhook
@@ -79,6 +80,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     tenant: str = ""
     #: Jobs of different salts share no cached prefixes, within a tenant or, without one, a queue.
     cache_salt: str = ""
+    #: "pin": workers keep what its system messages make of the prompt, or without any all of it, in their caches.
+    cache: CacheMode = "auto"
+    #: Seconds that the pin lasts after its last use; None: an hour.
+    cache_ttl: float | None = None
     #: URL that is told when the job has ended.
     webhook: str | None = None
     #: W3C trace context of the span that submitted it: log lines and spans of the job belong to that trace.
@@ -107,10 +112,17 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             raise InvalidRequest(
                 f"cache_salt has at most {MAX_CACHE_SALT} characters, not {len(self.cache_salt)}", param="cache_salt"
             )
+        check_cache(self.cache, self.cache_ttl)
         if self.webhook is not None:
             check_webhook(self.webhook)
         if self.traceparent is not None:
             check_traceparent(self.traceparent)
+
+    @property
+    def effective_salt(self) -> str:
+        """What keeps its chains of cached blocks apart: a salt of one tenant is never one of another."""
+        # A tenant's name has no colon. Without a tenant and a salt, all share with all.
+        return f"{self.tenant}:{self.cache_salt}" if self.tenant or self.cache_salt else ""
 
     def _check_token_ids(self, ids: tuple[int, ...]) -> None:
         if not ids:
@@ -163,6 +175,9 @@ class JobRecord(msgspec.Struct, frozen=True):
     tenant: str = ""
     #: None: the job has no webhook.
     webhook: WebhookRecord | None = None
+    #: Of a job with cache="pin" that a worker has looked at: the pin that it made or prolonged, or why it made none.
+    pin: str | None = None
+    pin_problem: str | None = None
 
 
 def check_model_name(model: str) -> None:

@@ -10,12 +10,13 @@ All keys of a queue share the hash tag `{queue}`, so a script may touch several 
     millrace:{q}:deadlines            zset     job id -> Unix time at which a script expires it
     millrace:{q}:job:<id>             hash     request (bytes), lane, state, attempts, created_at, started_at,
                                                finished_at, owner, entry, cancel_requested, deadline, progress,
-                                               tenant, webhook, webhook_state, webhook_attempts, webhook_error, ttl
+                                               tenant, webhook, webhook_state, webhook_attempts, webhook_error, ttl,
+                                               pin, pin_problem
     millrace:{q}:tokens:<id>          string   checkpoint: the tokens so far, 4 bytes little-endian each
     millrace:{q}:events:<id>          stream   {e: event bytes} of a job with stream = true
     millrace:{q}:result:<id>          string   Result bytes, written once
     millrace:{q}:done:<id>            channel  published when the job becomes terminal
-    millrace:{q}:control              channel  "cancel <id>" and "reclaim" to the queue's workers
+    millrace:{q}:control              channel  "cancel <id>", "reclaim" and "pins" to the queue's workers
     millrace:{q}:idem:<key>           string   job id made under this idempotency key
     millrace:{q}:idem@<tenant>:<key>  string   likewise, of a tenant
     millrace:{q}:unfinished:<tenant>  zset     id of a tenant's job without an end -> Unix time at which it was made
@@ -24,6 +25,10 @@ All keys of a queue share the hash tag `{queue}`, so a script may touch several 
     millrace:{q}:model                string   ModelInfo bytes, kept alive by workers
     millrace:{q}:worker:<name>        string   WorkerInfo bytes, kept alive by its heartbeat
     millrace:{q}:workers              zset     worker name -> last beat, Unix time
+    millrace:{q}:pins                 hash     id of a pin -> Pin bytes, with its tokens
+    millrace:{q}:pin-expiry           zset     id of a pin -> Unix time at which it ends
+    millrace:{q}:pin-terms            hash     id of a pin -> "tokens ttl created_at tenant" (PinTerms)
+    millrace:{q}:cache:<name>         string   WorkerCache bytes, kept alive by the worker
     millrace:models                   zset     model name -> Unix time at which its registration ends
     millrace:webhook-queues           set      queues that ever had a job with a webhook
     millrace:webhook-secret@<tenant>  hash     current, previous, previous_until: secrets that sign webhooks
@@ -78,8 +83,8 @@ class QueueKeys:
     """The keys of one queue."""
 
     __slots__ = (
-        "_prefix", "control", "dead", "deadlines", "delayed", "failures", "lanes", "model", "queue",
-        "unfinished_prefix", "webhooks", "workers",
+        "_prefix", "control", "dead", "deadlines", "delayed", "failures", "lanes", "model", "pin_expiry",
+        "pin_terms", "pins", "queue", "unfinished_prefix", "webhooks", "workers",
     )  # fmt: skip
 
     def __init__(self, queue: str):
@@ -94,6 +99,9 @@ class QueueKeys:
         self.model = prefix + "model"
         self.workers = prefix + "workers"
         self.webhooks = prefix + "webhooks"
+        self.pins = prefix + "pins"
+        self.pin_expiry = prefix + "pin-expiry"
+        self.pin_terms = prefix + "pin-terms"
         #: finish.lua and cancel.lua read the tenant that follows from the job.
         self.unfinished_prefix = prefix + "unfinished:"
 
@@ -125,6 +133,9 @@ class QueueKeys:
 
     def worker(self, name: str) -> str:
         return f"{self._prefix}worker:{name}"
+
+    def cache(self, worker: str) -> str:
+        return f"{self._prefix}cache:{worker}"
 
 
 def rate_key(key_id: str) -> str:

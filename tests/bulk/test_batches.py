@@ -14,7 +14,7 @@ from bulk_parts import Batches, BulkProcess, BulkThread, chat_line, outcome, wri
 from fake_worker import FakeWorker
 from millrace.bulk.settings import BulkSettings
 from millrace.bulk.storage import storage_of
-from millrace_schemas import QueueKeys
+from millrace_schemas import QueueKeys, Request, decode
 from millrace_schemas.batch import BatchStatus, PromptColumn
 from servers import S3Server
 
@@ -83,6 +83,21 @@ def test_lines_may_ask_for_penalties_and_log_probabilities(
     assert found["b"] is None
     params = {name: line["response"]["body"]["error"]["param"] for name, line in errors.items()}
     assert params == {"c": "top_logprobs", "d": "presence_penalty"}
+
+
+def test_lines_may_pin_what_they_begin_with(redis_url: str, batches: Batches, bulk: BulkThread, tmp_path: Path) -> None:
+    lines = [chat_line("a", "hi", cache="pin", cache_ttl=90), chat_line("b", "hi", cache="pin", cache_ttl=5)]
+    with redis.Redis.from_url(redis_url) as raw, FakeWorker(redis_url, hold=True) as worker:
+        batch_id = batches.make(written(str(tmp_path / "in.jsonl"), lines), str(tmp_path))
+        limit = time.monotonic() + 20
+        while not worker.taken:
+            assert time.monotonic() < limit
+            time.sleep(0.02)
+        request = decode(raw.hget(worker.keys.job(worker.taken[0]), "request"), Request)
+        worker.release()
+        _, errors = outcome(batches.ended(batch_id))
+    assert (request.cache, request.cache_ttl) == ("pin", 90.0)
+    assert errors["b"]["response"]["body"]["error"]["param"] == "cache_ttl"
 
 
 @pytest.mark.parametrize("name", ["background", "webhook"])

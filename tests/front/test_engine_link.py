@@ -14,7 +14,7 @@ import pytest
 import fake_engine
 from millrace_worker.config import EngineConfig
 from millrace_worker.errors import EngineDied
-from millrace_worker.frames import AddSequence, SequenceParams, StepOutput
+from millrace_worker.frames import AddSequence, PinnedPrefix, SequenceParams, StepOutput
 from millrace_worker.front.engine_link import EngineLink, EngineStartFailed
 from millrace_worker.stream.heartbeat import Watchdog
 
@@ -88,6 +88,36 @@ def test_what_comes_together_goes_in_one_frame() -> None:
         while not bench.frames:
             await asyncio.sleep(0.01)
         assert [seq_id for seq_id, _ in bench.frames[0].started] == list(range(1, 9))
+        await bench.link.stop()
+        await carrying
+
+    running(body)
+
+
+def test_pins_that_change_before_their_frame_leaves() -> None:
+    """An engine is told what is so in the end: in a frame, pins and unpins have no order."""
+    one, other, third = (PinnedPrefix(name, [n] * 16) for n, name in enumerate("abc"))
+
+    async def body(bench: Bench) -> None:
+        await bench.link.start()
+        carrying = asyncio.create_task(bench.link.run())
+
+        async def told(*names: str) -> None:
+            while not bench.frames or [pin.pin_id for pin in bench.frames[-1].pins or ()] != list(names):
+                await asyncio.sleep(0.01)
+
+        for prefix in (one, other):
+            bench.link.pin(prefix)
+        bench.link.unpin("b")
+        await told("a")
+        bench.link.unpin("a")
+        bench.link.pin(one)
+        bench.link.pin(third)
+        await told("a", "c")
+        bench.link.unpin("a")
+        bench.link.pin(one)
+        bench.link.unpin("a")
+        await told("c")
         await bench.link.stop()
         await carrying
 

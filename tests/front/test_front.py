@@ -67,6 +67,9 @@ class Desk:
     async def run(self) -> Any:
         await asyncio.Event().wait()
 
+    async def pin(self, job: Any, ready: Any) -> None:
+        raise AssertionError("no job here asks for a pin")
+
     async def give_back(self, back: GiveBack) -> bool:
         self.given_back.append(back.lease.job_id)
         if self.hold is not None:
@@ -108,10 +111,11 @@ def with_front(body: Callable[[Front, Desk], Awaitable[None]], tools: TextTools 
         desk: Any = Desk()
         signature = Signature("letters", "w1")
         running = Running(desk, desk.leases, signature, 3)
-        queue = QueueSide(desk, desk, desk, desk.leases)
+        queue = QueueSide(desk, desk, desk, desk.leases, desk)
         front = Front(queue, running, tools, signature, Watchdog(10.0, 10.0), lambda on_step, busy: desk)
         desk.front = front
         await front.start_engine()
+        front.open()
         async with asyncio.timeout(10):
             await body(front, desk)
 

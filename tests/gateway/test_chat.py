@@ -8,9 +8,10 @@ from typing import Any
 import httpx2
 import openai
 import pytest
+import redis
 
 from fake_worker import FakeWorker, register
-from millrace_schemas import Message, Request, Role
+from millrace_schemas import Message, QueueKeys, Request, Role
 
 HELLO: list[Any] = [{"role": "user", "content": "hello"}]
 Stored = Callable[[str], Request]
@@ -296,3 +297,35 @@ def test_a_cache_salt_is_the_jobs(http: httpx2.Client, worker: FakeWorker, store
         for wrong in (5, "x" * 257):
             refused = http.post(f"/v1/{path}", json={"model": "demo", "cache_salt": wrong, **body})
             assert (refused.status_code, refused.json()["error"]["param"]) == (400, "cache_salt")
+
+
+def test_a_pin_is_asked_for_on_every_endpoint(http: httpx2.Client, worker: FakeWorker, stored: Stored) -> None:
+    bodies = {
+        "chat/completions": {"messages": HELLO},
+        "completions": {"prompt": "a"},
+        "responses": {"input": "a"},
+        "jobs": {"prompt": "a"},
+    }
+    for path, body in bodies.items():
+        answer = http.post(f"/v1/{path}", json={"model": "demo", "cache": "pin", "cache_ttl": 90, **body})
+        assert answer.is_success, answer.text
+        request = stored(answer.headers.get("x-request-id") or answer.json()["id"])
+        assert (request.cache, request.cache_ttl) == ("pin", 90.0)
+        for wrong, param in (
+            ({"cache": "keep"}, "cache"),
+            ({"cache": 5}, "cache"),
+            ({"cache": "pin", "cache_ttl": 5}, "cache_ttl"),
+            ({"cache": "pin", "cache_ttl": "90"}, "cache_ttl"),
+            ({"cache_ttl": 90}, "cache_ttl"),
+        ):
+            refused = http.post(f"/v1/{path}", json={"model": "demo", **wrong, **body})
+            assert (refused.status_code, refused.json()["error"]["param"]) == (400, param), refused.text
+
+
+def test_what_became_of_a_pin_is_in_the_job(http: httpx2.Client, worker: FakeWorker, raw: redis.Redis) -> None:
+    job = http.post("/v1/jobs", json={"model": "demo", "prompt": "a", "cache": "pin"}).json()["id"]
+    found = http.get(f"/v1/jobs/{job}?wait=10").json()
+    assert (found["pin"], found["pin_problem"]) == (None, None)
+    raw.hset(QueueKeys("demo").job(job), mapping={"pin": "pin_1", "pin_problem": "none"})
+    found = http.get(f"/v1/jobs/{job}").json()
+    assert (found["pin"], found["pin_problem"]) == ("pin_1", "none")

@@ -30,10 +30,10 @@ every_value = pytest.mark.parametrize(("value", "type_"), WIRE_VALUES.values(), 
 every_type = pytest.mark.parametrize("type_", {str(t): t for _, t in WIRE_VALUES.values()}.values())
 
 #: Structs that travel inside others, or never.
-_PARTS = {"Choice", "Latencies", "Message", "Timings", "TokenLogprob", "TopLogprob", "Usage"}
+_PARTS = {"Choice", "HeldPin", "Latencies", "Message", "Timings", "TokenLogprob", "TopLogprob", "Usage"}
 
 #: What an older reader may read as far as it understands it.
-_NOTICES = ("job-record", "model-info", "webhook-record", "worker-info")
+_NOTICES = ("job-record", "model-info", "webhook-record", "worker-cache", "worker-info")
 
 
 def with_version(body: Any) -> bytes:

@@ -32,6 +32,7 @@ ID = "demo-01jd3vq6x0m5t9n8q2w4e7r1yz"
 def every_key(queue: str) -> set[str]:
     keys = QueueKeys(queue)
     fixed = {keys.dead, keys.failures, keys.delayed, keys.deadlines, keys.control, keys.model, keys.workers}
+    fixed |= {keys.pins, keys.pin_expiry, keys.pin_terms, keys.cache("host-1")}
     fixed |= {keys.webhooks, keys.unfinished("acme"), keys.idempotency("order-17", "acme")}
     by_id = {keys.job(ID), keys.tokens(ID), keys.events(ID), keys.result(ID), keys.done(ID)}
     return fixed | set(keys.lanes.values()) | by_id | {keys.idempotency("order-17"), keys.worker("host-1")}

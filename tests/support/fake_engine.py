@@ -2,7 +2,8 @@
 
 The next token is (last * 31 + position) % 1000. Certain ids in a prompt do harm: POISON ends the process, HANG stops
 it, BAD sends a refusal. It says that it reads the first block of four sequences once, where they share it. `--log`
-notes every token made, as "first-prompt-id position" lines.
+notes every token made, as "first-prompt-id position" lines. Pinned prefixes are resident `--pin-delay` seconds after it
+was told, never those with BAD; POISON and HANG do the same harm there.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from millrace_worker.frames import (
     AddSequence,
     Likely,
     Load,
+    PinnedPrefix,
+    PinState,
     Ready,
     Refusal,
     StartFailed,
@@ -58,6 +61,10 @@ class Engine:
         self._sequences: dict[int, tuple[AddSequence, list[int]]] = {}
         self._waiting: list[AddSequence] = []
         self._step = 0
+        #: With the time at which each is resident.
+        self._pins: dict[str, tuple[PinnedPrefix, float]] = {}
+        self._hits: Counter[str] = Counter()
+        self._pins_told: list[PinState] = []
         self._log = os.open(args.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT) if args.log else None
 
     def read(self, *, wait: bool) -> bool:
@@ -72,6 +79,14 @@ class Engine:
             return False
         frame = unpack_to_engine(self._socket.recv(struct.unpack("<I", head)[0], socket.MSG_WAITALL))
         self._waiting += frame.add
+        for prefix in frame.pin:
+            if POISON in prefix.tokens:
+                os._exit(9)
+            if HANG in prefix.tokens:
+                time.sleep(3600)
+            self._pins.setdefault(prefix.pin_id, (prefix, time.monotonic() + self._args.pin_delay))
+        for pin_id in frame.unpin:
+            self._pins.pop(pin_id, None)
         for seq_id in frame.abort:
             self._sequences.pop(seq_id, None)
             self._waiting = [s for s in self._waiting if s.seq_id != seq_id]
@@ -90,7 +105,7 @@ class Engine:
                 refused.append(Refusal(sequence.seq_id, "kv_capacity_exceeded", "never fits"))
                 continue
             self._sequences[sequence.seq_id] = (sequence, list(sequence.generated))
-            started.append((sequence.seq_id, 0))
+            started.append((sequence.seq_id, self._cached(sequence)))
         time.sleep(self._args.step)
         tokens, finished, logprobs = [], [], {}
         for seq_id, (sequence, generated) in list(self._sequences.items()):
@@ -116,8 +131,33 @@ class Engine:
             logprobs=logprobs,
             shared_read=BLOCK * len(groups),
             shared_saved=BLOCK * sum(members - 1 for members in groups),
+            pins=self._pin_states(),
         )
         self._socket.sendall(pack(output))
+
+    def _cached(self, sequence: AddSequence) -> int:
+        """Tokens of the longest pinned prefix that it begins with."""
+        found = [
+            prefix
+            for prefix, at in self._pins.values()
+            if at <= time.monotonic()
+            and prefix.cache_salt == sequence.params.cache_salt
+            and sequence.prompt[: len(prefix.tokens)] == prefix.tokens
+        ]
+        self._hits.update(prefix.pin_id for prefix in found)
+        return max((len(prefix.tokens) // BLOCK * BLOCK for prefix in found), default=0)
+
+    def _pin_states(self) -> list[PinState] | None:
+        states = []
+        for pin_id, (prefix, at) in self._pins.items():
+            blocks = len(prefix.tokens) // BLOCK
+            problem = "no_room" if BAD in prefix.tokens else ""
+            tier = "gpu" if at <= time.monotonic() and not problem else ""
+            states.append(PinState(pin_id, tier, blocks, blocks * BLOCK * 100, self._hits[pin_id], problem))
+        if states == self._pins_told:
+            return None
+        self._pins_told = states
+        return states
 
     def _groups(self) -> list[int]:
         """How many sequences begin with the same block, of each beginning that four have."""
@@ -125,9 +165,18 @@ class Engine:
         return [members for head, members in heads.items() if len(head) == BLOCK and members >= 4]
 
     def serve(self) -> None:
-        while self.read(wait=not self._sequences and not self._waiting):
+        while self.read(wait=not self._sequences and not self._waiting and not self._pins_due()):
             if self._sequences or self._waiting:
                 self.step()
+            elif (states := self._pin_states()) is not None:
+                self._socket.sendall(pack(StepOutput(self._step, pins=states)))
+            elif self._pins_due():
+                time.sleep(self._args.step)
+
+    def _pins_due(self) -> bool:
+        """Whether pins will be resident, or went away, without a frame that says so."""
+        waits = any(at > time.monotonic() for _, at in self._pins.values())
+        return waits or {state.pin_id for state in self._pins_told if state.tier or state.problem} != set(self._pins)
 
     def _note(self, first: int, position: int) -> None:
         if self._log is not None:
@@ -141,6 +190,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--log", default="")
     parser.add_argument("--fail", default="")
+    parser.add_argument("--pin-delay", type=float, default=0.0)
     parser.add_argument("--load", type=float, default=0.0)
     args = parser.parse_args()
     sock = socket.socket(fileno=args.fd)

@@ -11,12 +11,14 @@ from millrace_schemas import (
     Event,
     Finished,
     FinishReason,
+    HeldPin,
     JobRecord,
     JobState,
     Lane,
     Latencies,
     Message,
     ModelInfo,
+    Pin,
     Request,
     Result,
     Role,
@@ -28,6 +30,7 @@ from millrace_schemas import (
     TopLogprob,
     Usage,
     WebhookRecord,
+    WorkerCache,
     WorkerInfo,
 )
 
@@ -83,6 +86,7 @@ WIRE_VALUES: dict[str, tuple[Any, Any]] = {
         Request,
     ),
     "request-prompt": (Request(model="demo", prompt="\x00 any text \U0001f30d"), Request),
+    "request-pin": (Request(model="demo", prompt="a", cache_salt="s", cache="pin", cache_ttl=90.0), Request),
     "request-token-ids": (Request(model="demo", prompt_token_ids=(0, 1, 2**31 - 1)), Request),
     "sampling-full": (SAMPLING, Sampling),
     "sampling-defaults": (Sampling(), Sampling),
@@ -107,12 +111,32 @@ WIRE_VALUES: dict[str, tuple[Any, Any]] = {
     "finished": (Finished(RESULT), Event),
     "job-record": (
         JobRecord(
-            "demo-1", "in_progress", 2, 1.5, 2.5, None, "host-1", True, "acme", WebhookRecord("retrying", 2, "HTTP 500")
+            "demo-1",
+            "in_progress",
+            2,
+            1.5,
+            2.5,
+            None,
+            "host-1",
+            True,
+            "acme",
+            WebhookRecord("retrying", 2, "HTTP 500"),
+            "pin_1",
+            "too_short",
         ),
         JobRecord,
     ),
     "webhook-record": (WebhookRecord("failed", 10, "HTTP 404"), WebhookRecord),
     "model-info": (ModelInfo(name="demo", max_model_len=2048, vocab_size=512, has_chat_template=True), ModelInfo),
+    "pin": (Pin(id="pin_1", token_ids=(0, 2**31 - 1), cache_salt="acme:x"), Pin),
+    "worker-cache": (
+        WorkerCache(
+            worker="host-1",
+            at=2.0,
+            pins=(HeldPin(id="a", tier="gpu", blocks=3, bytes=2**34, hits=7), HeldPin(id="b", problem="no_room")),
+        ),
+        WorkerCache,
+    ),
     "worker-info": (
         WorkerInfo(
             name="host-1",

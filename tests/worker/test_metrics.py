@@ -110,6 +110,39 @@ def test_steps_that_read_a_beginning_once(redis_url: str, tmp_path: Path) -> Non
     assert (beats[0].shared_steps, beats[0].steps) == (steps, found.value("millrace_step_seconds_count"))
 
 
+def test_pins_by_tier(redis_url: str, tmp_path: Path) -> None:
+    def pins(page: Scraped, tier: str) -> float:
+        return page.value("millrace_pinned_prefixes", tier=tier)
+
+    engine = ("--pin-delay", "0.5")
+    with WorkerProcess(redis_url, tmp_path, metrics_port=0, engine=engine) as worker:
+        assert pins(scrape(worker), "gpu") == pins(scrape(worker), "none") == 0
+        with Client(redis_url, model=MODEL) as client:
+            until_registered(client)
+            client.submit(prompt_token_ids=[5] * 16, sampling={"max_tokens": 2}, cache="pin").result(timeout=20)
+        until(worker, lambda page: pins(page, "none") == 1)
+        found = until(worker, lambda page: pins(page, "gpu") == 1)
+        assert pins(found, "none") == pins(found, "disk") == 0
+
+
+def test_a_worker_is_not_ready_before_its_pins(redis_url: str, tmp_path: Path) -> None:
+    with WorkerProcess(redis_url, tmp_path) as worker, Client(redis_url, model=MODEL) as client:
+        until_registered(client)
+        client.submit(prompt_token_ids=[5] * 16, sampling={"max_tokens": 2}, cache="pin").result(timeout=20)
+    worker = WorkerProcess(redis_url, tmp_path, metrics_port=0, engine=("--pin-delay", "1.5")).start(wait=False)
+    with worker:
+        limit = time.monotonic() + 20
+        while "waiting for pinned prefixes" not in worker.log:
+            assert time.monotonic() < limit
+            time.sleep(0.02)
+        base = url_of(worker).removesuffix("/metrics")
+        with pytest.raises(urllib.error.HTTPError, match="503") as refused:
+            urllib.request.urlopen(base + "/readyz", timeout=5)
+        refused.value.close()
+        until(worker, lambda page: page.value("millrace_worker_ready") == 1)
+        assert "pinned prefixes" in worker.log
+
+
 def test_what_runs_and_what_waits(redis_url: str, tmp_path: Path) -> None:
     slow = ("--step", "0.05", "--rows", "2")
     with WorkerProcess(redis_url, tmp_path, metrics_port=0, engine=slow) as worker, Client(redis_url) as client:

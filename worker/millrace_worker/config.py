@@ -107,6 +107,12 @@ class StreamConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ] = None
     max_result_bytes: Annotated[int, Meta(description="Largest result in Redis.")] = 1024 * 1024
     s3_endpoint_url: Annotated[str | None, Meta(description="For an S3 that is not Amazon's.")] = None
+    pin_warm_timeout: Annotated[
+        float,
+        Meta(description="Seconds that a starting worker waits until its cache holds what is pinned; 0: it does not."),
+    ] = 60.0
+    max_pinned_tokens: Annotated[int, Meta(description="Most tokens of all pinned prefixes of the queue.")] = 262_144
+    max_pinned_tokens_per_tenant: Annotated[int, Meta(description="Most tokens of those of one tenant.")] = 65_536
     engine_timeout: Annotated[
         float, Meta(description="An engine with work that is silent for so many seconds is killed and started again.")
     ] = 120.0
@@ -226,6 +232,9 @@ def _check(config: WorkerConfig, sources: Mapping[str, str]) -> None:
         ("result_ttl", 1 <= stream.result_ttl < math.inf, "must be at least 1 second"),
         ("model_ttl", 1 <= stream.model_ttl < math.inf, "must be at least 1 second"),
         ("max_result_bytes", stream.max_result_bytes >= 1, "must be at least 1"),
+        ("pin_warm_timeout", 0 <= stream.pin_warm_timeout < math.inf, "must not be negative"),
+        ("max_pinned_tokens", stream.max_pinned_tokens >= 0, "must not be negative"),
+        ("max_pinned_tokens_per_tenant", stream.max_pinned_tokens_per_tenant >= 0, "must not be negative"),
         ("engine_timeout", 0 < stream.engine_timeout < math.inf, "must be positive"),
         (
             "metrics_port",

@@ -52,6 +52,12 @@ class Metrics:
         )
         yield one("millrace_kv_cache_usage_ratio", "gauge", "Share of the KV blocks that sequences hold, 0 to 1.", used)
         yield one("millrace_kv_cache_blocks", "gauge", "KV blocks that there are.", load.total_blocks)
+        yield Family(
+            "millrace_pinned_prefixes",
+            "gauge",
+            "Pinned prefixes by the fastest tier of the cache that holds all of them; none: no tier does.",
+            [({"tier": tier}, count) for tier, count in running.pins.by_tier().items()],
+        )
         yield one(
             "millrace_preemptions_total",
             "counter",

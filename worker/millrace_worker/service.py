@@ -1,6 +1,7 @@
 """A whole worker: joins the queue's half and the engine's half; starts, drains and stops them in a written order.
 
-Start: Redis answers, the text tools load, the engine is ready, the group exists, the heartbeat beats, jobs are read.
+Start: Redis answers, the text tools load, the group exists, the engine is ready, its cache holds what is pinned, the
+heartbeat beats, jobs are read.
 Stop (SIGTERM, SIGINT):
     1. no job is read any more;
     2. jobs end by themselves for up to `grace` seconds;
@@ -36,6 +37,7 @@ from .front.engine_link import ENGINE_COMMAND, EngineLink, EngineStartFailed
 from .front.front import Front, QueueSide
 from .front.job_log import log_end
 from .front.outcome import Signature
+from .front.pin_keeper import PinKeeper
 from .front.running import Running
 from .front.text import TextTools
 from .metrics import Metrics
@@ -48,6 +50,7 @@ from .stream.consumer import JobConsumer, block_for
 from .stream.heartbeat import Heartbeat, Report, Watchdog
 from .stream.lease import Lease, LeasedJob, LeaseTable
 from .stream.objects import ObjectStore
+from .stream.pins import PinLimits, PinRegistry
 from .stream.publisher import Publisher
 from .stream.reclaim import Reclaimer
 from .stream.upkeep import Upkeep
@@ -107,7 +110,10 @@ class Service:
         self._upkeep = Upkeep(self._client, keys, self._publisher, self.name, self.model)
         signature = Signature(self.model, self.name)
         self._running = Running(self._publisher, leases, signature, stream.max_attempts)
-        queue = QueueSide(self._consumer, self._reclaimer, self._publisher, leases)
+        limits = PinLimits(stream.max_pinned_tokens, stream.max_pinned_tokens_per_tenant)
+        registry = PinRegistry(self._client, keys, self.name, limits)
+        self._pins = PinKeeper(registry, self._running.pins, self._tools, self.name)
+        queue = QueueSide(self._consumer, self._reclaimer, self._publisher, leases, self._pins)
         self._front = Front(queue, self._running, self._tools, signature, self._watchdog, self._new_link)
         metrics = Metrics(self.model, self.name, self._running, self._consumer, leases)
         self._probe = Probe(
@@ -142,11 +148,14 @@ class Service:
         heartbeat = self._heartbeat(ready)
         # The loop ran all the while that the engine was loading, only nobody said so.
         self._watchdog.loop_ran()
+        serving = asyncio.create_task(self._front.serve())
+        await self._warm(serving)
         heartbeat.start()
         writer = asyncio.create_task(self._publisher.run())
-        serving = asyncio.create_task(self._front.serve())
-        listener = control.listen(self._listening, self._keys, self._running.cancel, self._front.on_hand_over)
-        self._background = [asyncio.create_task(listener), asyncio.create_task(self._upkeep_loop())]
+        self._background = [
+            asyncio.create_task(work) for work in (self._listen(), self._upkeep_loop(), self._pins.run())
+        ]
+        self._front.open()
         log.info("serving", model=self.model, worker=self.name, device=ready.device, blocks=ready.num_blocks)
         try:
             stopped = asyncio.create_task(self._stop.wait())
@@ -160,6 +169,21 @@ class Service:
         finally:
             await end_tasks(*self._background, serving, writer)
             await asyncio.to_thread(heartbeat.stop)
+
+    async def _warm(self, serving: asyncio.Task[None]) -> None:
+        """Waits for what is pinned, unless the worker is stopped or its engine lost; jobs come afterwards."""
+        timeout = self._config.stream.pin_warm_timeout
+        tasks = [asyncio.create_task(self._pins.warm(timeout)), asyncio.create_task(self._stop.wait())]
+        try:
+            await asyncio.wait((*tasks, serving), return_when=asyncio.FIRST_COMPLETED)
+            if tasks[0].done():
+                tasks[0].result()
+        finally:
+            await end_tasks(*tasks)
+
+    async def _listen(self) -> None:
+        running, front = self._running, self._front
+        await control.listen(self._listening, self._keys, running.cancel, front.on_hand_over, self._pins.look_again)
 
     async def _drain(self, serving: asyncio.Task[None], writer: asyncio.Task[None]) -> None:
         """Steps 1 to 5 of the stop."""
@@ -175,6 +199,7 @@ class Service:
                 await writer
                 await end_tasks(serving)
                 await self._consumer.leave()
+                await self._pins.leave()
                 await self._client.publish(self._keys.control, control.RECLAIM)
             log.info("drained", handed_over=given)
         except (redis.RedisError, OSError, TimeoutError) as e:

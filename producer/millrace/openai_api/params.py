@@ -17,8 +17,10 @@ SAMPLING = (
 )  # fmt: skip
 #: What says something about the caller and nothing about the answer; it is not used.
 _CALLER = ("user", "safety_identifier", "prompt_cache_key")
+#: What is said to the prefix cache: vLLM's name, and ours.
+_CACHE = ("cache_salt", "cache", "cache_ttl")
 #: Those of both endpoints that are used, or that say something about the caller and not about the answer.
-COMMON = frozenset({*SAMPLING, "model", "max_tokens", "stream", "stream_options", "user", "metadata", "cache_salt"})
+COMMON = frozenset({*SAMPLING, *_CACHE, "model", "max_tokens", "stream", "stream_options", "user", "metadata"})
 #: OpenAI's that are not here, with the values that ask for nothing (null never does). Others are refused, not ignored.
 LACKING: Mapping[str, tuple[Any, ...]] = {
     "n": (1,),
@@ -73,8 +75,7 @@ def common_fields(given: Mapping[str, Any]) -> dict[str, Any]:
         # vLLM's other way to say "all".
         sampling["top_k"] = 0
     fields = {"model": model, "stream": stream, "sampling": sampling, "metadata": given.get("metadata")}
-    # vLLM's name, too.
-    return {**fields, "cache_salt": given["cache_salt"]} if "cache_salt" in given else fields
+    return fields | {name: given[name] for name in _CACHE if name in given}
 
 
 def include_usage(given: Mapping[str, Any]) -> bool:

@@ -21,6 +21,7 @@ from millrace_worker.errors import EngineDied
 from millrace_worker.frames import (
     MAX_FRAME_BYTES,
     AddSequence,
+    PinnedPrefix,
     Ready,
     StartFailed,
     StepOutput,
@@ -71,6 +72,8 @@ class EngineLink:
         self._silence_timeout = silence_timeout
         self._add: list[AddSequence] = []
         self._abort: list[int] = []
+        self._pin: list[PinnedPrefix] = []
+        self._unpin: list[str] = []
         self._to_send = asyncio.Event()
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.StreamReader | None = None
@@ -127,6 +130,21 @@ class EngineLink:
         self._add = [sequence for sequence in self._add if sequence.seq_id != seq_id]
         if len(self._add) == before:
             self._abort.append(seq_id)
+            self._to_send.set()
+
+    def pin(self, prefix: PinnedPrefix) -> None:
+        if prefix.pin_id in self._unpin:
+            # It has not heard that it may let go.
+            self._unpin.remove(prefix.pin_id)
+        else:
+            self._pin.append(prefix)
+            self._to_send.set()
+
+    def unpin(self, pin_id: str) -> None:
+        before = len(self._pin)
+        self._pin = [prefix for prefix in self._pin if prefix.pin_id != pin_id]
+        if len(self._pin) == before:
+            self._unpin.append(pin_id)
             self._to_send.set()
 
     async def run(self) -> EngineDied:
@@ -187,8 +205,8 @@ class EngineLink:
         while True:
             await self._to_send.wait()
             self._to_send.clear()
-            frame = ToEngine(self._add, self._abort)
-            self._add, self._abort = [], []
+            frame = ToEngine(self._add, self._abort, pin=self._pin, unpin=self._unpin)
+            self._add, self._abort, self._pin, self._unpin = [], [], [], []
             self._writer.write(pack(frame))
             # While the engine is in a long step the socket fills, and what comes meanwhile becomes one frame.
             await self._writer.drain()

@@ -29,6 +29,7 @@ from .batch_turns import BatchTurns
 from .engine_link import EngineLink
 from .job import Job
 from .outcome import Signature
+from .pin_keeper import PinKeeper
 from .preparation import Preparation
 from .running import Running
 from .text import TextTools
@@ -55,12 +56,14 @@ class QueueSide:
     reclaimer: Reclaimer
     publisher: Publisher
     leases: LeaseTable
+    pins: PinKeeper
 
 
 class Front:
     """Joins queue and engine. `take` gets every leased job.
 
-    `start_engine`, then `serve`; to end, `stop_reading`, `wait_settled`, what `running.hand_over` does, `stop_engine`.
+    `start_engine`, then `serve` and, once jobs may come, `open`;
+    to end, `stop_reading`, `wait_settled`, what `running.hand_over` does, `stop_engine`.
     """
 
     def __init__(
@@ -74,13 +77,14 @@ class Front:
     ):
         self._queue = queue
         self.running = running
-        self._preparation = Preparation(tools, signature, running.now)
+        self._preparation = Preparation(tools, signature, running.now, queue.pins.pin)
         self._watchdog = watchdog
         self._new_link = new_link
         self._link: EngineLink | None = None
         self._ready: Ready | None = None
         self._serving = False
         self._reading = True
+        self._open = False
         #: Set while no read is under way.
         self._at_rest = asyncio.Event()
         self._at_rest.set()
@@ -91,8 +95,8 @@ class Front:
 
     @property
     def ready(self) -> Ready | None:
-        """What the engine said at its start; None while there is none."""
-        return self._ready if self._serving else None
+        """What the engine said at its start; None while there is none, or it is not open yet."""
+        return self._ready if self._serving and self._open else None
 
     @property
     def engine_pid(self) -> int | None:
@@ -105,6 +109,11 @@ class Front:
         self._serving = True
         self.running.engine_serves(self._link, self._ready)
         return self._ready
+
+    def open(self) -> None:
+        """From now on jobs are read."""
+        self._open = True
+        self.running.room.set()
 
     async def serve(self) -> None:
         """Runs until cancelled, or until no engine can be kept: then `failure` says why."""
@@ -188,7 +197,7 @@ class Front:
             await self._queue.consumer.next(room, wait=True)
 
     def _room(self) -> Room:
-        if not (self._reading and self._serving) or self._ready is None:
+        if not (self._reading and self._serving and self._open) or self._ready is None:
             return Room(0)
         return self.running.jobs.room(self._ready, self.running.load)
 

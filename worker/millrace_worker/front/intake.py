@@ -121,8 +121,8 @@ def _params(leased: LeasedJob, request: Request, tokenizer: Tokenizer | None, ro
         repetition_penalty=s.repetition_penalty,
         logprobs=s.logprobs,
         logit_bias=tuple((token, bias) for token, bias in s.logit_bias.items() if bias),
-        # A tenant's name has no colon. Without a tenant and a salt, all share with all.
-        cache_salt=f"{request.tenant}:{request.cache_salt}" if request.tenant or request.cache_salt else "",
+        cache_salt=request.effective_salt,
+        marked=request.cache == "pin",
     )
 
 

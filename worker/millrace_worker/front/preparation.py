@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import structlog
 
@@ -32,11 +32,18 @@ def is_long(leased: LeasedJob) -> bool:
 class Preparation:
     """Makes jobs of leased ones, until `stop`."""
 
-    def __init__(self, tools: TextTools, signature: Signature, now: Callable[[], float]):
-        """`now` is Redis time."""
+    def __init__(
+        self,
+        tools: TextTools,
+        signature: Signature,
+        now: Callable[[], float],
+        pin: Callable[[Job, Ready], Awaitable[None]],
+    ):
+        """`now` is Redis time; `pin` pins what a job begins with, and never fails."""
         self._tools = tools
         self._signature = signature
         self._now = now
+        self._pin = pin
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
@@ -70,6 +77,8 @@ class Preparation:
         job = await (unless_set(self._stopping, preparing) if is_long(leased) else preparing)
         if job is None:
             return GiveBack(leased.lease, "handover")
+        if request.cache == "pin" and not self._stopping.is_set():
+            await self._pin(job, ready)
         complete = job.resume()
         if complete is not None:
             return await self._signature.completed(job, complete, self._now())

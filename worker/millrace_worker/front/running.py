@@ -21,6 +21,7 @@ from .engine_link import EngineLink
 from .figures import Figures
 from .job import Job
 from .outcome import Signature
+from .pin_book import PinBook
 from .totals import Totals
 
 log = structlog.get_logger(__name__)
@@ -44,6 +45,7 @@ class Running:
         self.load = Load()
         self.totals = Totals()
         self.figures = Figures()
+        self.pins = PinBook()
         #: Redis time minus this machine's clock, in seconds.
         self.clock_offset = 0.0
 
@@ -74,12 +76,14 @@ class Running:
         self._link = link
         self.load = Load(free_blocks=ready.num_blocks, total_blocks=ready.num_blocks)
         self._feed()
+        self.pins.engine_serves(link, ready)
         self.room.set()
 
     def engine_died(self, died: EngineDied) -> None:
         """Notes who was there. A job with no delivery left ends; what it did is then forgiven to the others."""
         self._link = None
         self._crash_count += 1
+        self.pins.engine_died()
         self.figures.engine_died()
         suspects = self.jobs.in_engine
         self.jobs.engine_gone()
@@ -114,6 +118,8 @@ class Running:
         self.load = frame.load
         self.totals.stepped(frame)
         self.figures.stepped(frame)
+        if frame.pins is not None:
+            self.pins.on_states(frame.pins)
         for seq_id, cached in frame.started:
             if (job := self.jobs.by_sequence(seq_id)) is not None:
                 job.scheduled, job.cached_tokens = True, cached

@@ -75,11 +75,12 @@ _USAGE = closed(
 
 
 def _asked(
-    properties: Mapping[str, Json], known: frozenset[str], lacking: Mapping[str, Any], needed: str, **more: Any
+    properties: Mapping[str, Json], known: frozenset[str], lacking: Mapping[str, Any], needed: str, *rules: Json
 ) -> Json:
     taken = {name: schema for name, schema in properties.items() if name in known}
     both = fields.STREAM_OPTIONS_NEED_STREAM
-    return body({**taken, **refused(lacking)}, required=("model", needed), anyOf=both, **more)
+    rules = (*rules, fields.TTL_NEEDS_PIN)
+    return body({**taken, **refused(lacking)}, required=("model", needed), anyOf=both, allOf=list(rules))
 
 
 def _answered(kind: str, choice: Mapping[str, Json], logprobs: Json) -> Json:
@@ -143,9 +144,7 @@ SCHEMAS: Mapping[str, Json] = {
         },
         required=("role", "content"),
     ),
-    "ChatCompletionRequest": _asked(
-        _CHAT, chat.KNOWN, chat.REFUSED, "messages", allOf=[{"anyOf": _TOP_NEEDS_LOGPROBS}]
-    ),
+    "ChatCompletionRequest": _asked(_CHAT, chat.KNOWN, chat.REFUSED, "messages", {"anyOf": _TOP_NEEDS_LOGPROBS}),
     "CompletionRequest": _asked(_COMPLETION, completions.KNOWN, completions.REFUSED, "prompt"),
     "TokenChance": _TOKEN,
     "TokenChances": closed({**_TOKEN["properties"], "top_logprobs": array(ref("TokenChance"))}),

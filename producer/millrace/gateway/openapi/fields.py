@@ -10,6 +10,7 @@ from millrace_schemas.job import (
     MAX_METADATA_VALUE,
     MAX_MODEL_NAME,
 )
+from millrace_schemas.pin import DEFAULT_CACHE_TTL, MAX_CACHE_TTL, MIN_CACHE_TTL
 from millrace_schemas.webhook import MAX_WEBHOOK_URL
 
 from .json_schema import BOOLEAN, STRING, Json, described
@@ -44,6 +45,25 @@ CACHE_SALT: Json = {
     "maxLength": MAX_CACHE_SALT,
     "description": "The prefix cache shares nothing between jobs whose salt, or tenant, differs.",
 }
+CACHE: Json = {
+    "enum": ["auto", "pin"],
+    "default": "auto",
+    "description": "With `pin`, workers keep what the system's messages make of the prompt, or without any the whole "
+    "prompt, in their caches.",
+}
+CACHE_TTL: Json = {
+    "type": "number",
+    "minimum": MIN_CACHE_TTL,
+    "maximum": MAX_CACHE_TTL,
+    "default": DEFAULT_CACHE_TTL,
+    "description": 'Seconds that the pin lasts after its last use; goes with `cache: "pin"` alone.',
+}
+TTL_NEEDS_PIN: Json = {
+    "anyOf": [
+        {"properties": {"cache_ttl": {"type": "null"}}},
+        {"properties": {"cache": {"const": "pin"}}, "required": ["cache"]},
+    ]
+}
 TOKEN_IDS: Json = {
     "type": "array",
     "items": {"type": "integer", "minimum": 0, "maximum": 2**31 - 1},
@@ -61,6 +81,8 @@ COMMON: dict[str, Json] = {
     "metadata": METADATA,
     "webhook": WEBHOOK,
     "cache_salt": CACHE_SALT,
+    "cache": CACHE,
+    "cache_ttl": CACHE_TTL,
     "user": CALLER,
     "safety_identifier": CALLER,
     "prompt_cache_key": CALLER,

@@ -49,6 +49,8 @@ _COMMON: Mapping[str, Json] = {
     "metadata": fields.METADATA,
     "webhook": fields.WEBHOOK,
     "cache_salt": fields.CACHE_SALT,
+    "cache": fields.CACHE,
+    "cache_ttl": fields.CACHE_TTL,
     "idempotency_key": {
         "type": "string",
         "minLength": 1,
@@ -74,7 +76,8 @@ def _made_of(*names: str) -> Json:
     """A job whose input is the first of these; the others may join it, and all that are not named are absent."""
     known = {*FIELDS, "idempotency_key"}
     inputs = {name: schema if name in names else NULL for name, schema in _INPUTS.items()}
-    return body({name: it for name, it in {**inputs, **_COMMON}.items() if name in known}, required=names[:1])
+    properties = {name: it for name, it in {**inputs, **_COMMON}.items() if name in known}
+    return body(properties, required=names[:1], allOf=[fields.TTL_NEEDS_PIN])
 
 
 def _described_job(record: Json) -> Json:
@@ -123,7 +126,7 @@ _QUESTION = {
 _RECORD_EXAMPLE = {
     "id": _ID, "state": "completed", "attempts": 1, "created_at": 1795307886.327846,
     "started_at": 1795307886.328663, "finished_at": 1795307886.433357, "worker": "vm-19863-e6beefd0",
-    "cancel_requested": False, "tenant": "", "webhook": None, "object": "job",
+    "cancel_requested": False, "tenant": "", "webhook": None, "pin": None, "pin_problem": None, "object": "job",
     "result": {
         "id": _ID, "model": "demo", "state": "completed",
         "choices": [

@@ -166,6 +166,7 @@ SCHEMAS: Mapping[str, Json] = {
             {"properties": {"top_logprobs": {"enum": [0, None]}}},
             {"properties": {"include": {"type": "array", "minItems": 1}}, "required": ["include"]},
         ],
+        allOf=[fields.TTL_NEEDS_PIN],
         **{"if": _MARKED, "then": {"properties": {"metadata": {"maxProperties": MAX_METADATA_PAIRS - 1}}}},
     ),
     "OutputText": _TEXT_PART,
