@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from disk_parts import BLOCK, GREEDY, ask, disk_config, ids, records
+from disk_parts import BLOCK, GREEDY, ask, disk_config, ids, records, taken
 from greedy import save
 from millrace_worker.engine import disk_tier
 from millrace_worker.engine.disk_requests import Reading, TierLimits
@@ -50,19 +50,6 @@ def stored(model: Path, tmp_path: Path) -> Path:
 
 def hurry(monkeypatch: pytest.MonkeyPatch, **seconds: float) -> None:
     monkeypatch.setattr(disk_tier, "TierLimits", partial(TierLimits, **seconds))
-
-
-def taken(directory: Path) -> int:
-    """Bytes of disk, half-written records included."""
-    total = 0
-    for folder, _, files in os.walk(directory):
-        for name in files:
-            if ".kv" in name or ".tmp" in name:
-                try:
-                    total += os.stat(os.path.join(folder, name)).st_blocks * 512
-                except FileNotFoundError:
-                    continue
-    return total
 
 
 def test_the_cap_holds_at_all_times(model: Path, tmp_path: Path) -> None:

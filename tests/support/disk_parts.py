@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from pathlib import Path
@@ -64,6 +65,19 @@ def settle(engine: Engine, *, blocks: int, seconds: float = 10.0) -> None:
 
 def records(directory: Path) -> list[Path]:
     return sorted(directory.glob("*/*/*/*.kv"))
+
+
+def taken(directory: Path) -> int:
+    """Bytes of disk, half-written records included."""
+    total = 0
+    for folder, _, files in os.walk(directory):
+        for name in files:
+            if ".kv" in name or ".tmp" in name:
+                try:
+                    total += os.stat(os.path.join(folder, name)).st_blocks * 512
+                except FileNotFoundError:
+                    continue
+    return total
 
 
 class LateCopy:

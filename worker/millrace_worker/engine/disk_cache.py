@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import structlog
@@ -19,6 +20,7 @@ from .frequency_sketch import FrequencySketch
 from .kv_record import BlockName
 from .load_costs import LoadCosts
 from .prefix_cache import root_of
+from .s3_cache import NoS3, S3Cache
 from .sequence import Sequence
 
 log = structlog.get_logger()
@@ -56,8 +58,18 @@ class _Outward:
 class DiskCache:
     """A LowerTier. What is read becomes a cached block of the pool, and so a prefix hit like any other."""
 
-    def __init__(self, tier: DiskTier, pool: BlockPool, copies: BlockCopies, *, block_size: int) -> None:
+    def __init__(
+        self,
+        tier: DiskTier,
+        pool: BlockPool,
+        copies: BlockCopies,
+        *,
+        block_size: int,
+        s3: S3Cache | NoS3 | None = None,
+    ) -> None:
+        """`s3`: where blocks that are not on the disk may be fetched from."""
         self.costs = LoadCosts()
+        self.s3 = NoS3() if s3 is None else s3
         self._tier, self._pool, self._copies, self._block_size = tier, pool, copies, block_size
         self._sketch = FrequencySketch()
         #: By seq_id.
@@ -86,15 +98,15 @@ class DiskCache:
 
     @property
     def stats(self) -> CacheStats:
-        index, totals = self._tier.index, self._tier.totals
+        index = self._tier.index
+        counts: dict[str, Any] = {**self._counts, **self._tier.totals, **self.s3.stats}
         return CacheStats(
             disk_blocks=0 if index is None else index.num_records,
             disk_bytes=0 if index is None else index.used_bytes,
             changed_identity=() if index is None else index.changed,
             misses=dict(self._misses),
             unwritten=dict(self._unwritten + self._tier.unwritten),
-            **self._counts,
-            **totals,
+            **counts,
         )
 
     def hold_back(self, seq: Sequence, num_hits: int) -> bool:
@@ -105,6 +117,8 @@ class DiskCache:
         if not missing or self._looked_up.get(seq.seq_id, -1) >= num_hits:
             return False
         if missing[0] in self._loading:
+            return True
+        if self.s3.hold_back(seq, missing, self.costs):
             return True
         again = seq.seq_id in self._looked_up
         self._looked_up[seq.seq_id] = num_hits
@@ -126,17 +140,21 @@ class DiskCache:
     def started(self, seq: Sequence, num_hits: int, *, first: bool) -> None:
         self._looked_up.pop(seq.seq_id, None)
         read = self._read_for.pop(seq.seq_id, set())
+        chain = seq.block_hashes[: seq.num_prompt // self._block_size]
+        on_disk = bool(chain) and self._tier.has(chain[0])
+        fetched = self.s3.started(seq, chain if first and on_disk else [])
         if not first:
             return
         size = self._block_size
-        from_disk = sum(block_hash in read for block_hash in seq.block_hashes[:num_hits])
+        found = [block_hash for block_hash in seq.block_hashes[:num_hits] if block_hash in read]
         cached = min(num_hits * size, seq.num_prompt)
-        disk = min(from_disk * size, cached)
-        self._counts.update(prompt_tokens=seq.num_prompt, gpu_hit_tokens=cached - disk, disk_hit_tokens=disk)
-        chain = seq.block_hashes[: seq.num_prompt // size]
+        below = min(len(found) * size, cached)
+        s3 = min(sum(block_hash in fetched for block_hash in found) * size, below)
+        self._counts.update(prompt_tokens=seq.num_prompt, gpu_hit_tokens=cached - below)
+        self._counts.update(disk_hit_tokens=below - s3, s3_hit_tokens=s3)
         counts = self._sketch.add(chain)
         self._keep(seq, np.flatnonzero(counts[:num_hits] >= _SIGHTINGS).tolist())
-        if chain and self._tier.has(chain[0]):
+        if on_disk:
             self._tier.touch(chain)
 
     def computed(self, seq: Sequence, first: int, end: int) -> None:
@@ -149,6 +167,7 @@ class DiskCache:
         self._looked_up.pop(seq.seq_id, None)
         self._read_for.pop(seq.seq_id, None)
         self._held_back.discard(seq.seq_id)
+        self.s3.gone(seq)
         load = self._loads.pop(seq.seq_id, None)
         if load is not None:
             load.reading.end = 0
@@ -165,6 +184,7 @@ class DiskCache:
         self._take_copies()
 
     def poll(self) -> None:
+        self.s3.poll()
         if self._loads:
             now = time.monotonic()
             for load in list(self._loads.values()):
@@ -186,15 +206,18 @@ class DiskCache:
         self._take_copies()
 
     def wait(self, seconds: float) -> None:
-        if self._loads:
+        if self._loads or self.s3.is_busy:
             self._tier.wait(seconds)
 
     def observe_step(self, prompt_tokens: int, other_tokens: int, seconds: float) -> None:
         self.costs.observe_step(prompt_tokens, other_tokens, seconds)
+        self.s3.observe_step(prompt_tokens, other_tokens, seconds)
 
     def close(self) -> None:
         self.give_back()
+        self.s3.end_fetches()
         self._tier.close()
+        self.s3.close()
 
     def _worth_loading(self, missing: list[bytes]) -> tuple[int, str | None]:
         """How many of these blocks to read, and why not all."""

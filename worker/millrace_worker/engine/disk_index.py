@@ -115,8 +115,11 @@ class DiskIndex:
             self._used -= size
 
     def add(self, chain_hash: bytes, size: int) -> None:
-        """A record of a reserved size was written: it is the one used last."""
+        """A record of a reserved size was written, perhaps over one that was there: it is the one used last."""
         with self._lock:
+            before = self._entries.pop((self._namespace.name, chain_hash), None)
+            if before is not None:
+                self._used -= before.size
             self._entries[self._namespace.name, chain_hash] = _Entry(size, self._next_stamp())
 
     def remove(self, chain_hash: bytes) -> None:

@@ -17,6 +17,9 @@ from .disk_cache import DiskCache
 from .disk_tier import DiskTier
 from .fingerprint import KV_KERNEL_VERSION, Identity, config_digest, dummy_digest, weights_digest
 from .kv_cache import KV_LAYOUT_VERSION
+from .kv_record import file_bytes
+from .s3_cache import S3Cache
+from .s3_tier import S3Tier
 
 log = structlog.get_logger()
 
@@ -45,7 +48,15 @@ def open_disk_cache(
         new_buffer=copies.new_buffer,
     )
     tier.start(lambda: identify(config, model_directory, model, dtype, kv_cache))
-    return DiskCache(tier, pool, copies, block_size=config.block_size)
+    s3 = None if config.s3_cache is None else _open_s3_cache(config, config.s3_cache, tier, copies, pool)
+    return DiskCache(tier, pool, copies, block_size=config.block_size, s3=s3)
+
+
+def _open_s3_cache(config: EngineConfig, url: str, disk: DiskTier, copies: BlockCopies, pool: BlockPool) -> S3Cache:
+    length = file_bytes(config.block_size, copies.block_bytes)
+    tier = S3Tier(url, config.s3_endpoint_url, disk, file_bytes=length)
+    tier.start()
+    return S3Cache(tier, disk, pool, block_size=config.block_size)
 
 
 def identify(

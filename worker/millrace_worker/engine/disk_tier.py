@@ -59,6 +59,9 @@ class DiskTier:
         self.totals = Counter(dict.fromkeys(("read_blocks", "read_bytes", "written_blocks", "written_bytes"), 0))
         #: Blocks by reason.
         self.unwritten = Counter(dict.fromkeys(("cap", "disk_error", "queue_full"), 0))
+        #: Called by threads: blocks of this chain were written; the record of this name was bad, and is deleted.
+        self.on_written: Callable[[list[bytes]], None] = lambda chain: None
+        self.on_bad: Callable[[bytes], None] = lambda chain_hash: None
 
     def start(self, identity: Callable[[], Identity]) -> None:
         """Opens the directory in the background, for what `identity` then finds; waits for a while."""
@@ -66,6 +69,10 @@ class DiskTier:
         self._writer.start()
         if not self._opened.wait(self.limits.open_seconds):
             log.warning("the disk cache is not open yet; starting without it", directory=str(self._directory))
+
+    def wait_open(self, seconds: float) -> bool:
+        """Whether it is known by then what there is: see `index`."""
+        return self._opened.wait(seconds)
 
     @property
     def index(self) -> DiskIndex | None:
@@ -209,6 +216,7 @@ class DiskTier:
                 wrote += 1
                 self._write_began = time.monotonic()
             index.touch(writing.chain, note=True)
+            self.on_written(writing.chain)
         except OSError as e:
             self.unwritten["disk_error"] += len(writing.names) - wrote
             self._no_writes_until = time.monotonic() + self.limits.write_pause
@@ -273,6 +281,7 @@ class DiskTier:
             except BadRecord as e:
                 index.remove(name.chain_hash)
                 log.warning("a bad record of the disk cache was deleted", reason=e.reason)
+                self.on_bad(name.chain_hash)
                 return e.reason
             except FileNotFoundError:
                 index.remove(name.chain_hash)

@@ -63,6 +63,7 @@ class Engine(StepLoop):
             vocab_size=model_config.vocab_size,
         )
         pool = BlockPool(cache.shape[0])
+        tier = open_disk_cache(config, directory, model_config, model.dtype, cache, pool)
         scheduler = Scheduler(
             pool,
             block_size=config.block_size,
@@ -70,7 +71,7 @@ class Engine(StepLoop):
             max_num_batched_tokens=config.max_num_batched_tokens,
             enable_prefix_caching=config.enable_prefix_caching,
             long_prefill_token_threshold=config.long_prefill_token_threshold,
-            tier=open_disk_cache(config, directory, model_config, model.dtype, cache, pool),
+            tier=tier,
         )
         runner = ModelRunner(
             model,
@@ -86,6 +87,8 @@ class Engine(StepLoop):
                 runner.capture()
         super().__init__(ready, scheduler, runner, overlap=self.device.type == "cuda" if overlap is None else overlap)
         self._take_small_steps()
+        if tier is not None:
+            tier.s3.wait_listed()
         log.info(
             "engine ready", model=config.model, dtype=str(cache.dtype).removeprefix("torch."), **_sizes(self.ready)
         )

@@ -34,10 +34,10 @@ class LoadCosts:
     def recompute_seconds(self, tokens: int) -> float | None:
         return None if self.tokens_per_second is None else tokens / self.tokens_per_second
 
-    def worth_loading(self, num_bytes: int, queued_bytes: int, tokens: int) -> bool:
-        """Whether to read `num_bytes`, which hold the KV of so many tokens."""
+    def worth_loading(self, num_bytes: int, queued_bytes: int, tokens: int, *, then: float = 0.0) -> bool:
+        """Whether to read `num_bytes`, which hold the KV of so many tokens and are there `then` seconds after that."""
         load, recompute = self.load_seconds(num_bytes, queued_bytes), self.recompute_seconds(tokens)
-        if load is None or recompute is None or load < recompute:
+        if load is None or recompute is None or load + then < recompute:
             return True
         self._refused += 1
         return self._refused % _TRY_AGAIN == 0

@@ -1,0 +1,209 @@
+"""What of the prompts is fetched from a bucket, to be read from the disk then: the engine's half, which never waits."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from .block_pool import BlockPool
+from .disk_tier import DiskTier
+from .load_costs import LoadCosts
+from .s3_requests import Fetching
+from .s3_tier import S3Tier
+from .sequence import Sequence
+
+#: A fetch may take so many times what it should.
+_TIMES_ESTIMATE = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Fetch:
+    fetching: Fetching
+    began: float
+    deadline: float
+    #: seq_ids of those that wait for it.
+    waiting: set[int] = field(default_factory=set)
+
+
+class NoS3:
+    """There is no bucket."""
+
+    is_busy = False
+    stats: dict[str, Any] = {}
+
+    def hold_back(self, seq: Sequence, missing: list[bytes], disk_costs: LoadCosts) -> bool:
+        return False
+
+    def started(self, seq: Sequence, chain: list[bytes]) -> set[bytes]:
+        return set()
+
+    def gone(self, seq: Sequence) -> None: ...
+
+    def poll(self) -> None: ...
+
+    def observe_step(self, prompt_tokens: int, other_tokens: int, seconds: float) -> None: ...
+
+    def wait_listed(self) -> None: ...
+
+    def end_fetches(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class S3Cache:
+    """Beside the disk cache's half. Whatever is fetched is on the disk then, and read from there."""
+
+    def __init__(self, tier: S3Tier, disk: DiskTier, pool: BlockPool, *, block_size: int) -> None:
+        self.costs = LoadCosts()
+        self.tier = tier
+        self._disk, self._pool, self._block_size = disk, pool, block_size
+        self._fetches: list[_Fetch] = []
+        #: By hash of a block that is on its way.
+        self._on_way: dict[bytes, _Fetch] = {}
+        #: By seq_id of a waiting sequence.
+        self._waits_for: dict[int, _Fetch] = {}
+        #: seq_ids of sequences for which nothing is fetched (any more) until they have started.
+        self._settled: set[int] = set()
+        #: Hashes of blocks that were fetched for a sequence which has not started yet, by seq_id.
+        self._fetched_for: dict[int, set[bytes]] = {}
+        self._counts = Counter({"fetches": 0, "fetch_recomputes": 0})
+        self._misses: Counter[str] = Counter()
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self._fetches)
+
+    @property
+    def stats(self) -> dict[str, Any]:
+        """Fields of CacheStats."""
+        return {
+            "s3_blocks": self.tier.num_records,
+            "s3_misses": dict(self._misses),
+            "s3_failures": self.tier.failures,
+            **self._counts,
+            **self.tier.counts,
+        }
+
+    def hold_back(self, seq: Sequence, missing: list[bytes], disk_costs: LoadCosts) -> bool:
+        """Whether `seq` waits for records on their way to the disk; `missing` are not in the pool."""
+        seq_id = seq.seq_id
+        fetch = self._waits_for.get(seq_id)
+        if fetch is not None:
+            if not fetch.fetching.is_done:
+                return True
+            del self._waits_for[seq_id]
+            self._fetched_for.setdefault(seq_id, set()).update(fetch.fetching.good)
+        if seq_id in self._settled:
+            return False
+        on_disk = next((i for i, name in enumerate(missing) if not self._disk.has(name)), len(missing))
+        if on_disk == len(missing):
+            return False
+        fetch = self._on_way.get(missing[on_disk])
+        if fetch is None or fetch.fetching.is_done:
+            self._settled.add(seq_id)
+            fetch = self._begin(seq, missing, on_disk, disk_costs)
+        if fetch is None:
+            return False
+        fetch.waiting.add(seq_id)
+        self._waits_for[seq_id] = fetch
+        return True
+
+    def started(self, seq: Sequence, chain: list[bytes]) -> set[bytes]:
+        """`seq` runs now: which blocks were fetched for it. `chain`: hashes of its prompt, which came up again."""
+        self._settled.discard(seq.seq_id)
+        if chain:
+            self.tier.offer(chain)
+        return self._fetched_for.pop(seq.seq_id, set())
+
+    def gone(self, seq: Sequence) -> None:
+        """`seq` ended, running or waiting."""
+        self._settled.discard(seq.seq_id)
+        self._fetched_for.pop(seq.seq_id, None)
+        fetch = self._waits_for.pop(seq.seq_id, None)
+        if fetch is not None:
+            fetch.waiting.discard(seq.seq_id)
+            if not fetch.waiting and not fetch.fetching.is_done:
+                self.tier.drop(fetch.fetching)
+
+    def poll(self) -> None:
+        """Takes in what was fetched meanwhile."""
+        if not self._fetches:
+            return
+        now = time.monotonic()
+        for fetch in list(self._fetches):
+            fetching = fetch.fetching
+            if not fetching.is_done and now > fetch.deadline:
+                self.tier.give_up(fetching)
+                # That it is slow is to be learnt, too.
+                self.costs.observe_read(max(1, len(fetching.good)) * self.tier.file_bytes, now - fetch.began)
+            if fetching.is_done:
+                self._end(fetch)
+
+    def observe_step(self, prompt_tokens: int, other_tokens: int, seconds: float) -> None:
+        self.costs.observe_step(prompt_tokens, other_tokens, seconds)
+
+    def wait_listed(self) -> None:
+        """Until it is known what the bucket has; for a bounded time."""
+        self.tier.wait_listed()
+
+    def end_fetches(self) -> None:
+        """Nothing is written to the disk from here on."""
+        self.tier.end_fetches()
+
+    def close(self) -> None:
+        self.tier.close()
+
+    def _begin(self, seq: Sequence, missing: list[bytes], on_disk: int, disk_costs: LoadCosts) -> _Fetch | None:
+        names, reason = self._worth_fetching(missing, on_disk, disk_costs)
+        if reason is not None:
+            self._misses[reason] += 1
+        if not names:
+            return None
+        chain = seq.block_hashes[: seq.block_hashes.index(names[-1]) + 1]
+        estimate = self.costs.load_seconds(len(names) * self.tier.file_bytes, self.tier.fetching_bytes) or 0.0
+        now = time.monotonic()
+        seconds = max(self.tier.limits.fetch_seconds, _TIMES_ESTIMATE * estimate)
+        fetch = _Fetch(self.tier.fetch(names, chain), now, now + seconds)
+        self._counts["fetches"] += 1
+        self._fetches.append(fetch)
+        self._on_way.update(dict.fromkeys(names, fetch))
+        return fetch
+
+    def _worth_fetching(
+        self, missing: list[bytes], on_disk: int, disk_costs: LoadCosts
+    ) -> tuple[list[bytes], str | None]:
+        """Which records to fetch, and why not all."""
+        tier = self.tier
+        if not tier.has(missing[on_disk]):
+            return [], tier.why_not()
+        if not tier.may_fetch:
+            return [], "paused"
+        room, names, end = tier.fetch_room, list[bytes](), on_disk
+        for name in missing[on_disk : self._pool.num_free]:
+            here = self._disk.has(name)
+            if not here and (len(names) == room or name in self._on_way or not tier.has(name)):
+                break
+            names += [] if here else [name]
+            end += 1
+        if not names:
+            return [], "no_room"
+        run = end - on_disk
+        then = disk_costs.load_seconds(run * self._disk.record_bytes, self._disk.reading_bytes) or 0.0
+        size = len(names) * tier.file_bytes
+        if not self.costs.worth_loading(size, tier.fetching_bytes, run * self._block_size, then=then):
+            self._counts["fetch_recomputes"] += 1
+            return [], "slower"
+        return names, None
+
+    def _end(self, fetch: _Fetch) -> None:
+        fetching = fetch.fetching
+        self._fetches.remove(fetch)
+        for name in fetching.names:
+            if self._on_way.get(name) is fetch:
+                del self._on_way[name]
+        if fetching.reason is not None:
+            self._misses[fetching.reason] += 1
+        elif fetching.seconds > 0:
+            self.costs.observe_read(len(fetching.names) * self.tier.file_bytes, fetching.seconds)
