@@ -77,6 +77,8 @@ class Done(msgspec.Struct, frozen=True, array_like=True):
 
 
 class FromCourier(msgspec.Struct, frozen=True, tag="from_courier"):
+    """The first one, which is empty, says that it takes requests now."""
+
     pages: list[Page] = []
     fetched: list[Done] = []
     stored: list[Done] = []

@@ -32,8 +32,9 @@ class Courier:
         self._dropped: set[bytes] = set()
 
     def serve(self, bucket: Bucket) -> None:
-        """Starts the threads, which end with the process."""
+        """Says that it is ready, and starts the threads, which end with the process."""
         self._bucket = bucket
+        self._send(FromCourier())
         works = [self._list]
         works += [self._fetch] * self._start.fetches_at_once + [self._store] * self._start.stores_at_once
         for number, work in enumerate(works):

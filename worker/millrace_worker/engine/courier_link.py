@@ -40,6 +40,8 @@ class CourierLink:
         self.hopeless = ""
         #: When it said something last, or was started.
         self.heard_at = 0.0
+        #: Whether there is one, which has said something: what it is asked for before that may be lost.
+        self.is_ready = False
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._buffer = FrameBuffer()
@@ -126,6 +128,7 @@ class CourierLink:
             while (body := self._buffer.next()) is not None:
                 frame = unpack_from_courier(body)
                 self.heard_at, self.hopeless = time.monotonic(), frame.hopeless
+                self.is_ready = not self.hopeless
                 yield frame
         except (OSError, ValueError, msgspec.MsgspecError):
             data = b""
@@ -141,6 +144,7 @@ class CourierLink:
         """The exit code."""
         process, sock = self._process, self._socket
         self._process = self._socket = None
+        self.is_ready = False
         if sock is not None:
             self._selector.unregister(sock)
             sock.close()

@@ -25,6 +25,8 @@ log = structlog.get_logger()
 
 #: Seconds between looks at what became of pauses and deadlines.
 _LOOK = 0.25
+#: Seconds within which a courier that was started takes requests.
+_LOADING = 60.0
 
 
 class Mover:
@@ -65,7 +67,7 @@ class Mover:
 
     @property
     def may_fetch(self) -> bool:
-        return self._link.pid is not None and self._no_fetches.is_over and not self._fetches_end
+        return self._link.is_ready and self._no_fetches.is_over and not self._fetches_end
 
     @property
     def num_fetching(self) -> int:
@@ -120,7 +122,7 @@ class Mover:
                 for frame in self._link.receive(_LOOK):
                     self._guarded(partial(self._take, frame))
                 self._do_asked()
-                if self.listed.is_set():
+                if self._link.is_ready and self.listed.is_set():
                     self._uploads.go_on()
                 if self._fetches_end and not self._downloads:
                     self._fetches_ended.set()
@@ -152,17 +154,18 @@ class Mover:
             return False
         if time.monotonic() >= self._ends:
             return True
-        stuck = not self._no_stores.is_over or not self.listed.is_set() or self._link.pid is None
+        stuck = not (self._no_stores.is_over and self.listed.is_set() and self._link.is_ready)
         return self._asked.empty() and (stuck or not (self._uploads.num_waiting or len(self._uploads)))
 
     def _watch(self) -> None:
         """Kills a courier that answers nothing."""
-        now = time.monotonic()
-        if self._link.pid is None or not (self._downloads or self._uploads or not self.known.is_set()):
+        now, ready = time.monotonic(), self._link.is_ready
+        if self._link.pid is None or (ready and not self._downloads and not self._uploads):
             self._busy_since = None
             return
         self._busy_since = self._busy_since or now
-        if now - max(self._busy_since, self._link.heard_at) > self._limits.silent_seconds:
+        most = self._limits.silent_seconds if ready else _LOADING
+        if now - max(self._busy_since, self._link.heard_at) > most:
             self.failures["courier_silent"] += 1
             self._busy_since = None
             self._link.kill()

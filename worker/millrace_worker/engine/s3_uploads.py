@@ -36,6 +36,8 @@ class Uploads:
         self._order: list[tuple[int, int, bytes]] = []
         self._places: dict[bytes, int] = {}
         self._storing: dict[bytes, int] = {}
+        #: Names of objects that are to be deleted, and those that the courier was told of.
+        self._spoilt: set[bytes] = set()
         self._removing: set[bytes] = set()
         self._came = 0
 
@@ -66,11 +68,14 @@ class Uploads:
         """What the bucket has under this name is no good."""
         self.counts["spoilt_blocks"] += 1
         self._names.spoil(name)
-        self._removing.add(name)
-        self._send(ToCourier(remove=[name]))
+        self._spoilt.add(name)
 
     def go_on(self) -> None:
-        """Asks for as much as may be asked for now."""
+        """Asks for as much as may be asked for now. Only while there is a courier that takes requests."""
+        if self._spoilt:
+            self._send(ToCourier(remove=list(self._spoilt)))
+            self._removing |= self._spoilt
+            self._spoilt = set()
         asked: list[Store] = []
         late: list[tuple[int, bytes]] = []
         while self._order and len(self._storing) < self._most_storing and self._pause.is_over:
@@ -102,4 +107,5 @@ class Uploads:
         """What it was asked for is asked for again."""
         storing, self._storing = self._storing, {}
         self.add((place, name) for name, place in storing.items())
-        self._removing.clear()  # it is not fetched again, and is written over
+        self._spoilt |= self._removing
+        self._removing = set()
