@@ -55,10 +55,10 @@ class Courier:
         while True:
             fetch = self._fetches.get()
             if fetch.name in self._dropped:
-                self._dropped.discard(fetch.name)
                 done = Done(fetch.name, "dropped")
             else:
                 done = _done(fetch.name, partial(self._bucket.download, fetch.name, Path(fetch.path)))
+            self._dropped.discard(fetch.name)
             self._send(FromCourier(fetched=[done]))
 
     def _store(self) -> None:

@@ -56,7 +56,7 @@ def _open_s3_cache(config: EngineConfig, url: str, disk: DiskTier, copies: Block
     length = file_bytes(config.block_size, copies.block_bytes)
     tier = S3Tier(url, config.s3_endpoint_url, disk, file_bytes=length)
     tier.start()
-    return S3Cache(tier, disk, pool, block_size=config.block_size)
+    return S3Cache(tier, disk, pool, block_size=config.block_size, is_here=disk.has)
 
 
 def identify(

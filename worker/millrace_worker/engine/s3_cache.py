@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,10 +56,13 @@ class NoS3:
 class S3Cache:
     """Beside the disk cache's half. Whatever is fetched is on the disk then, and read from there."""
 
-    def __init__(self, tier: S3Tier, disk: DiskTier, pool: BlockPool, *, block_size: int) -> None:
+    def __init__(
+        self, tier: S3Tier, disk: DiskTier, pool: BlockPool, *, block_size: int, is_here: Callable[[bytes], bool]
+    ) -> None:
+        """`is_here`: whether a faster tier below the pool has a block."""
         self.costs = LoadCosts()
         self.tier = tier
-        self._disk, self._pool, self._block_size = disk, pool, block_size
+        self._disk, self._pool, self._block_size, self._is_here = disk, pool, block_size, is_here
         self._fetches: list[_Fetch] = []
         #: By hash of a block that is on its way.
         self._on_way: dict[bytes, _Fetch] = {}
@@ -97,13 +101,13 @@ class S3Cache:
             self._fetched_for.setdefault(seq_id, set()).update(fetch.fetching.good)
         if seq_id in self._settled:
             return False
-        on_disk = next((i for i, name in enumerate(missing) if not self._disk.has(name)), len(missing))
-        if on_disk == len(missing):
+        here = next((i for i, name in enumerate(missing) if not self._is_here(name)), len(missing))
+        if here == len(missing):
             return False
-        fetch = self._on_way.get(missing[on_disk])
-        if fetch is None or fetch.fetching.is_done:
+        fetch = self._coming(missing[here])
+        if fetch is None:
             self._settled.add(seq_id)
-            fetch = self._begin(seq, missing, on_disk, disk_costs)
+            fetch = self._begin(seq, missing, here, disk_costs)
         if fetch is None:
             return False
         fetch.waiting.add(seq_id)
@@ -155,8 +159,12 @@ class S3Cache:
     def close(self) -> None:
         self.tier.close()
 
-    def _begin(self, seq: Sequence, missing: list[bytes], on_disk: int, disk_costs: LoadCosts) -> _Fetch | None:
-        names, reason = self._worth_fetching(missing, on_disk, disk_costs)
+    def _coming(self, name: bytes) -> _Fetch | None:
+        fetch = self._on_way.get(name)
+        return None if fetch is None or fetch.fetching.is_done else fetch
+
+    def _begin(self, seq: Sequence, missing: list[bytes], here: int, disk_costs: LoadCosts) -> _Fetch | None:
+        names, reason = self._worth_fetching(missing, here, disk_costs)
         if reason is not None:
             self._misses[reason] += 1
         if not names:
@@ -171,31 +179,34 @@ class S3Cache:
         self._on_way.update(dict.fromkeys(names, fetch))
         return fetch
 
-    def _worth_fetching(
-        self, missing: list[bytes], on_disk: int, disk_costs: LoadCosts
-    ) -> tuple[list[bytes], str | None]:
-        """Which records to fetch, and why not all."""
+    def _worth_fetching(self, missing: list[bytes], here: int, disk_costs: LoadCosts) -> tuple[list[bytes], str | None]:
+        """Which records to fetch, and why none; the first `here` blocks are in a faster tier."""
         tier = self.tier
-        if not tier.has(missing[on_disk]):
+        if not tier.has(missing[here]):
             return [], tier.why_not()
         if not tier.may_fetch:
             return [], "paused"
-        room, names, end = tier.fetch_room, list[bytes](), on_disk
-        for name in missing[on_disk : self._pool.num_free]:
-            here = self._disk.has(name)
-            if not here and (len(names) == room or name in self._on_way or not tier.has(name)):
-                break
-            names += [] if here else [name]
-            end += 1
+        names, run = self._run_from(missing[here : self._pool.num_free])
         if not names:
             return [], "no_room"
-        run = end - on_disk
         then = disk_costs.load_seconds(run * self._disk.record_bytes, self._disk.reading_bytes) or 0.0
         size = len(names) * tier.file_bytes
         if not self.costs.worth_loading(size, tier.fetching_bytes, run * self._block_size, then=then):
             self._counts["fetch_recomputes"] += 1
             return [], "slower"
         return names, None
+
+    def _run_from(self, missing: list[bytes]) -> tuple[list[bytes], int]:
+        """Of blocks that can be had, from the first on: which of them are to be fetched, and how many there are."""
+        names: list[bytes] = []
+        room = self.tier.fetch_room
+        for count, name in enumerate(missing):
+            if self._is_here(name):
+                continue
+            if len(names) == room or self._coming(name) is not None or not self.tier.has(name):
+                return names, count
+            names.append(name)
+        return names, len(missing)
 
     def _end(self, fetch: _Fetch) -> None:
         fetching = fetch.fetching

@@ -41,7 +41,8 @@ class Downloads:
 
     def begin(self, fetching: Fetching, *, refused: str = "") -> None:
         """Asks for its records, or, with a reason why there can be none, for nothing."""
-        keep = set(fetching.chain).union(*(f.chain for waiting in self._fetchings.values() for f in waiting))
+        others = {other for waiting in self._fetchings.values() for other in waiting}
+        keep = frozenset(fetching.chain).union(*(other.chain for other in others))
         asked: list[Fetch] = []
         for name in fetching.names:
             if self._index.contains(name):
@@ -103,7 +104,7 @@ class Downloads:
         if len(self._unproved) > _MOST_UNPROVED:
             del self._unproved[next(iter(self._unproved))]
 
-    def _reserve(self, keep: set[bytes]) -> str:
+    def _reserve(self, keep: frozenset[bytes]) -> str:
         """Why there is no room for a record; "" when there is."""
         try:
             return "" if self._index.reserve(self._disk_bytes, keep) else "cap"

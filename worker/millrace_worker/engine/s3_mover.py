@@ -86,7 +86,9 @@ class Mover:
 
     def give_up(self, fetching: Fetching) -> None:
         fetching.give_up("deadline")
-        self._failed("fetch", Done(b"", "deadline", "records did not come in time"), self._no_fetches)
+        seconds = self._no_fetches.begin()
+        done = Done(b"", "deadline", f"records did not come in time; none are asked for in {seconds or 0:.0f} s")
+        self._ask(partial(self._failed, "fetch", done))
         self.drop(fetching)
 
     def drop(self, fetching: Fetching) -> None:
