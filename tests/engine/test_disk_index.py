@@ -80,6 +80,16 @@ def test_a_cap_that_was_lowered_holds_from_the_start(tmp_path: Path) -> None:
     index.close()
 
 
+def test_a_record_that_is_written_over_counts_once(tmp_path: Path) -> None:
+    index = DiskIndex(tmp_path, IDENTITY, 9 * SIZE)
+    put(index, 1)
+    put(index, 1)
+    assert index.used_bytes == SIZE
+    index.remove(name(1))
+    assert index.used_bytes == 0
+    index.close()
+
+
 def test_a_chain_does_not_drop_its_own_heads(tmp_path: Path) -> None:
     index = DiskIndex(tmp_path, IDENTITY, 3 * SIZE)
     assert put(index, 1, 2, 3, keep=(1, 2, 3, 4))

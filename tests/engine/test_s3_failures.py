@@ -279,6 +279,25 @@ def test_what_could_not_be_stored_is_stored_later(
     close(engine, tmp_path)
 
 
+def test_a_bad_object_that_may_not_be_deleted_is_written_over(
+    config: Configure, shared: Objects, faulty: FaultyS3, cold: list[list[int]], tmp_path: Path
+) -> None:
+    key = next(key for key in shared.listed() if records(tmp_path / "first")[0].name in key)
+    good = shared.read(key)
+    shared.write(key, good[:-1] + bytes([good[-1] ^ 1]))
+    faulty.fail("DELETE", ".kv", "AccessDenied")
+    engine = Engine(config())
+    for _ in range(2):
+        assert ask(engine, PROMPTS) == cold
+        ask(engine, [SECOND])
+        engine.reset_prefix_cache()
+    until(lambda: shared.read(key) == good)
+    stats = engine.cache_stats
+    assert (stats.misses["payload_checksum"], stats.spoilt_blocks) == (1, 1)
+    assert stats.s3_failures == {"remove_denied": 1}
+    close(engine, tmp_path)
+
+
 def test_a_courier_that_is_killed_is_started_again_and_nothing_is_lost(
     config: Configure,
     shared: Objects,

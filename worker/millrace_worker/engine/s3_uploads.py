@@ -32,7 +32,7 @@ class Uploads:
         self.counts = Counter(dict.fromkeys(("stored_blocks", "present_blocks", "spoilt_blocks", "unstored_blocks"), 0))
         self._index, self._names, self._pause, self._send = index, names, pause, send
         self._most_waiting, self._most_storing = most_waiting, most_storing
-        #: (place in its prompt, when it came, name), the least first; names that are done stay in it for a while.
+        #: (place in its prompt, when it came, name), the least first, and the places by name.
         self._order: list[tuple[int, int, bytes]] = []
         self._places: dict[bytes, int] = {}
         self._storing: dict[bytes, int] = {}
