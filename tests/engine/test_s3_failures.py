@@ -210,7 +210,8 @@ def test_a_server_that_hangs_is_given_up_and_others_go_on_meanwhile(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    hurry(monkeypatch, fetch_seconds=1.0, request_seconds=2.0, pause=0.5)
+    # The courier itself would wait for much longer.
+    hurry(monkeypatch, fetch_seconds=1.0, request_seconds=240.0, pause=0.5)
     engine = Engine(config())
     os.kill(server.pid, signal.SIGSTOP)
     engine.add(AddSequence(0, PROMPTS[0], [], GREEDY))

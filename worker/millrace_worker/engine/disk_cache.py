@@ -206,8 +206,10 @@ class DiskCache:
         self._take_copies()
 
     def wait(self, seconds: float) -> None:
-        if self._loads or self.s3.is_busy:
+        if self._loads:
             self._tier.wait(seconds)
+        elif self.s3.is_busy:
+            self.s3.wait(seconds)
 
     def observe_step(self, prompt_tokens: int, other_tokens: int, seconds: float) -> None:
         self.costs.observe_step(prompt_tokens, other_tokens, seconds)

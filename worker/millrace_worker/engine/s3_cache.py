@@ -46,6 +46,8 @@ class NoS3:
 
     def observe_step(self, prompt_tokens: int, other_tokens: int, seconds: float) -> None: ...
 
+    def wait(self, seconds: float) -> None: ...
+
     def wait_listed(self) -> None: ...
 
     def end_fetches(self) -> None: ...
@@ -147,6 +149,10 @@ class S3Cache:
 
     def observe_step(self, prompt_tokens: int, other_tokens: int, seconds: float) -> None:
         self.costs.observe_step(prompt_tokens, other_tokens, seconds)
+
+    def wait(self, seconds: float) -> None:
+        """Until there is news of what is fetched, but no longer than that."""
+        self.tier.wait(seconds)
 
     def wait_listed(self) -> None:
         """Until it is known what the bucket has; for a bounded time."""

@@ -38,6 +38,8 @@ class Mover:
         """`disk_bytes`: what a record takes of the disk."""
         #: The bucket was listed once; or that failed once.
         self.listed, self.known = threading.Event(), threading.Event()
+        #: Something that was fetched is there, or will not be.
+        self.progress = threading.Event()
         #: Requests that failed, by what they were and why: "store_denied".
         self.failures: Counter[str] = Counter()
         self._limits, self._names = limits, names
@@ -123,6 +125,7 @@ class Mover:
             while not self._is_over():
                 for frame in self._link.receive(_LOOK):
                     self._guarded(partial(self._take, frame))
+                    self.progress.set()
                 self._do_asked()
                 if self._link.is_ready and self.listed.is_set():
                     self._uploads.go_on()
@@ -174,6 +177,8 @@ class Mover:
 
     def _fetch(self, fetching: Fetching) -> None:
         self._downloads.begin(fetching, refused="" if self.may_fetch else "paused")
+        if fetching.is_done:
+            self.progress.set()
 
     def _was_bad(self, name: bytes) -> None:
         if self._downloads.was_bad(name):

@@ -25,7 +25,7 @@ log = structlog.get_logger()
 class S3Tier:
     """Fetches records onto the disk and stores those that are there.
 
-    All but `wait_listed`, `end_fetches` and `close` return at once.
+    All but `wait`, `wait_listed`, `end_fetches` and `close` return at once.
     """
 
     def __init__(
@@ -128,6 +128,12 @@ class S3Tier:
         """Nobody waits for these records any more."""
         if self._mover is not None:
             self._mover.drop(fetching)
+
+    def wait(self, seconds: float) -> None:
+        """Until there is news of what is fetched, but no longer than that."""
+        if self._mover is not None:
+            self._mover.progress.wait(seconds)
+            self._mover.progress.clear()
 
     def offer(self, chain: list[bytes]) -> None:
         """Blocks of one prompt, from its first on, were used or written: those on the disk belong into the bucket."""
