@@ -69,6 +69,8 @@ def records(directory: Path) -> list[Path]:
 class LateCopy:
     """Copies at the last moment, when it is asked for the `patience`-th time whether it is done, or waited for."""
 
+    seconds = 0.001
+
     def __init__(self, blocks: list[int], host: list[torch.Tensor], pairs: list[Any], patience: int) -> None:
         self.blocks, self.host = blocks, host
         self._pairs, self._patience = pairs, patience
@@ -85,8 +87,8 @@ class LateCopy:
             target.copy_(source)
         self._pairs, self._patience = [], 0
 
-    def let_steps_see(self) -> None:
-        assert not self._pairs
+    def keep_before_steps(self) -> None:
+        self.wait()
 
 
 class LateCopies(BlockCopies):
@@ -94,5 +96,5 @@ class LateCopies(BlockCopies):
 
     _draw = random.Random(3)
 
-    def _copy(self, blocks: list[int], host: list[torch.Tensor], pairs: list[Any]) -> Any:
+    def _copy(self, blocks: list[int], host: list[torch.Tensor], pairs: list[Any], stream: Any) -> Any:
         return LateCopy(blocks, host, pairs, self._draw.randrange(1, 6))

@@ -9,9 +9,9 @@ import structlog
 
 from millrace_kernels import SharedReads
 from millrace_schemas import ErrorCode
+from millrace_worker.cache_stats import CacheStats
 from millrace_worker.frames import AddSequence, Likely, Ready, Refusal, StepOutput
 
-from .cache_stats import CacheStats
 from .host_times import HostClock, HostTimes
 from .lower_tier import NoLowerTier
 from .pace import Pace
@@ -22,7 +22,7 @@ from .step import SEQUENCE_COST
 
 log = structlog.get_logger()
 
-#: Seconds for which a step that has nothing to run waits for a disk before the front is listened to again.
+#: Seconds for which a step that has nothing to run waits for a lower tier before the front is listened to again.
 _LONGEST_WAIT = 0.005
 
 
@@ -115,7 +115,7 @@ class StepLoop:
             clock.lap("complete")
         tier.flush()
         if not self.has_work:
-            tier.give_back()  # nobody asks after the copies until there is work again
+            tier.settle()  # nobody asks after the copies until there is work again
         elif step is None and launched is None:
             tier.wait(_LONGEST_WAIT)
         refused, self._refused = self._refused, []

@@ -184,6 +184,7 @@ class Scheduler:
     def check_integrity(self) -> None:
         """Asserts that the pool and the running sequences agree; see BlockPool.check_integrity."""
         self.pool.check_integrity(chain((seq.block_table for seq in self.running), self.tier.held))
+        self.tier.check_integrity()
         assert self._prefixes.owners <= set(self.running), "blocks in flight without an owner"
         assert self._counts.num_free + len(self.running) == self.max_num_seqs, "rows are lost"
         assert self._running_rows().tolist() == [seq.row for seq in self.running], "rows are out of date"
@@ -316,6 +317,7 @@ class Scheduler:
     def _preempt_last(self, filling: Filling) -> None:
         """Takes back everything but the tokens. What stays in the cache is found again as a prefix hit."""
         seq = self.running.pop()
+        self.tier.preempted(seq, int(self._counts.computed[seq.row]))
         self._vacate(seq)
         seq.state = SequenceState.WAITING
         seq.num_preempted += 1

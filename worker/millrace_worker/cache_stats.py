@@ -1,0 +1,52 @@
+"""What the prefix cache has done, by tier: "gpu", "cpu", "disk", "s3"."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class CacheStats(msgspec.Struct, frozen=True, kw_only=True):
+    """Counts since the engine's start; the first two are of now."""
+
+    #: Blocks that are kept and the bytes that they take, by lower tier.
+    blocks: dict[str, int] = {}
+    bytes: dict[str, int] = {}
+    #: Tokens of prompts, when first started, and those of them whose KV was there, by tier.
+    prompt_tokens: int = 0
+    hit_tokens: dict[str, int] = {}
+    #: Sequences for which a tier was read, and for which computing was quicker than that, by lower tier.
+    loads: dict[str, int] = {}
+    recomputes: dict[str, int] = {}
+    #: Records of the disk.
+    read_blocks: int = 0
+    read_bytes: int = 0
+    written_blocks: int = 0
+    written_bytes: int = 0
+    #: Blocks of preempted sequences that were copied to the CPU tier.
+    swapped_blocks: int = 0
+    #: Why a prompt's KV was not had from a lower tier, by reason: sequences.
+    misses: dict[str, int] = {}
+    #: Why a block that was worth it was not kept, by reason: blocks.
+    unwritten: dict[str, int] = {}
+    #: Fields of the identity that differ from that of the blocks found at the start, where none were its own.
+    changed_identity: tuple[str, ...] = ()
+
+    @property
+    def gpu_hit_tokens(self) -> int:
+        return self.hit_tokens.get("gpu", 0)
+
+    @property
+    def cpu_hit_tokens(self) -> int:
+        return self.hit_tokens.get("cpu", 0)
+
+    @property
+    def disk_hit_tokens(self) -> int:
+        return self.hit_tokens.get("disk", 0)
+
+    @property
+    def disk_blocks(self) -> int:
+        return self.blocks.get("disk", 0)
+
+    @property
+    def disk_bytes(self) -> int:
+        return self.bytes.get("disk", 0)
