@@ -32,7 +32,7 @@ class HostTier:
         self._slots = BlockPool(arena.num_slots)
         #: How many protect a block, by hash.
         self._protected: dict[bytes, int] = {}
-        #: Slots of protected blocks, held for that, those protected longest ago first.
+        #: Slots of protected blocks, held for that, those not used for longest first.
         self._guarded: OrderedDict[bytes, int] = OrderedDict()
 
     @property
@@ -159,9 +159,12 @@ class HostTier:
         # Tails are given up before heads, so they are the first.
         for chain_hash in reversed(chain):
             slot = self._slots.lookup(chain_hash)
-            if slot is not None and chain_hash not in self._guarded:
+            if slot is None:
+                continue
+            if chain_hash not in self._guarded:
                 self._slots.share([slot])
                 self._guarded[chain_hash] = slot
+            self._guarded.move_to_end(chain_hash)
 
     def _find(self, chain: Iterable[bytes]) -> list[int]:
         found = (self._slots.lookup(chain_hash) for chain_hash in chain)
