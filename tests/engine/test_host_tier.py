@@ -102,12 +102,11 @@ def test_protected_blocks_go_last_but_never_against_the_cap() -> None:
     assert present(host, 1, 2) == []
 
 
-def test_protection_ends_when_nobody_asks_for_it_any_more() -> None:
+def test_protection_ends() -> None:
     host = tier(3)
     put(host, 1)
-    for _ in range(2):
-        host.protect([name(1)])
-    host.unprotect([name(1)])
+    host.protect([name(1), name(2)])
+    host.unprotect([name(2), name(3)])
     assert gone_by(host, [1], new=5) == []
     host.unprotect([name(1)])
     assert gone_by(host, [1], new=3) == [1]

@@ -8,7 +8,7 @@ import msgspec
 class CacheStats(msgspec.Struct, frozen=True, kw_only=True):
     """Counts since the engine's start; the first two are of now."""
 
-    #: Blocks that are kept and the bytes that they take, by lower tier.
+    #: Blocks that can be found and the bytes that they take, by tier.
     blocks: dict[str, int] = {}
     bytes: dict[str, int] = {}
     #: Tokens of prompts, when first started, and those of them whose KV was there, by tier.
@@ -17,6 +17,9 @@ class CacheStats(msgspec.Struct, frozen=True, kw_only=True):
     #: Sequences for which a tier was read, and for which computing was quicker than that, by lower tier.
     loads: dict[str, int] = {}
     recomputes: dict[str, int] = {}
+    #: Full blocks of prompts, when first started, and about how many different ones those were.
+    lookups: int = 0
+    distinct: int = 0
     #: Records of the disk.
     read_blocks: int = 0
     read_bytes: int = 0

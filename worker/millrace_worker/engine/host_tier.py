@@ -30,8 +30,8 @@ class HostTier:
         self.record_bytes = arena.block_bytes
         self._arena = arena
         self._slots = BlockPool(arena.num_slots)
-        #: How many protect a block, by hash.
-        self._protected: dict[bytes, int] = {}
+        #: Hashes, also of blocks that are not here.
+        self._protected: set[bytes] = set()
         #: Slots of protected blocks, held for that, those not used for longest first.
         self._guarded: OrderedDict[bytes, int] = OrderedDict()
 
@@ -136,20 +136,14 @@ class HostTier:
         self._slots.age(self._find(chain))
 
     def protect(self, chain: list[bytes]) -> None:
-        """These blocks are given up last, those too that are not here yet; until `unprotect`, as often as this."""
-        for chain_hash in chain:
-            self._protected[chain_hash] = self._protected.get(chain_hash, 0) + 1
+        """These blocks are given up last, those too that are not here yet."""
+        self._protected.update(chain)
         self._guard(chain)
 
     def unprotect(self, chain: list[bytes]) -> None:
-        ended: list[int] = []
-        for chain_hash in chain:
-            left = self._protected.pop(chain_hash, 1) - 1
-            if left > 0:
-                self._protected[chain_hash] = left
-            elif chain_hash in self._guarded:
-                ended.append(self._guarded.pop(chain_hash))
-        self.release(ended)
+        """They are blocks like others again."""
+        self._protected.difference_update(chain)
+        self.release([self._guarded.pop(chain_hash) for chain_hash in chain if chain_hash in self._guarded])
 
     def check_integrity(self, held: Iterable[list[int]]) -> None:
         """Asserts that slots in use are those of `held`. For tests."""
