@@ -63,4 +63,4 @@ def test_a_new_worker_warms_from_the_bucket(redis_url: str, s3_env: S3Server, tm
         assert second.process.wait(30) == 0
     assert warm.text == cold[0].text
     assert warm.usage.cached_tokens == cold[1].usage.cached_tokens
-    assert f'"s3_hit_tokens": {warm.usage.cached_tokens}' in second.log.read_text()
+    assert warm.usage.cached_by_tier == {"s3": warm.usage.cached_tokens}

@@ -64,12 +64,12 @@ def test_copies_come_after_the_steps_launched_before_them() -> None:
     for value in range(1, 6):
         torch.cuda._sleep(20_000_000)
         cache[3].fill_(value)
-        out = copies.to_host([3])
+        out = copies.to_host([3], copies.new_buffers(1))
         torch.cuda._sleep(20_000_000)
         seen = cache[3].clone()  # must not see what comes in below
         inward = copies.to_device([3], [torch.full_like(out.host[0], 255).pin_memory()])
         inward.wait()
-        inward.let_steps_see()
+        inward.keep_before_steps()
         assert out.is_done
         assert out.host[0].view(torch.float32).unique().tolist() == [value]
         assert seen.unique().tolist() == [value]

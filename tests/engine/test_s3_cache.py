@@ -69,16 +69,17 @@ def shared(config: Any, objects: Objects, cold: list[list[int]], tmp_path: Path)
     return objects
 
 
+@pytest.mark.parametrize("cpu_cache_gb", [0.0, 0.01], ids=["disk", "cpu-and-disk"])
 @pytest.mark.parametrize("overlap", [pytest.param(False, id="one"), pytest.param(True, id="two-in-flight")])
 def test_another_worker_finds_it_and_answers_the_same(
-    config: Any, shared: Objects, cold: list[list[int]], tmp_path: Path, overlap: bool
+    config: Any, shared: Objects, cold: list[list[int]], tmp_path: Path, overlap: bool, cpu_cache_gb: float
 ) -> None:
-    engine = Engine(config(tmp_path / "second"), overlap=overlap)
+    engine = Engine(config(tmp_path / "second", cpu_cache_gb=cpu_cache_gb), overlap=overlap)
     assert engine.cache_stats.s3_blocks == SHARED
     assert ask(engine, PROMPTS) == cold
     stats = engine.cache_stats
     # For one they are fetched and read, the others find them in the pool.
-    assert (stats.fetches, stats.fetched_blocks, stats.loads) == (1, SHARED, 1)
+    assert (stats.fetched_blocks, stats.loads) == (SHARED, {"s3": 1, "disk": 1})
     assert (stats.s3_hit_tokens, stats.disk_hit_tokens, stats.gpu_hit_tokens) == (40, 0, 160)
     assert len(records(tmp_path / "second")) == stats.disk_blocks == SHARED
     engine.close()
@@ -98,7 +99,7 @@ def test_what_the_bucket_has_is_not_written_again(
     assert ask(engine, PROMPTS) == cold
     engine.close()
     stats = engine.cache_stats
-    assert (stats.fetches, stats.stored_blocks, stats.present_blocks) == (0, 0, SHARED)
+    assert (stats.fetched_blocks, stats.stored_blocks, stats.present_blocks) == (0, 0, SHARED)
     assert stats.s3_misses["absent"] > 0
 
 
@@ -141,7 +142,7 @@ def test_after_a_flipped_bit_in_an_object_the_good_head_is_used_and_the_object_i
     # It is computed, written to the disk once it is seen again, and then stored.
     assert ask(engine, PROMPTS) == cold
     engine.close()
-    assert engine.cache_stats.fetches == 1
+    assert engine.cache_stats.loads["s3"] == 1
     assert shared.read(key) == good
 
 
@@ -200,11 +201,11 @@ def test_what_is_slower_to_fetch_than_to_compute_is_computed(
     config: Any, shared: Objects, cold: list[list[int]], tmp_path: Path
 ) -> None:
     engine = Engine(config(tmp_path / "second"))
-    costs = s3_of(engine).costs
-    costs.bytes_per_second, costs.tokens_per_second = 1000.0, 1000.0
+    costs = engine.scheduler.tier.costs  # type: ignore[attr-defined]
+    costs.bytes_per_second["s3"], costs.tokens_per_second = 1000.0, 1000.0
     assert ask(engine, PROMPTS) == cold
     stats = engine.cache_stats
-    assert (stats.fetches, stats.fetch_recomputes, stats.s3_hit_tokens) == (0, 1, 0)
+    assert (stats.loads, stats.recomputes, stats.s3_hit_tokens) == ({}, {"s3": 1}, 0)
     assert stats.s3_misses["slower"] == 1
     engine.close()
 

@@ -83,6 +83,8 @@ def taken(directory: Path) -> int:
 class LateCopy:
     """Copies at the last moment, when it is asked for the `patience`-th time whether it is done, or waited for."""
 
+    seconds = 0.001
+
     def __init__(self, blocks: list[int], host: list[torch.Tensor], pairs: list[Any], patience: int) -> None:
         self.blocks, self.host = blocks, host
         self._pairs, self._patience = pairs, patience
@@ -99,8 +101,8 @@ class LateCopy:
             target.copy_(source)
         self._pairs, self._patience = [], 0
 
-    def let_steps_see(self) -> None:
-        assert not self._pairs
+    def keep_before_steps(self) -> None:
+        self.wait()
 
 
 class LateCopies(BlockCopies):
@@ -108,5 +110,5 @@ class LateCopies(BlockCopies):
 
     _draw = random.Random(3)
 
-    def _copy(self, blocks: list[int], host: list[torch.Tensor], pairs: list[Any]) -> Any:
+    def _copy(self, blocks: list[int], host: list[torch.Tensor], pairs: list[Any], stream: Any) -> Any:
         return LateCopy(blocks, host, pairs, self._draw.randrange(1, 6))

@@ -24,6 +24,7 @@ from millrace_worker.frames import (
     Load,
     Ready,
     Refusal,
+    Started,
     StartFailed,
     StepOutput,
     pack,
@@ -90,7 +91,7 @@ class Engine:
                 refused.append(Refusal(sequence.seq_id, "kv_capacity_exceeded", "never fits"))
                 continue
             self._sequences[sequence.seq_id] = (sequence, list(sequence.generated))
-            started.append((sequence.seq_id, 0))
+            started.append(Started(sequence.seq_id, 0))
         time.sleep(self._args.step)
         tokens, finished, logprobs = [], [], {}
         for seq_id, (sequence, generated) in list(self._sequences.items()):

@@ -59,6 +59,13 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Meta(description="Bytes of KV cache. Default: from gpu-memory-utilization, and 256 MiB on a CPU."),
     ] = None
     enable_prefix_caching: Annotated[bool, Meta(description="Whether equal beginnings of prompts share KV.")] = True
+    cpu_cache_gb: Annotated[
+        float,
+        Meta(
+            description="Host memory, in GB of 10^9 bytes, for KV of prompts that come again and of preempted jobs; "
+            "0: none."
+        ),
+    ] = 0.0
     disk_cache_dir: Annotated[
         str | None,
         Meta(
@@ -222,6 +229,7 @@ def _check(config: WorkerConfig, sources: Mapping[str, str]) -> None:
             engine.kv_cache_memory_bytes is None or engine.kv_cache_memory_bytes > 0,
             "must be positive",
         ),
+        ("cpu_cache_gb", 0 <= engine.cpu_cache_gb < math.inf, "must not be negative"),
         ("disk_cache_gb", 0 < engine.disk_cache_gb < math.inf, "must be positive"),
         ("s3_cache", engine.s3_cache is None or _has_bucket(engine.s3_cache), "must be s3://bucket/prefix"),
         (

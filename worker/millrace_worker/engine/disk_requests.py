@@ -29,10 +29,15 @@ class TierLimits:
 
 
 class Reading:
-    """Blocks of one prompt on their way from the disk, in order; `good` of them are there, from the first on."""
+    """Blocks of one prompt on their way from a store, in order; `good` of them are there, from the first on.
 
-    def __init__(self, names: list[BlockName]) -> None:
+    Until it `is_done` a thread may fill buffers, also of blocks that are not wanted any more.
+    """
+
+    def __init__(self, names: list[BlockName], into: list[torch.Tensor | None] | None = None) -> None:
+        """`into` are the buffers for them, [block_bytes] uint8 each; None: the store finds one."""
         self.names = names
+        self.into = into if into is not None else [None] * len(names)
         self.buffers: list[torch.Tensor | None] = [None] * len(names)
         #: Blocks from here on are not wanted any more.
         self.end = len(names)
@@ -55,10 +60,14 @@ class Reading:
         return found
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Writing:
-    """Blocks of one prompt to be written, and the chain of hashes from the prompt's first block to the last of them."""
+    """Blocks of one prompt to be written, and the chain of hashes from the prompt's first block to the last of them.
+
+    Once it `is_done` nobody reads the buffers any more.
+    """
 
     chain: list[bytes]
     names: list[BlockName]
     buffers: list[torch.Tensor]
+    is_done: bool = False

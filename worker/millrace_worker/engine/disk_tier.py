@@ -28,6 +28,8 @@ _MOST_QUEUED = 1024
 class DiskTier:
     """Reads and writes records of one fingerprint. Everything but `close` returns at once."""
 
+    name = "disk"
+
     def __init__(
         self,
         directory: Path,
@@ -116,20 +118,20 @@ class DiskTier:
             return 0
         return max(0, self.limits.most_written_bytes - self._writing_bytes) // self.record_bytes
 
-    def read(self, names: list[BlockName]) -> Reading:
-        """Begins to read blocks that follow each other; no more than `read_room`."""
-        reading = Reading(names)
+    def read(self, names: list[BlockName], into: list[torch.Tensor | None] | None = None) -> Reading:
+        """Begins to read blocks that follow each other, no more than `read_room`; see Reading."""
+        reading = Reading(names, into)
         with self._lock:
             self._reading_bytes += len(names) * self.record_bytes
         for number in range(len(names)):
             self._to_read.put((reading, number))
         return reading
 
-    def give_up(self, reading: Reading) -> None:
-        """What was not read by now is not wanted any more; the disk is left alone for a while."""
+    def give_up(self, reading: Reading, *, leave_alone: bool = True) -> None:
+        """What was not read by now is not wanted any more; with `leave_alone` nothing is read for a while."""
         reading.end = len(reading.good)
-        if not self.may_read:
-            return  # one of several that waited for the same disk
+        if not leave_alone or not self.may_read:
+            return  # or it is one of several that waited for the same disk
         self._no_reads_until = time.monotonic() + self._read_pause
         log.warning("the disk cache does not answer; nothing is read from it for a while", seconds=self._read_pause)
         self._read_pause = min(2 * self._read_pause, self.limits.most_read_pause)
@@ -252,6 +254,7 @@ class DiskTier:
         self._queued.difference_update(name.chain_hash for name in writing.names)
         with self._lock:
             self._writing_bytes -= len(writing.names) * self.record_bytes
+        writing.is_done = True
 
     def _run_reader(self, index: DiskIndex) -> None:
         while (item := self._to_read.get()) is not None:
@@ -275,7 +278,9 @@ class DiskTier:
         """Why the block was not read; None if it was. A record that proves bad is deleted."""
         name = reading.names[number]
         try:
-            buffer = self._new_buffer()
+            buffer = reading.into[number]
+            if buffer is None:
+                buffer = self._new_buffer()
             try:
                 read_record(index.path(name.chain_hash), name, buffer.numpy().data)
             except BadRecord as e:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from .block_pool import BlockPool
 from .disk_tier import DiskTier
+from .host_tier import HostTier
 from .load_costs import LoadCosts
 from .s3_requests import Fetching
 from .s3_tier import S3Tier
@@ -33,8 +33,11 @@ class NoS3:
 
     is_busy = False
     stats: dict[str, Any] = {}
+    loads: Counter[str] = Counter()
+    recomputes: Counter[str] = Counter()
+    num_blocks = num_bytes = 0
 
-    def hold_back(self, seq: Sequence, missing: list[bytes], disk_costs: LoadCosts) -> bool:
+    def hold_back(self, seq: Sequence, missing: list[bytes]) -> bool:
         return False
 
     def started(self, seq: Sequence, chain: list[bytes]) -> set[bytes]:
@@ -43,8 +46,6 @@ class NoS3:
     def gone(self, seq: Sequence) -> None: ...
 
     def poll(self) -> None: ...
-
-    def observe_step(self, prompt_tokens: int, other_tokens: int, seconds: float) -> None: ...
 
     def wait(self, seconds: float) -> None: ...
 
@@ -59,12 +60,17 @@ class S3Cache:
     """Beside the disk cache's half. Whatever is fetched is on the disk then, and read from there."""
 
     def __init__(
-        self, tier: S3Tier, disk: DiskTier, pool: BlockPool, *, block_size: int, is_here: Callable[[bytes], bool]
+        self,
+        tier: S3Tier,
+        disk: DiskTier,
+        pool: BlockPool,
+        costs: LoadCosts,
+        *,
+        block_size: int,
+        host: HostTier | None = None,
     ) -> None:
-        """`is_here`: whether a faster tier below the pool has a block."""
-        self.costs = LoadCosts()
         self.tier = tier
-        self._disk, self._pool, self._block_size, self._is_here = disk, pool, block_size, is_here
+        self._disk, self._host, self._pool, self._costs, self._block_size = disk, host, pool, costs, block_size
         self._fetches: list[_Fetch] = []
         #: By hash of a block that is on its way.
         self._on_way: dict[bytes, _Fetch] = {}
@@ -74,7 +80,9 @@ class S3Cache:
         self._settled: set[int] = set()
         #: Hashes of blocks that were fetched for a sequence which has not started yet, by seq_id.
         self._fetched_for: dict[int, set[bytes]] = {}
-        self._counts = Counter({"fetches": 0, "fetch_recomputes": 0})
+        #: Sequences that records were fetched for, or for which computing was quicker, under "s3".
+        self.loads: Counter[str] = Counter()
+        self.recomputes: Counter[str] = Counter()
         self._misses: Counter[str] = Counter()
 
     @property
@@ -84,15 +92,18 @@ class S3Cache:
     @property
     def stats(self) -> dict[str, Any]:
         """Fields of CacheStats."""
-        return {
-            "s3_blocks": self.tier.num_records,
-            "s3_misses": dict(self._misses),
-            "s3_failures": self.tier.failures,
-            **self._counts,
-            **self.tier.counts,
-        }
+        return {"s3_misses": dict(self._misses), "s3_failures": self.tier.failures, **self.tier.counts}
 
-    def hold_back(self, seq: Sequence, missing: list[bytes], disk_costs: LoadCosts) -> bool:
+    @property
+    def num_blocks(self) -> int:
+        """In the bucket."""
+        return self.tier.num_records
+
+    @property
+    def num_bytes(self) -> int:
+        return self.tier.num_records * self.tier.file_bytes
+
+    def hold_back(self, seq: Sequence, missing: list[bytes]) -> bool:
         """Whether `seq` waits for records on their way to the disk; `missing` are not in the pool."""
         seq_id = seq.seq_id
         fetch = self._waits_for.get(seq_id)
@@ -109,7 +120,7 @@ class S3Cache:
         fetch = self._coming(missing[here])
         if fetch is None:
             self._settled.add(seq_id)
-            fetch = self._begin(seq, missing, here, disk_costs)
+            fetch = self._begin(seq, missing, here)
         if fetch is None:
             return False
         fetch.waiting.add(seq_id)
@@ -143,12 +154,10 @@ class S3Cache:
             if not fetching.is_done and now > fetch.deadline:
                 self.tier.give_up(fetching)
                 # That it is slow is to be learnt, too.
-                self.costs.observe_read(max(1, len(fetching.good)) * self.tier.file_bytes, now - fetch.began)
+                size = max(1, len(fetching.good)) * self.tier.file_bytes
+                self._costs.observe_read("s3", size, now - fetch.began)
             if fetching.is_done:
                 self._end(fetch)
-
-    def observe_step(self, prompt_tokens: int, other_tokens: int, seconds: float) -> None:
-        self.costs.observe_step(prompt_tokens, other_tokens, seconds)
 
     def wait(self, seconds: float) -> None:
         """Until there is news of what is fetched, but no longer than that."""
@@ -169,23 +178,28 @@ class S3Cache:
         fetch = self._on_way.get(name)
         return None if fetch is None or fetch.fetching.is_done else fetch
 
-    def _begin(self, seq: Sequence, missing: list[bytes], here: int, disk_costs: LoadCosts) -> _Fetch | None:
-        names, reason = self._worth_fetching(missing, here, disk_costs)
+    def _is_here(self, name: bytes) -> bool:
+        """Whether a faster tier has the block."""
+        return self._disk.has(name) or (self._host is not None and self._host.has(name))
+
+    def _begin(self, seq: Sequence, missing: list[bytes], here: int) -> _Fetch | None:
+        names, reason = self._worth_fetching(missing, here)
         if reason is not None:
             self._misses[reason] += 1
         if not names:
             return None
         chain = seq.block_hashes[: seq.block_hashes.index(names[-1]) + 1]
-        estimate = self.costs.load_seconds(len(names) * self.tier.file_bytes, self.tier.fetching_bytes) or 0.0
+        size = self.tier.fetching_bytes + len(names) * self.tier.file_bytes
+        estimate = self._costs.read_seconds("s3", size) or 0.0
         now = time.monotonic()
         seconds = max(self.tier.limits.fetch_seconds, _TIMES_ESTIMATE * estimate)
         fetch = _Fetch(self.tier.fetch(names, chain), now, now + seconds)
-        self._counts["fetches"] += 1
+        self.loads["s3"] += 1
         self._fetches.append(fetch)
         self._on_way.update(dict.fromkeys(names, fetch))
         return fetch
 
-    def _worth_fetching(self, missing: list[bytes], here: int, disk_costs: LoadCosts) -> tuple[list[bytes], str | None]:
+    def _worth_fetching(self, missing: list[bytes], here: int) -> tuple[list[bytes], str | None]:
         """Which records to fetch, and why none; the first `here` blocks are in a faster tier."""
         tier = self.tier
         if not tier.has(missing[here]):
@@ -195,11 +209,14 @@ class S3Cache:
         names, run = self._run_from(missing[here : self._pool.num_free])
         if not names:
             return [], "no_room"
-        then = disk_costs.load_seconds(run * self._disk.record_bytes, self._disk.reading_bytes) or 0.0
-        size = len(names) * tier.file_bytes
-        if not self.costs.worth_loading(size, tier.fetching_bytes, run * self._block_size, then=then):
-            self._counts["fetch_recomputes"] += 1
-            return [], "slower"
+        costs, read = self._costs, self._disk.reading_bytes + run * self._disk.record_bytes
+        fetch = costs.read_seconds("s3", tier.fetching_bytes + len(names) * tier.file_bytes)
+        recompute = costs.recompute_seconds(run * self._block_size)
+        if fetch is not None and recompute is not None:
+            fetch += (costs.read_seconds("disk", read) or 0.0) + (costs.read_seconds("cpu", read) or 0.0)
+            if fetch >= recompute and not costs.refuse("s3"):
+                self.recomputes["s3"] += 1
+                return [], "slower"
         return names, None
 
     def _run_from(self, missing: list[bytes]) -> tuple[list[bytes], int]:
@@ -223,4 +240,4 @@ class S3Cache:
         if fetching.reason is not None:
             self._misses[fetching.reason] += 1
         elif fetching.seconds > 0:
-            self.costs.observe_read(len(fetching.names) * self.tier.file_bytes, fetching.seconds)
+            self._costs.observe_read("s3", len(fetching.names) * self.tier.file_bytes, fetching.seconds)

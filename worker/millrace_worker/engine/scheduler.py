@@ -25,10 +25,11 @@ from itertools import chain, islice
 
 import numpy as np
 
-from millrace_worker.frames import Load
+from millrace_worker.frames import Load, Started
 
 from .block_pool import BlockPool
 from .filling import Filling
+from .hit_ceiling import HitCeiling
 from .lower_tier import LowerTier, NoLowerTier
 from .prefixes import Prefixes
 from .row_counts import RowCounts
@@ -79,8 +80,10 @@ class Scheduler:
         #: By rank, then by admission: the last one is the first to be preempted.
         self.running: list[Sequence] = []
         self.num_preemptions = 0
-        #: (seq_id, cached prompt tokens) of sequences scheduled for the first time since the list was last taken.
-        self.started: list[tuple[int, int]] = []
+        #: Sequences scheduled for the first time since the list was last taken.
+        self.started: list[Started] = []
+        #: Of the blocks of their prompts.
+        self.ceiling = HitCeiling()
         #: By rank, in its order.
         self._waiting: dict[int, deque[Sequence]] = {URGENT: deque()}
         self._sequences: dict[int, Sequence] = {}
@@ -184,6 +187,7 @@ class Scheduler:
     def check_integrity(self) -> None:
         """Asserts that the pool and the running sequences agree; see BlockPool.check_integrity."""
         self.pool.check_integrity(chain((seq.block_table for seq in self.running), self.tier.held))
+        self.tier.check_integrity()
         assert self._prefixes.owners <= set(self.running), "blocks in flight without an owner"
         assert self._counts.num_free + len(self.running) == self.max_num_seqs, "rows are lost"
         assert self._running_rows().tolist() == [seq.row for seq in self.running], "rows are out of date"
@@ -316,6 +320,7 @@ class Scheduler:
     def _preempt_last(self, filling: Filling) -> None:
         """Takes back everything but the tokens. What stays in the cache is found again as a prefix hit."""
         seq = self.running.pop()
+        self.tier.preempted(seq, int(self._counts.computed[seq.row]))
         self._vacate(seq)
         seq.state = SequenceState.WAITING
         seq.num_preempted += 1
@@ -382,10 +387,10 @@ class Scheduler:
         self.pool.share(hits)
         seq.block_table = list(hits)
         num_computed = len(hits) * self.block_size
-        self.tier.started(seq, len(hits), first=seq.num_cached is None)
+        lower = self.tier.started(seq, len(hits), first=seq.num_cached is None)
         if seq.num_cached is None:
             seq.num_cached = min(num_computed, seq.num_prompt)
-            self.started.append((seq.seq_id, seq.num_cached))
+            self._note_started(seq, lower)
             self._admissions += 1
             seq.order = self._admissions
         self._count_overtakes(seq)
@@ -394,6 +399,13 @@ class Scheduler:
         self._rows = None
         seq.state = SequenceState.RUNNING
         insort(self.running, seq, key=lambda s: (s.rank, s.order))
+
+    def _note_started(self, seq: Sequence, lower: dict[str, int]) -> None:
+        """`lower`: what of its prompt each lower tier had."""
+        cached = seq.num_cached or 0
+        gpu = cached - sum(lower.values()) if lower else cached
+        self.started.append(Started(seq.seq_id, cached, {"gpu": gpu, **lower} if gpu else lower))
+        self.ceiling.add(seq.block_hashes[: seq.num_prompt // self.block_size])
 
     def _count_overtakes(self, seq: Sequence) -> None:
         if seq.priority != URGENT:

@@ -82,7 +82,7 @@ def _choice(job: Job, text: str, reason: FinishReason) -> Choice:
 
 
 def _usage(job: Job) -> Usage:
-    return Usage(len(job.prompt), len(job.generated), job.cached_tokens)
+    return Usage.of(len(job.prompt), len(job.generated), job.cached_tokens, job.cached_by_tier)
 
 
 def _timings(leased: LeasedJob, now: float, ttft: float | None) -> Timings:
