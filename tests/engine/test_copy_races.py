@@ -35,6 +35,15 @@ def open_disk(directory: Path, **limits: float) -> DiskTier:
     return tier
 
 
+def put_on_disk(disk: DiskTier, name: BlockName) -> None:
+    assert disk.index is not None
+    path = disk.index.path(name.chain_hash)
+    path.parent.mkdir(parents=True)
+    write_record(path, name, memoryview(bytearray([MINE] * BLOCK_BYTES)))
+    disk.index.reserve(4096, [])
+    disk.index.add(name.chain_hash, 4096)
+
+
 @held_or_not
 def test_a_slot_that_is_copied_from(held: bool) -> None:
     parts = Parts()
@@ -98,17 +107,34 @@ def test_a_slot_that_is_written_to_the_disk(held: bool, tmp_path: Path, monkeypa
     assert not list(parts.keeping.held_slots)
 
 
+def test_room_for_what_is_read_is_not_made_of_what_comes_after_it(tmp_path: Path) -> None:
+    """The first block is on the disk, the second in host memory, which is full, and is what was unused for longest."""
+    disk = open_disk(tmp_path)
+    parts = Parts(disk)
+    put_on_disk(disk, block_name(parts.seq, 0))
+    for name in (parts.seq.block_hashes[1], b"another"):
+        (slot,) = parts.host.take(1)
+        parts.host.slot(slot).fill_(MINE + 1)
+        parts.host.put(slot, name)
+        parts.host.release([slot])
+    parts.loads.begin(parts.seq, 0, LoadPlan([Segment(disk, 1), Segment(parts.host, 1)]), block_name)
+    end = time.monotonic() + 10
+    while not hasattr(parts.copies, "last"):
+        assert time.monotonic() < end
+        parts.loads.poll()
+    parts.copies.last.wait()
+    parts.loads.poll()
+    blocks = [parts.pool.lookup(name) for name in parts.seq.block_hashes]
+    assert [parts.memory[block].unique().tolist() for block in blocks] == [[MINE], [MINE + 1]]
+    assert [parts.host.has(name) for name in (*parts.seq.block_hashes, b"another")] == [True, True, False]
+    disk.close()
+
+
 @held_or_not
 def test_a_slot_that_a_late_read_still_fills(held: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = open_disk(tmp_path, read_seconds=0.01)
     parts = Parts(disk)
-    name = block_name(parts.seq, 0)
-    assert disk.index is not None
-    path = disk.index.path(parts.first)
-    path.parent.mkdir(parents=True)
-    write_record(path, name, memoryview(bytearray([MINE] * BLOCK_BYTES)))
-    disk.index.reserve(4096, [])
-    disk.index.add(parts.first, 4096)
+    put_on_disk(disk, block_name(parts.seq, 0))
     go_on, done = threading.Event(), threading.Event()
 
     def read(*arguments: Any) -> None:
