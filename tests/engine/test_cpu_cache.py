@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,27 @@ def test_what_the_pool_gave_away_is_found_in_host_memory(model: Path, cold: list
     # The first one's are copied back; the others find them in the pool.
     assert stats.hit_tokens == {"cpu": len(SYSTEM), "gpu": len(SYSTEM) * 8}
     assert stats.loads == {"cpu": 1}
+    engine.close()
+
+
+def test_an_engine_is_ready_before_its_host_memory_is_pinned(
+    model: Path, cold: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+
+    def pin(memory: Any) -> None:
+        go_on.wait(30)
+
+    monkeypatch.setattr(tier_setup, "pin_for", lambda device: pin)
+    engine = Engine(disk_config(model, None, cpu_cache_gb=0.01))
+    assert ask(engine, PROMPTS) == cold
+    assert engine.cache_stats.blocks["cpu"] == 0
+    assert engine.cache_stats.unwritten == {"no_room": SHARED}
+    go_on.set()
+    end = time.monotonic() + 10
+    while engine.cache_stats.blocks["cpu"] < SHARED:
+        assert time.monotonic() < end
+        assert ask(engine, PROMPTS) == cold
     engine.close()
 
 

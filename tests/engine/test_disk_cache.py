@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ import pytest
 
 from disk_parts import BLOCK, GREEDY, LateCopies, ask, disk_config, ids, records
 from greedy import save
-from millrace_worker.engine import tier_setup
+from millrace_worker.engine import disk_tier, tier_setup
+from millrace_worker.engine.disk_requests import TierLimits
 from millrace_worker.engine.engine import Engine
 from millrace_worker.engine.prefix_cache import ROOT, block_hash
 from millrace_worker.frames import AddSequence, SequenceParams
@@ -154,12 +157,25 @@ def test_another_engine_does_not_read_the_blocks(
     engine.close()
 
 
-def test_without_a_fingerprint_there_is_no_disk_cache(model: Path, stored: Path, tmp_path: Path) -> None:
+def test_a_directory_in_use_is_used_once_it_is_free(
+    model: Path, cold: list[list[int]], stored: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a new worker starts while the old one drains."""
+    monkeypatch.setattr(disk_tier, "TierLimits", partial(TierLimits, lock_seconds=0.02))
     in_use = Engine(disk_config(model, stored))
     engine = Engine(disk_config(model, stored))
-    ask(engine, PROMPTS[:1])
+    never = Engine(disk_config(model, stored))
+    assert ask(engine, PROMPTS[:1]) == cold[:1]
     assert engine.cache_stats.misses == {"closed": 1}
+    never.close()
     in_use.close()
+    end = time.monotonic() + 10
+    while engine.cache_stats.disk_blocks == 0:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    engine.reset_prefix_cache()
+    assert ask(engine, PROMPTS) == cold
+    assert engine.cache_stats.disk_hit_tokens == len(SYSTEM)
     engine.close()
 
 

@@ -147,6 +147,34 @@ def test_a_read_that_hangs_is_given_up_and_others_go_on_meanwhile(
     engine.close()
 
 
+def test_a_slow_disk_is_tried_with_a_few_blocks_for_no_longer_than_computing_takes(
+    model: Path, cold: list[list[int]], stored: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on, asked, plain = threading.Event(), [0], disk_tier.read_record
+
+    def slow(*arguments: object) -> None:
+        asked[0] += 1
+        go_on.wait(30)
+        plain(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(disk_tier, "read_record", slow)
+    engine = Engine(disk_config(model, stored))
+    costs = engine.scheduler.tier.costs  # type: ignore[attr-defined]
+    costs.bytes_per_second["disk"], costs.tokens_per_second = 1000.0, 10_000.0
+    for number in range(64):
+        engine.reset_prefix_cache()
+        costs.tokens_per_second = 10_000.0
+        assert ask(engine, PROMPTS[:1]) == cold[:1]
+        assert engine.cache_stats.loads == ({} if number < 63 else {"disk": 1})
+    assert 0 < asked[0] <= 8
+    assert engine.cache_stats.recomputes == {"disk": 63}
+    assert engine.cache_stats.misses == {"slower": 63, "deadline": 1}
+    # Nothing was to be expected of it, so it is not left alone for that.
+    assert engine.scheduler.tier._disk.may_read  # type: ignore[attr-defined]
+    go_on.set()
+    engine.close()
+
+
 def test_several_that_waited_for_a_dead_disk_are_one_reason_to_leave_it_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

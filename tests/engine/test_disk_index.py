@@ -8,8 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from millrace_worker.engine.disk_index import DiskIndex
-from millrace_worker.engine.fingerprint import Identity, NoFingerprint
+from millrace_worker.engine.disk_index import DirectoryInUse, DiskIndex
+from millrace_worker.engine.fingerprint import Identity
 from millrace_worker.engine.kv_record import on_disk
 
 IDENTITY = Identity(
@@ -133,7 +133,7 @@ def test_another_identity_finds_nothing_says_why_and_shares_the_cap(tmp_path: Pa
 
 def test_two_engines_do_not_share_a_directory(tmp_path: Path) -> None:
     index = DiskIndex(tmp_path, IDENTITY, 3 * SIZE)
-    with pytest.raises(NoFingerprint, match="in use by another worker"):
+    with pytest.raises(DirectoryInUse, match="in use by another worker"):
         DiskIndex(tmp_path, IDENTITY, 3 * SIZE)
     index.close()
     DiskIndex(tmp_path, IDENTITY, 3 * SIZE).close()

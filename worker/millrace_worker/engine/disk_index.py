@@ -22,13 +22,17 @@ from pathlib import Path
 
 import msgspec
 
-from .fingerprint import Identity, NoFingerprint
+from .fingerprint import Identity
 from .kv_record import on_disk
 
 _SUFFIX, _IDENTITY = ".kv", "identity.json"
 _NAME = re.compile(r"[0-9a-f]{64}\.kv")
 #: A block's time of use is written to its file when it is so much older, in nanoseconds.
 _STALE = 60 * 10**9
+
+
+class DirectoryInUse(Exception):
+    """Another process uses the directory."""
 
 
 class _Entry:
@@ -49,7 +53,7 @@ class DiskIndex:
     def __init__(self, directory: Path, identity: Identity, cap_bytes: int) -> None:
         """Lists what is in a directory, and deletes what a killed process left half written and what is over the cap.
 
-        Raises OSError, and NoFingerprint when another process uses the directory.
+        Raises OSError, and DirectoryInUse when another process uses the directory.
         """
         self.cap_bytes = cap_bytes
         self.fingerprint = identity.fingerprint
@@ -63,7 +67,7 @@ class DiskIndex:
             fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as e:
             self._lock_file.close()
-            raise NoFingerprint(f"{directory} is in use by another worker; give each its own directory") from e
+            raise DirectoryInUse(f"{directory} is in use by another worker; give each its own directory") from e
         #: By (fingerprint's directory, chain hash), the least recently used first.
         self._entries: OrderedDict[tuple[str, bytes], _Entry] = OrderedDict()
         self._used = self._last_stamp = 0

@@ -17,6 +17,8 @@ class TierLimits:
     read_seconds: float = 2.0
     #: The engine starts without the disk when it was not opened within this; it is used once it is open.
     open_seconds: float = 10.0
+    #: A directory that another process uses is asked for again after so long.
+    lock_seconds: float = 3.0
     #: For what is still to be written at the end.
     close_seconds: float = 3.0
     #: After a read was given up, nothing is read for so long; twice as long each further time, up to the second.

@@ -12,7 +12,7 @@ from pathlib import Path
 import structlog
 import torch
 
-from .disk_index import DiskIndex
+from .disk_index import DirectoryInUse, DiskIndex
 from .disk_requests import Reading, TierLimits, Writing
 from .fingerprint import Identity, NoFingerprint
 from .kv_record import BadRecord, BlockName, read_record, record_bytes, write_record
@@ -167,7 +167,8 @@ class DiskTier:
             self._to_write.put(None, timeout=self.limits.close_seconds)
         except queue.Full:
             return  # it hangs; so would everything else
-        self._writer.join(self.limits.close_seconds)
+        if self._opened.is_set():  # else it reads all weights, or waits for a directory that hangs
+            self._writer.join(self.limits.close_seconds)
         for _ in range(_READERS):
             self._to_read.put(None)
 
@@ -176,24 +177,14 @@ class DiskTier:
         try:
             # What is in here is as private as the prompts.
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            index = DiskIndex(self._directory, identity(), self._cap_bytes)
-            for number in range(_READERS):
-                threading.Thread(
-                    target=self._run_reader, args=(index,), name=f"kv-reader-{number}", daemon=True
-                ).start()
-            log.info(
-                "disk cache open",
-                directory=str(self._directory),
-                fingerprint=index.fingerprint.hex()[:16],
-                blocks=index.num_records,
-                bytes=index.used_bytes,
-                changed=index.changed,
-            )
+            index = self._lock_and_list(identity())
         except (NoFingerprint, OSError) as e:
             log.warning("no disk cache", reason=str(e))
         finally:
             self._index = index
             self._opened.set()
+        if index is not None:
+            self._start_readers(index)
         while (item := self._to_write.get()) is not None:
             if index is None:
                 continue
@@ -206,6 +197,35 @@ class DiskTier:
                 log.exception("a block of the disk cache was not written")
         if index is not None:
             index.close()
+
+    def _lock_and_list(self, identity: Identity) -> DiskIndex | None:
+        """The directory, once nobody else uses it; None when the engine ended before that."""
+        while True:
+            try:
+                return DiskIndex(self._directory, identity, self._cap_bytes)
+            except DirectoryInUse as e:
+                if not self._opened.is_set():
+                    log.warning("no disk cache for now; it is used once its directory is free", reason=str(e))
+                    self._opened.set()
+            try:
+                # Nothing but the end is asked of a tier that is not open.
+                self._to_write.get(timeout=self.limits.lock_seconds)
+                self._to_write.put(None)
+                return None
+            except queue.Empty:
+                continue
+
+    def _start_readers(self, index: DiskIndex) -> None:
+        for number in range(_READERS):
+            threading.Thread(target=self._run_reader, args=(index,), name=f"kv-reader-{number}", daemon=True).start()
+        log.info(
+            "disk cache open",
+            directory=str(self._directory),
+            fingerprint=index.fingerprint.hex()[:16],
+            blocks=index.num_records,
+            bytes=index.used_bytes,
+            changed=index.changed,
+        )
 
     def _write(self, index: DiskIndex, writing: Writing) -> None:
         wrote = 0

@@ -15,6 +15,8 @@ log = structlog.get_logger()
 
 #: Pinning stops the driver's other calls for a while, so it is done in pieces of about so many bytes.
 _PIECE_BYTES = 256 * 2**20
+#: What is pinned stays mapped until the process ends: the driver must not be left with pages that are gone.
+_PINNED: list[torch.Tensor] = []
 
 
 class HostArena:
@@ -84,6 +86,7 @@ class HostArena:
         if self._pin is not None:
             piece.zero_()  # the pages are had here, not while the driver is kept
             self._pin(piece)
+            _PINNED.append(piece)
         return piece.view(count, self.block_bytes)
 
 

@@ -49,12 +49,6 @@ class HostTier:
         """Blocks that may be read at once: any number, there is no buffer to be filled."""
         return self._slots.num_blocks
 
-    @property
-    def room(self) -> int:
-        """Slots that can be taken."""
-        guarded = sum(self._slots.references(slot) == 1 for slot in self._guarded.values())
-        return self._slots.num_free + guarded
-
     def start(self) -> None:
         """Begins to take memory; see HostArena.start."""
         self._arena.start()

@@ -87,14 +87,16 @@ class Keeping:
     def is_leaving(self, chain_hash: bytes) -> bool:
         return chain_hash in self._hashes
 
-    def keep(self, seq: Sequence, numbers: list[int]) -> None:
-        """Wants these blocks of a running sequence kept in every tier that has not got them."""
+    def keep(self, seq: Sequence, numbers: list[int]) -> bool:
+        """Wants these blocks of a running sequence kept in every tier that has not got them; whether all have."""
         host, hashes = self._host, seq.block_hashes
         disk = self._disk if self._disk is not None and self._disk.index is not None else None
         if disk is None and host is None:
-            return
+            return False
         to_disk = [] if disk is None else [i for i in numbers if not disk.has_or_will(hashes[i])]
         to_host = numbers if host is None else [i for i in numbers if not host.has(hashes[i])]
+        if not to_disk and not (to_host if host is not None else ()):
+            return disk is not None or self._disk is None
         to_disk = [i for i in to_disk if hashes[i] not in self._hashes]
         to_disk = to_disk[: self._room(disk, len(to_disk))]
         to_host = [i for i in to_host if hashes[i] not in self._hashes]
@@ -106,6 +108,7 @@ class Keeping:
         group = max(1, _GROUP_BYTES // self._copies.block_bytes)
         for start in range(0, len(to_host), group):
             self._want(seq, to_host[start : start + group], on_disk)
+        return False
 
     def flush(self, *, all_of_it: bool = False) -> None:
         """Begins to copy out what is wanted: as much as the time since the last call allows, or all."""

@@ -42,6 +42,11 @@ class Swaps:
         yield from (swap.slots for swap in self._leaving)
         yield from self._held.values()
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether something is being copied."""
+        return bool(self._leaving)
+
     def is_leaving(self, chain_hash: bytes) -> bool:
         return chain_hash in self._hashes
 

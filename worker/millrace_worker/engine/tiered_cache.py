@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections import Counter
 from collections.abc import Iterable
 from itertools import chain
@@ -28,6 +30,10 @@ from .swaps import Swaps
 
 #: Blocks are kept once they were seen so often: a prompt that comes once is not.
 _SIGHTINGS = 2
+#: A beginning of prompts that is in all tiers is looked at no more often than this, in seconds; so many are remembered.
+_LATELY, _MOST_USED = 0.5, 1024
+#: Seconds after which a copy is looked at again while there is nothing else to do.
+_GLANCE = 0.0002
 
 
 class TieredCache:
@@ -67,6 +73,8 @@ class TieredCache:
         self._swaps = None if host is None else Swaps(copies, host, self.costs, block_size)
         #: How many blocks a waiting sequence had when it was last looked up, by seq_id: not twice for the same.
         self._looked_up: dict[int, int] = {}
+        #: When beginnings of prompts, by the last block's hash, were found in all tiers.
+        self._used: dict[bytes, float] = {}
 
     @property
     def held(self) -> Iterable[list[int]]:
@@ -154,8 +162,11 @@ class TieredCache:
         self._hit_tokens.update(found)
         self._hit_tokens["gpu"] += cached - sum(found.values())
         counts = self._sketch.add(hashes)
-        self._keeping.keep(seq, np.flatnonzero(counts[:num_hits] >= _SIGHTINGS).tolist())
-        self._touch(hashes)
+        if not self._was_used_lately(hashes[:num_hits]):
+            worth = np.flatnonzero(counts[:num_hits] >= _SIGHTINGS).tolist()
+            if self._keeping.keep(seq, worth) and num_hits and len(worth) == num_hits:
+                self._used[hashes[:num_hits][-1]] = time.monotonic()
+            self._touch(hashes)
         return found
 
     def computed(self, seq: Sequence, first: int, end: int) -> None:
@@ -198,7 +209,9 @@ class TieredCache:
         self._loads.take_copies()
 
     def wait(self, seconds: float) -> None:
-        if self.s3.is_busy and not self._loads.is_busy:
+        if self._swaps is not None and self._swaps.is_busy:
+            time.sleep(min(seconds, _GLANCE))
+        elif self.s3.is_busy and not self._loads.is_busy:
             self.s3.wait(seconds)
         else:
             self._loads.wait(seconds)
@@ -224,6 +237,14 @@ class TieredCache:
     def _poll_swaps(self) -> None:
         if self._swaps is not None:
             self._swaps.poll()
+
+    def _was_used_lately(self, found: list[bytes]) -> bool:
+        """Whether these blocks were all kept and used a moment ago: of a busy prompt nothing is to be done then."""
+        if not found:
+            return False
+        if len(self._used) > _MOST_USED:
+            self._used.clear()
+        return time.monotonic() - self._used.get(found[-1], -math.inf) < _LATELY
 
     def _touch(self, hashes: list[bytes]) -> None:
         if not hashes:
