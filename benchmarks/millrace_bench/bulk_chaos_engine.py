@@ -14,7 +14,7 @@ import time
 import msgspec
 
 from millrace_worker.config import EngineConfig
-from millrace_worker.frames import AddSequence, Load, Ready, StepOutput, pack, unpack_to_engine
+from millrace_worker.frames import AddSequence, Load, Ready, Started, StepOutput, pack, unpack_to_engine
 
 #: Tokens of every answer, and steps in which it is made.
 TOKENS, STEPS = 12, 3
@@ -60,7 +60,7 @@ class EchoEngine:
             seq_id = next(iter(self._waiting))
             sequence = self._waiting.pop(seq_id)
             self._running[seq_id] = sequence, len(sequence.generated)
-            started.append((seq_id, 0))
+            started.append(Started(seq_id, 0))
         time.sleep(self._seconds)
         tokens, finished = [], []
         for seq_id, (sequence, made) in list(self._running.items()):

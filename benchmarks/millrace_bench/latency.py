@@ -92,8 +92,8 @@ def drive(engine: Engine, coming: list[Arrival], temperature: float) -> list[Tim
         if output.refused:
             raise ValueError(f"request {output.refused[0].seq_id} was refused: {output.refused[0].message}")
         now = time.perf_counter() - start
-        for seq_id, cached in output.started:
-            timelines[seq_id].cached = cached
+        for started in output.started:
+            timelines[started.seq_id].cached = started.cached
         for seq_id, tokens in output.tokens:
             timelines[seq_id].add(now, len(tokens))
     for number, timeline in enumerate(timelines):

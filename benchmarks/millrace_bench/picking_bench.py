@@ -89,8 +89,8 @@ class _Simulation:
             step = scheduler.schedule(self._now)
             if step is None:
                 raise RuntimeError(f"{traffic.blocks} blocks are too few for a job")
-            for seq_id, _ in scheduler.started:
-                self._longest_wait = max(self._longest_wait, self._now - self._given.pop(seq_id))
+            for started in scheduler.started:
+                self._longest_wait = max(self._longest_wait, self._now - self._given.pop(started.seq_id))
             scheduler.started.clear()
             self._count(step)
             scheduler.complete(step, [7] * len(step.sampling))

@@ -170,7 +170,7 @@ def _run(engine: Engine, jobs: list[Job], temperature: float) -> _Run:
         shared_tokens += output.shared_saved
         if output.refused:
             raise _NotMeasuredError(f"it was refused: {output.refused[0].message}")
-        cached += sum(count for _, count in output.started)
+        cached += sum(started.cached for started in output.started)
         if waiting:
             waiting.difference_update(seq_id for seq_id, _ in output.tokens)
             began = 0.0 if waiting else time.perf_counter()
@@ -202,7 +202,7 @@ def _first_token(engine: Engine, job: Job, temperature: float) -> tuple[float, i
     engine.add(AddSequence(0, job.prompt, [], _params(job, temperature, 0)))
     while engine.has_work:
         output = engine.step()
-        cached += sum(count for _, count in output.started)
+        cached += sum(started.cached for started in output.started)
         if output.tokens:
             seconds = time.perf_counter() - start
     return seconds, cached

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from millrace_bench.queue_peers.program import first_job
 from millrace_worker.engine.link import FrontLink
-from millrace_worker.frames import AddSequence, Load, Ready, StepOutput, pack
+from millrace_worker.frames import AddSequence, Load, Ready, Started, StepOutput, pack
 
 MAX_MODEL_LEN, VOCABULARY = 4096, 256
 _BLOCK, _BLOCKS = 16, 65_536
@@ -37,7 +37,7 @@ def serve(link: FrontLink) -> None:
                     step=steps,
                     tokens=[(sequence.seq_id, sequence.prompt) for sequence in added],
                     finished=[(sequence.seq_id, "length") for sequence in added],
-                    started=[(sequence.seq_id, 0) for sequence in added],
+                    started=[Started(sequence.seq_id, 0) for sequence in added],
                     load=Load(free_blocks=_BLOCKS, total_blocks=_BLOCKS),
                     sequences=len(added),
                     batched_tokens=sum(len(sequence.prompt) for sequence in added),

@@ -74,7 +74,7 @@ def run(engine: Engine, jobs: list[Job], temperature: float) -> Throughput:
         if output.refused:
             raise ValueError(f"request {output.refused[0].seq_id} was refused: {output.refused[0].message}")
         outputs += sum(len(tokens) for _, tokens in output.tokens)
-        cached += sum(count for _, count in output.started)
+        cached += sum(started.cached for started in output.started)
         allocated += output.load.allocated_slots
         used += output.load.used_slots
         launched += output.sequences > 0

@@ -37,6 +37,8 @@ NUMBERS = frozenset(
     )
 ) | {"attempts", "lines", "failed", "lines/s", "left", "tokens/s"}
 
+#: Of the prefix cache, from the fastest.
+_TIERS = ("gpu", "cpu", "disk", "s3")
 _UNITS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"))
 _REPLACEMENT = "\ufffd"
 
@@ -73,6 +75,16 @@ def sharing_of(workers: Iterable[WorkerInfo]) -> str:
     grouped = sum(worker.shared_steps for worker in workers) / steps if steps else None
     words = f"{cached:.0%} of prompt tokens came from the prefix cache"
     return words if grouped is None else f"{words}, {grouped:.0%} of steps were grouped"
+
+
+def tiers_of(workers: Iterable[WorkerInfo]) -> str:
+    """What of these workers' prompts each tier of the cache had; "" where only the first one had anything."""
+    workers = list(workers)
+    hits = {tier: sum(worker.cached_by_tier.get(tier, 0) for worker in workers) for tier in _TIERS}
+    if not any(hits[tier] for tier in _TIERS[1:]):
+        return ""
+    prompts = sum(worker.prompt_tokens for worker in workers)
+    return "by tier: " + ", ".join(f"{tier} {tokens / prompts:.1%}" for tier, tokens in hits.items() if tokens)
 
 
 def _worker(worker: WorkerInfo, now: float, rate: float | None) -> list[str]:

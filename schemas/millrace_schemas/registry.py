@@ -42,6 +42,8 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     #: Tokens of the prompts that the engine began, and how many of them the prefix cache had.
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    #: The latter by tier of the cache.
+    cached_by_tier: dict[str, int] = {}
     #: Of the engine, and those in which attention read KV blocks once for several sequences.
     steps: int = 0
     shared_steps: int = 0

@@ -31,12 +31,34 @@ class Choice(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     logprobs: tuple[TokenLogprob, ...] | None = None
 
 
+#: The tier that a worker has without any configuration.
+_DEVICE = "gpu"
+
+
 class Usage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Token counts, as OpenAI's usage. `cached_tokens` of the prompt came from the prefix cache."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    #: `cached_by_tier` as it is written: only where a tier below the device's memory had some, because releases
+    #: before this field refuse it.
+    tiers: dict[str, int] | msgspec.UnsetType = msgspec.field(default=msgspec.UNSET, name="cached_by_tier")
+
+    @classmethod
+    def of(cls, prompt_tokens: int, completion_tokens: int, cached_tokens: int, by_tier: dict[str, int]) -> Usage:
+        """`by_tier`: what of `cached_tokens` each tier had."""
+        has_lower = any(tier != _DEVICE for tier in by_tier)
+        return cls(prompt_tokens, completion_tokens, cached_tokens, by_tier if has_lower else msgspec.UNSET)
+
+    @property
+    def cached_by_tier(self) -> dict[str, int]:
+        """`cached_tokens` by the tier of the cache that had them: "gpu" (the device's memory, be it a CPU's), "cpu"
+        (host memory), "disk", "s3". Only those that had some.
+        """
+        if isinstance(self.tiers, dict):
+            return self.tiers
+        return {_DEVICE: self.cached_tokens} if self.cached_tokens else {}
 
     @property
     def total_tokens(self) -> int:

@@ -37,7 +37,8 @@ def test_figures_agree_with_results(redis_url: str, tmp_path: Path) -> None:
     log = tmp_path / "log"
     command = [*(sys.executable, "-m", "millrace_worker"), "--redis-url", redis_url, "--device", "cpu"]
     with log.open("wb") as out:
-        worker = subprocess.Popen([*command, "--metrics-port", "0", "--log-format", "json"], stderr=out)
+        flags = ("--metrics-port", "0", "--log-format", "json", "--cpu-cache-gb", "0.05")
+        worker = subprocess.Popen([*command, *flags], stderr=out)
     try:
         limit = time.monotonic() + 60
         while '"event": "serving"' not in log.read_text():
@@ -53,7 +54,9 @@ def test_figures_agree_with_results(redis_url: str, tmp_path: Path) -> None:
             results += [job.result(timeout=60) for job in client.submit_many(requests(16)[1:])]
         page = scrape(url)
         # A result can be read a moment before its worker knows that it is written.
-        while page.value("millrace_jobs_finished_total") < 16:
+        while page.value("millrace_jobs_finished_total") < 16 or not page.value(
+            "millrace_prefix_cache_hit_ceiling_ratio"
+        ):
             assert time.monotonic() < limit
             page = scrape(url)
     finally:
@@ -64,6 +67,11 @@ def test_figures_agree_with_results(redis_url: str, tmp_path: Path) -> None:
     assert page.value("millrace_generation_tokens_total") == sum(u.completion_tokens for u in usage) == 16 * 12
     assert page.value("millrace_prompt_tokens_total") == sum(u.prompt_tokens for u in usage)
     assert page.value("millrace_prefix_cache_hits_total") == sum(u.cached_tokens for u in usage) > 0
+    assert page.value("millrace_prefix_cache_tier_hits_total") == page.value("millrace_prefix_cache_hits_total")
+    # What came again was copied to host memory.
+    assert page.value("millrace_prefix_cache_blocks", tier="cpu") > 0
+    assert page.value("millrace_prefix_cache_bytes", tier="gpu") > 0
+    assert 0.5 < page.value("millrace_prefix_cache_hit_ceiling_ratio") < 1
     # Each step's tokens were some sequence's, and each token that was not cached was computed, but for the last ones.
     steps = page.value("millrace_step_seconds_count")
     assert steps == page.value("millrace_batch_size_count") >= 12

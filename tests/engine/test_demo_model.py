@@ -49,7 +49,7 @@ def test_greedy_ids_equal_those_of_transformers(
             engine.add(AddSequence(i, prompts[i], [], params))
         added = min(added + a_step, len(prompts))
         output = engine.step()
-        cached += sum(count for _, count in output.started)
+        cached += sum(started.cached for started in output.started)
         for seq_id, tokens in output.tokens:
             answers[seq_id] += tokens
     assert answers == wanted

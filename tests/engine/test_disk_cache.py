@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ import pytest
 
 from disk_parts import BLOCK, GREEDY, LateCopies, ask, disk_config, ids, records
 from greedy import save
-from millrace_worker.engine import disk_setup
+from millrace_worker.engine import disk_tier, tier_setup
+from millrace_worker.engine.disk_requests import TierLimits
 from millrace_worker.engine.engine import Engine
 from millrace_worker.engine.prefix_cache import ROOT, block_hash
 from millrace_worker.frames import AddSequence, SequenceParams
@@ -62,7 +65,7 @@ def test_answers_after_a_restart_are_those_computed_cold(
     assert ask(engine, PROMPTS) == cold
     stats = engine.cache_stats
     # The first one's are read; the others find them in the pool.
-    assert (stats.loads, stats.disk_hit_tokens, stats.read_blocks) == (1, len(SYSTEM), SHARED)
+    assert (stats.loads, stats.disk_hit_tokens, stats.read_blocks) == ({"disk": 1}, len(SYSTEM), SHARED)
     assert stats.gpu_hit_tokens == len(SYSTEM) * 4
     engine.close()
 
@@ -154,22 +157,35 @@ def test_another_engine_does_not_read_the_blocks(
     engine.close()
 
 
-def test_without_a_fingerprint_there_is_no_disk_cache(model: Path, stored: Path, tmp_path: Path) -> None:
+def test_a_directory_in_use_is_used_once_it_is_free(
+    model: Path, cold: list[list[int]], stored: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a new worker starts while the old one drains."""
+    monkeypatch.setattr(disk_tier, "TierLimits", partial(TierLimits, lock_seconds=0.02))
     in_use = Engine(disk_config(model, stored))
     engine = Engine(disk_config(model, stored))
-    ask(engine, PROMPTS[:1])
+    never = Engine(disk_config(model, stored))
+    assert ask(engine, PROMPTS[:1]) == cold[:1]
     assert engine.cache_stats.misses == {"closed": 1}
+    never.close()
     in_use.close()
+    end = time.monotonic() + 10
+    while engine.cache_stats.disk_blocks == 0:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    engine.reset_prefix_cache()
+    assert ask(engine, PROMPTS) == cold
+    assert engine.cache_stats.disk_hit_tokens == len(SYSTEM)
     engine.close()
 
 
 def test_what_is_slower_to_read_than_to_compute_is_computed(model: Path, cold: list[list[int]], stored: Path) -> None:
     engine = Engine(disk_config(model, stored))
     costs = engine.scheduler.tier.costs  # type: ignore[union-attr]
-    costs.bytes_per_second, costs.tokens_per_second = 1000.0, 1000.0
+    costs.bytes_per_second["disk"], costs.tokens_per_second = 1000.0, 1000.0
     assert ask(engine, PROMPTS) == cold
     stats = engine.cache_stats
-    assert (stats.loads, stats.recomputes, stats.disk_hit_tokens) == (0, 1, 0)
+    assert (stats.loads, stats.recomputes, stats.disk_hit_tokens) == ({}, {"disk": 1}, 0)
     assert stats.misses["slower"] == 1
     engine.close()
 
@@ -193,7 +209,7 @@ def test_late_copies_and_a_small_pool_change_no_answer(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, overlap: bool
 ) -> None:
     """Copies that end whenever they like, as on a GPU, beside preemption, aborts and restarts."""
-    monkeypatch.setattr(disk_setup, "BlockCopies", LateCopies)
+    monkeypatch.setattr(tier_setup, "BlockCopies", LateCopies)
     draw = random.Random(seed)
     heads = [ids(draw.randrange(8, 60), 100 + n) for n in range(4)]
     prompts = [[*draw.choice(heads), *ids(draw.randrange(1, 30), 200 + n)] for n in range(40)]

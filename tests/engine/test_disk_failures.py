@@ -7,14 +7,13 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from disk_parts import BLOCK, GREEDY, ask, disk_config, ids, records
+from disk_parts import BLOCK, GREEDY, ask, disk_config, ids, records, taken
 from greedy import save
 from millrace_worker.engine import disk_tier
 from millrace_worker.engine.disk_requests import Reading, TierLimits
@@ -53,42 +52,21 @@ def hurry(monkeypatch: pytest.MonkeyPatch, **seconds: float) -> None:
     monkeypatch.setattr(disk_tier, "TierLimits", partial(TierLimits, **seconds))
 
 
-def listed(directory: Path) -> dict[tuple[str, int], int]:
-    """Bytes on the disk of each record, half-written ones included, by name and inode."""
-    found: dict[tuple[str, int], int] = {}
-    for folder, _, files in os.walk(directory):
-        for name in files:
-            if ".kv" in name or ".tmp" in name:
-                with suppress(FileNotFoundError):
-                    state = os.stat(os.path.join(folder, name))
-                    found[name.partition(".")[0], state.st_ino] = state.st_blocks * 512
-    return found
-
-
-def taken(directory: Path) -> int:
-    """Bytes at one moment, at the least: a listing takes a while, but what two of them have was there in between."""
-    before, after = listed(directory), listed(directory)
-    return sum(min(size, after.get(record, 0)) for record, size in before.items())
-
-
-def test_the_cap_holds_at_all_times(model: Path, tmp_path: Path) -> None:
+def test_the_cap_holds_at_all_times(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cap = 60 * 8192
+    most = [0]
+
+    def write(*arguments: object) -> None:
+        write_record(*arguments)  # type: ignore[arg-type]
+        most[0] = max(most[0], taken(tmp_path))  # in the one thread that writes and deletes
+
+    monkeypatch.setattr(disk_tier, "write_record", write)
     engine = Engine(disk_config(model, tmp_path, disk_cache_gb=cap / 1e9))
-    most, ended = [0], threading.Event()
-
-    def watch() -> None:
-        while not ended.is_set():
-            most[0] = max(most[0], taken(tmp_path))
-
-    thread = threading.Thread(target=watch)
-    thread.start()
     for _ in range(2):
         ask(engine, MANY)
     engine.close()
-    ended.set()
-    thread.join()
-    assert 0 < taken(tmp_path) <= cap
     assert 0 < most[0] <= cap
+    assert 0 < taken(tmp_path) <= cap
     assert engine.cache_stats.written_blocks > engine.cache_stats.disk_blocks
     assert engine.cache_stats.disk_bytes <= cap
 
@@ -155,7 +133,7 @@ def test_a_read_that_hangs_is_given_up_and_others_go_on_meanwhile(
     assert finished == [1, 0]
     assert answers[0] == cold[0]
     assert engine.cache_stats.misses == {"deadline": 1, "absent": 1}
-    assert engine.scheduler.tier.costs.bytes_per_second is not None  # type: ignore[attr-defined]
+    assert "disk" in engine.scheduler.tier.costs.bytes_per_second  # type: ignore[attr-defined]
     # For a while nobody waits for this disk again.
     engine.reset_prefix_cache()
     assert ask(engine, PROMPTS) == cold
@@ -166,6 +144,34 @@ def test_a_read_that_hangs_is_given_up_and_others_go_on_meanwhile(
             os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
         except OSError:
             continue  # nobody reads it
+    engine.close()
+
+
+def test_a_slow_disk_is_tried_with_a_few_blocks_for_no_longer_than_computing_takes(
+    model: Path, cold: list[list[int]], stored: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on, asked, plain = threading.Event(), [0], disk_tier.read_record
+
+    def slow(*arguments: object) -> None:
+        asked[0] += 1
+        go_on.wait(30)
+        plain(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(disk_tier, "read_record", slow)
+    engine = Engine(disk_config(model, stored))
+    costs = engine.scheduler.tier.costs  # type: ignore[attr-defined]
+    costs.bytes_per_second["disk"], costs.tokens_per_second = 1000.0, 10_000.0
+    for number in range(64):
+        engine.reset_prefix_cache()
+        costs.tokens_per_second = 10_000.0
+        assert ask(engine, PROMPTS[:1]) == cold[:1]
+        assert engine.cache_stats.loads == ({} if number < 63 else {"disk": 1})
+    assert 0 < asked[0] <= 8
+    assert engine.cache_stats.recomputes == {"disk": 63}
+    assert engine.cache_stats.misses == {"slower": 63, "deadline": 1}
+    # Nothing was to be expected of it, so it is not left alone for that.
+    assert engine.scheduler.tier._disk.may_read  # type: ignore[attr-defined]
+    go_on.set()
     engine.close()
 
 

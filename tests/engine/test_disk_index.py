@@ -8,8 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from millrace_worker.engine.disk_index import DiskIndex
-from millrace_worker.engine.fingerprint import Identity, NoFingerprint
+from millrace_worker.engine.disk_index import DirectoryInUse, DiskIndex
+from millrace_worker.engine.fingerprint import Identity
 from millrace_worker.engine.kv_record import on_disk
 
 IDENTITY = Identity(
@@ -80,6 +80,16 @@ def test_a_cap_that_was_lowered_holds_from_the_start(tmp_path: Path) -> None:
     index.close()
 
 
+def test_a_record_that_is_written_over_counts_once(tmp_path: Path) -> None:
+    index = DiskIndex(tmp_path, IDENTITY, 9 * SIZE)
+    put(index, 1)
+    put(index, 1)
+    assert index.used_bytes == SIZE
+    index.remove(name(1))
+    assert index.used_bytes == 0
+    index.close()
+
+
 def test_a_chain_does_not_drop_its_own_heads(tmp_path: Path) -> None:
     index = DiskIndex(tmp_path, IDENTITY, 3 * SIZE)
     assert put(index, 1, 2, 3, keep=(1, 2, 3, 4))
@@ -123,7 +133,7 @@ def test_another_identity_finds_nothing_says_why_and_shares_the_cap(tmp_path: Pa
 
 def test_two_engines_do_not_share_a_directory(tmp_path: Path) -> None:
     index = DiskIndex(tmp_path, IDENTITY, 3 * SIZE)
-    with pytest.raises(NoFingerprint, match="in use by another worker"):
+    with pytest.raises(DirectoryInUse, match="in use by another worker"):
         DiskIndex(tmp_path, IDENTITY, 3 * SIZE)
     index.close()
     DiskIndex(tmp_path, IDENTITY, 3 * SIZE).close()

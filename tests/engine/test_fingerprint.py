@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -104,3 +106,20 @@ def test_dummy_weights_count_by_seed_shapes_and_device() -> None:
     ]
     assert len({plain, *others}) == 4
     assert dummy_digest(dict(shapes), 0, "cpu") == plain
+
+
+def test_a_process_that_ends_does_not_wait_for_the_weights_to_be_read(tmp_path: Path) -> None:
+    directory = save("llama3-untied", tmp_path)
+    code = f"""
+import threading, time
+from pathlib import Path
+from millrace_worker.engine import fingerprint
+reading = threading.Event()
+def hang(file):
+    reading.set()
+    time.sleep(60)
+fingerprint._hash_file = hang
+threading.Thread(target=fingerprint.weights_digest, args=(Path({str(directory)!r}), Path("notes")), daemon=True).start()
+assert reading.wait(30)
+"""
+    subprocess.run([sys.executable, "-c", code], timeout=50, check=True, cwd=tmp_path)

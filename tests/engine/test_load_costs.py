@@ -9,26 +9,23 @@ from millrace_worker.engine.load_costs import LoadCosts
 
 
 def learnt() -> LoadCosts:
-    """A disk of 1 MB/s and a device of 1,000 tokens/s."""
+    """A disk of 1 MB/s, a link of 10 MB/s and a device of 1,000 tokens/s."""
     costs = LoadCosts()
     for _ in range(50):
-        costs.observe_read(500_000, 0.5)
+        costs.observe_read("disk", 500_000, 0.5)
+        costs.observe_read("cpu", 500_000, 0.05)
         costs.observe_step(500, 20, 0.5)
     return costs
 
 
-def test_until_both_are_known_reading_is_tried() -> None:
+def test_nothing_is_known_before_it_was_seen() -> None:
     costs = LoadCosts()
-    assert costs.worth_loading(10**12, 10**12, 1)
-    costs.observe_read(1, 1.0)
-    assert costs.worth_loading(10**12, 10**12, 1)
-
-
-def test_the_quicker_one_is_chosen_and_the_queue_counts() -> None:
+    assert costs.read_seconds("disk", 1) is None
+    assert costs.recompute_seconds(1) is None
     costs = learnt()
-    assert costs.worth_loading(90_000, 0, 100)
-    assert not costs.worth_loading(110_000, 0, 100)
-    assert not costs.worth_loading(90_000, 20_000, 100)
+    assert costs.read_seconds("disk", 2 * 10**6) == 2.0
+    assert costs.read_seconds("cpu", 2 * 10**6) == 0.2
+    assert costs.recompute_seconds(100) == 0.1
 
 
 def test_steps_that_say_little_about_prompts_are_left_out() -> None:
@@ -38,15 +35,12 @@ def test_steps_that_say_little_about_prompts_are_left_out() -> None:
     assert costs.tokens_per_second == 1000.0
 
 
-def test_a_disk_that_was_slow_is_tried_again_and_believed() -> None:
+def test_a_tier_that_was_slow_is_tried_again_once_in_a_while() -> None:
     costs = learnt()
-    tried = 0
-    for _ in range(1000):
-        if costs.worth_loading(10**6, 0, 100):
-            tried += 1
-            costs.observe_read(10**6, 0.001)
-    assert tried > 900
-    assert learnt().load_seconds(10**6, 10**6) == 2.0
+    tried = [costs.refuse("disk") for _ in range(640)]
+    assert sum(tried) == 10
+    assert not any(tried[:60])
+    assert not costs.refuse("s3")
 
 
 def names(count: int, seed: int = 0) -> list[bytes]:

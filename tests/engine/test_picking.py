@@ -45,7 +45,7 @@ def order_of_starts(scheduler: Scheduler, model: FakeModel | None = None) -> lis
     while scheduler.has_work:
         now += 0.01
         step = scheduler.schedule(now)
-        order += [seq_id for seq_id, _ in scheduler.started]
+        order += [started.seq_id for started in scheduler.started]
         scheduler.started.clear()
         assert step is not None
         scheduler.complete(step, model.run(step))
@@ -111,7 +111,7 @@ def test_nobody_is_passed_over_for_longer_than_the_wait() -> None:
     for number in range(2, 200):
         scheduler.add(job(number, "A", 2))
         step = scheduler.schedule(now)
-        started |= {seq_id: now for seq_id, _ in scheduler.started}
+        started |= {one.seq_id: now for one in scheduler.started}
         scheduler.started.clear()
         assert step is not None
         scheduler.complete(step, [7] * len(step.sampling))
@@ -209,7 +209,7 @@ def test_random_jobs_all_end_and_nobody_waits_for_too_long(seed: int, overlap: b
         for seq in new:
             if seq.rank == 0:
                 order.drop(seq)
-        for seq_id, _ in scheduler.started:
+        for seq_id in [started.seq_id for started in scheduler.started]:
             if seqs[seq_id].rank:
                 order.start(seqs[seq_id], now)
         scheduler.started.clear()
@@ -236,7 +236,7 @@ def test_of_many_prefixes_each_has_its_turn_in_time() -> None:
         order.add(seq)
     while scheduler.has_work:
         step = scheduler.schedule(now)
-        for seq_id, _ in scheduler.started:
+        for seq_id in [started.seq_id for started in scheduler.started]:
             order.start(seqs[seq_id], now)
         scheduler.started.clear()
         order.look(now)

@@ -13,7 +13,7 @@ from millrace_worker.engine.block_pool import BlockPool
 from millrace_worker.engine.lower_tier import NoLowerTier
 from millrace_worker.engine.pins import _PAUSE
 from millrace_worker.engine.sequence import Sequence
-from millrace_worker.frames import PinState
+from millrace_worker.frames import PinState, Started
 from pin_parts import BLOCK, BLOCK_BYTES, PinLoop, pinned
 
 
@@ -266,7 +266,7 @@ def test_a_job_has_the_row_that_an_own_sequence_holds_at_once() -> None:
     loop.pin(pinned("a", SYSTEM))
     loop.step()
     loop.ask(1, ids(3, 2), 3, priority=1)
-    assert loop.step().started == [(1, 0)]
+    assert loop.step().started == [Started(1, 0)]
     loop.settle()
     assert (loop.states["a"].tier, loop.scheduler.num_preemptions) == ("gpu", 0)
     assert loop.scheduler.load().preemptions == 0
@@ -278,7 +278,7 @@ def test_an_own_sequence_that_always_gives_way_is_not_moved_up() -> None:
     for number in range(8):
         loop.step()
         loop.ask(number, ids(3, number), 1, priority=1)
-        assert loop.step().started == [(number, 0)]
+        assert loop.step().started == [Started(number, 0)]
     assert not loop.states["a"].tier
     loop.settle()
     assert loop.states["a"].tier == "gpu"

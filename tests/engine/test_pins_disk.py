@@ -89,7 +89,7 @@ def test_a_job_that_computes_a_pin_first_writes_it(model: Path, tmp_path: Path) 
 
 
 def test_other_prompts_do_not_push_a_pin_off_the_disk(model: Path, tmp_path: Path) -> None:
-    size = Engine(disk_config(model, tmp_path / "x")).scheduler.tier._tier.record_bytes  # type: ignore[union-attr]
+    size = Engine(disk_config(model, tmp_path / "x")).scheduler.tier._disk.record_bytes  # type: ignore[union-attr]
     cap = disk_config(model, tmp_path / "cache", disk_cache_gb=20 * size / 1e9)
     marked = msgspec.structs.replace(GREEDY, marked=True)
     engine = Engine(cap)
@@ -108,7 +108,7 @@ def test_other_prompts_do_not_push_a_pin_off_the_disk(model: Path, tmp_path: Pat
 
 def test_what_the_disk_does_not_take_at_once_is_offered_again(model: Path, tmp_path: Path) -> None:
     engine = Engine(disk_config(model, tmp_path))
-    tier, now = engine.scheduler.tier._tier, 0.0  # type: ignore[union-attr]
+    tier, now = engine.scheduler.tier._disk, 0.0  # type: ignore[union-attr]
     tier.limits = TierLimits(most_written_bytes=4 * tier.record_bytes)
     engine.scheduler.pins._clock = lambda: now
     warm(engine)
@@ -223,7 +223,7 @@ class Pinning(EngineProcess):
         output = super()._frame()
         if isinstance(output, StepOutput):
             self.computed += output.batched_tokens
-            self.cached.update(output.started)
+            self.cached.update({started.seq_id: started.cached for started in output.started})
         return output
 
 

@@ -13,6 +13,7 @@ from millrace_worker.engine.filling import LEAST_COST
 from millrace_worker.engine.scheduler import _ALERT_STEPS, _MOST_PREEMPTIONS, Scheduler
 from millrace_worker.engine.sequence import SequenceState
 from millrace_worker.engine.step import SEQUENCE_COST, Step
+from millrace_worker.frames import Started
 
 
 def make(
@@ -94,7 +95,7 @@ def test_blocks_of_a_common_prefix_are_shared() -> None:
     assert first.block_table[:2] == second.block_table[:2] == [0, 1]
     assert second.block_table[2] not in first.block_table
     assert second.num_cached == 8
-    assert scheduler.started == [(1, 0), (2, 8)]
+    assert scheduler.started == [Started(1, 0), Started(2, 8, {"gpu": 8})]
 
 
 def test_the_last_token_of_a_fully_cached_prompt_is_computed_again() -> None:
@@ -116,7 +117,7 @@ def test_an_answer_is_found_once_its_sequence_has_ended(overlap: bool) -> None:
     # The last of the 15 tokens was never computed, so three blocks are full.
     scheduler.add(sequence(2, [*prompt(6), *answer(prompt(6), 9), 5], 2))
     run_all(scheduler, model, overlap=overlap)
-    assert scheduler.started == [(1, 0), (2, 12)]
+    assert scheduler.started == [Started(1, 0), Started(2, 12, {"gpu": 12})]
 
 
 @pytest.mark.parametrize("overlap", [False, True])
@@ -158,7 +159,7 @@ def test_without_prefix_caching_nothing_is_shared() -> None:
     for i in range(2):
         scheduler.add(sequence(i, prompt(12), 2))
         run_all(scheduler, model)
-    assert [cached for _, cached in scheduler.started] == [0, 0]
+    assert [started.cached for started in scheduler.started] == [0, 0]
 
 
 @pytest.mark.parametrize("overlap", [False, True])
@@ -571,7 +572,7 @@ def test_sequences_of_different_salts_share_no_blocks_and_do_not_wait_for_each_o
     assert [part.seq.seq_id for part in step.scheduled] == [0, 1, 2]
     scheduler.complete(step, model.run(step))
     run_step(scheduler, model)
-    assert dict(scheduler.started) == {0: 0, 1: 0, 2: 0, 3: 12}
+    assert {started.seq_id: started.cached for started in scheduler.started} == {0: 0, 1: 0, 2: 0, 3: 12}
     tables = {seq.seq_id: set(seq.block_table) for seq in scheduler.running}
     assert len(tables[1] & tables[3]) == 3
     for one, other in ((0, 1), (0, 2), (1, 2), (0, 3), (2, 3)):

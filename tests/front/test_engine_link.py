@@ -87,7 +87,7 @@ def test_what_comes_together_goes_in_one_frame() -> None:
             bench.add(seq_id, [seq_id])
         while not bench.frames:
             await asyncio.sleep(0.01)
-        assert [seq_id for seq_id, _ in bench.frames[0].started] == list(range(1, 9))
+        assert [started.seq_id for started in bench.frames[0].started] == list(range(1, 9))
         await bench.link.stop()
         await carrying
 

@@ -7,7 +7,7 @@ import asyncio
 from front_parts import READY, Wall, job_of
 from millrace_schemas import ErrorCode, JobState
 from millrace_worker.errors import EngineDied
-from millrace_worker.frames import Load, Refusal, StepOutput
+from millrace_worker.frames import Load, Refusal, Started, StepOutput
 from millrace_worker.front.job import Job
 from millrace_worker.front.outcome import Signature
 from millrace_worker.front.running import Running
@@ -124,11 +124,22 @@ def test_a_lost_lease_ends_without_a_word() -> None:
 
 def test_prompts_and_what_the_prefix_cache_had_of_them() -> None:
     async def body() -> None:
-        running, _ = bench()
+        running, wall = bench()
         job = job_of("a", prompt=(1, 2, 3, 4, 5))
         running.begin(job)
         assert job.seq_id is not None
-        running.on_step(StepOutput(1, started=[(job.seq_id, 4), (999, 7)]))
-        assert (running.totals.prompt_tokens, running.totals.cached_tokens) == (5, 4)
+        running.on_step(
+            StepOutput(
+                1,
+                started=[Started(job.seq_id, 4, {"gpu": 1, "cpu": 3}), Started(999, 7, {"gpu": 7})],
+                tokens=[(job.seq_id, [1])],
+                finished=[(job.seq_id, "length")],
+            )
+        )
+        totals = running.totals
+        assert (totals.prompt_tokens, totals.cached_tokens, totals.cached_by_tier) == (5, 4, {"gpu": 1, "cpu": 3})
+        await asyncio.sleep(0)
+        usage = wall.endings["a"].result.usage
+        assert (usage.cached_tokens, usage.cached_by_tier) == (4, {"gpu": 1, "cpu": 3})
 
     asyncio.run(body())

@@ -29,6 +29,7 @@ def test_an_answer(ai: openai.OpenAI, worker: FakeWorker) -> None:
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (10, 5, 15)
     assert answer.usage.prompt_tokens_details is not None
     assert answer.usage.prompt_tokens_details.cached_tokens == 8
+    assert answer.usage.prompt_tokens_details.cached_by_tier == {"gpu": 8}
     assert answer.id == f"chatcmpl-{worker.taken[0]}"
     assert answer._request_id == worker.taken[0]
 

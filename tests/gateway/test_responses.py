@@ -67,6 +67,7 @@ def test_a_response(ai: openai.OpenAI, worker: FakeWorker, stored: Stored) -> No
     assert answer.usage is not None
     assert (answer.usage.input_tokens, answer.usage.output_tokens, answer.usage.total_tokens) == (10, 5, 15)
     assert answer.usage.input_tokens_details.cached_tokens == 8
+    assert answer.usage.input_tokens_details.cached_by_tier == {"gpu": 8}
     assert answer.usage.output_tokens_details.reasoning_tokens == 0
     assert (answer.error, answer.incomplete_details, answer.instructions, answer.metadata) == (None, None, None, {})
     # What the types of the package require is there: it builds objects without looking.

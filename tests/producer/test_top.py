@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 import redis
@@ -18,7 +19,7 @@ from millrace import AsyncClient, Client, WorkerInfo
 from millrace.bulk.glance import Paces
 from millrace.embedded import EmbeddedRedis, free_port
 from millrace.overview import Overview, Throughput, read_overview
-from millrace.overview_rows import age, printable, sharing_of
+from millrace.overview_rows import age, printable, sharing_of, tiers_of
 from millrace_schemas import QueueKeys, encode, queue_of
 from millrace_schemas.batch import BatchError, BatchStatus
 from terminal import environment, in_terminal, read_until
@@ -32,7 +33,7 @@ def top(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment())
 
 
-def info(name: str = "w-1", model: str = "demo", **numbers: float | str) -> WorkerInfo:
+def info(name: str = "w-1", model: str = "demo", **numbers: Any) -> WorkerInfo:
     given = {"host": "h", "pid": 1, "device": "cpu", "started_at": 1.0, "beat_at": 100.0, **numbers}
     return WorkerInfo(name=name, model=model, **given)
 
@@ -45,8 +46,15 @@ def beat(raw: redis.Redis, worker: WorkerInfo) -> None:
 
 def test_once_fits_80_columns(redis_url: str, raw: redis.Redis) -> None:
     register(redis_url, _LONG)
-    numbers = {"running": 256, "waiting": 1024, "kv_usage": 0.97, "finished": 1234567, "output_tokens": 1234567890}
+    numbers: dict[str, Any] = {
+        "running": 256,
+        "waiting": 1024,
+        "kv_usage": 0.97,
+        "finished": 1234567,
+        "output_tokens": 1234567890,
+    }
     numbers |= {"prompt_tokens": 1000, "cached_tokens": 625, "steps": 400, "shared_steps": 339}
+    numbers["cached_by_tier"] = {"gpu": 525, "cpu": 100}
     beat(raw, info("gpu-host-0.example-12345-abcdef", _LONG, device="NVIDIA H200", beat_at=time.time(), **numbers))
     reason = "killed \x1b[31m3 [red]workers[/red] " + "and on " * 20
     raw.xadd(QueueKeys(queue_of(_LONG)).dead, {"code": "too_many_attempts", "reason": reason, "attempts": 3})
@@ -58,6 +66,7 @@ def test_once_fits_80_columns(redis_url: str, raw: redis.Redis) -> None:
     assert max(map(len, lines)) <= 80
     assert "1 worker" in lines
     assert "62% of prompt tokens came from the prefix cache, 85% of steps were grouped" in lines
+    assert "by tier: gpu 52.5%, cpu 10.0%" in lines
     for cell in ("1,200", "256", "1,024", "97%", "62%", "1,234,567", "1,234,567,890", "too_many_attempts", "[red]"):
         assert cell in done.stdout, cell
     assert "…" not in done.stdout
@@ -172,6 +181,13 @@ def test_sharing_is_that_of_all_workers_together() -> None:
     assert sharing_of([old]) == "99% of prompt tokens came from the prefix cache"
     new = info("w-2", prompt_tokens=300, cached_tokens=1, steps=8, shared_steps=2)
     assert sharing_of([old, new]) == "25% of prompt tokens came from the prefix cache, 25% of steps were grouped"
+
+
+def test_hits_are_told_by_tier_where_there_are_several() -> None:
+    first = info("w-1", prompt_tokens=600, cached_tokens=300, cached_by_tier={"gpu": 300})
+    assert tiers_of([]) == tiers_of([first]) == ""
+    other = info("w-2", prompt_tokens=400, cached_tokens=105, cached_by_tier={"gpu": 60, "disk": 5, "cpu": 40})
+    assert tiers_of([first, other]) == "by tier: gpu 36.0%, cpu 4.0%, disk 0.5%"
 
 
 def test_an_overview_is_of_all_queues(redis_url: str, raw: redis.Redis) -> None:

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs/operating.md").read_text()
 SOURCES = (
     "worker/millrace_worker/metrics.py",
+    "worker/millrace_worker/cache_metrics.py",
     "producer/millrace/gateway/metrics.py",
     "producer/millrace/gateway/metrics_batches.py",
 )

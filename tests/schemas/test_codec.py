@@ -41,11 +41,11 @@ def with_version(body: Any) -> bytes:
 
 
 def structs_in(fields: Any) -> Iterator[dict[str, Any]]:
-    """Every map in a decoded value that is a Struct's; metadata and logit_bias are maps of the user's."""
+    """Every map in a decoded value that is a Struct's; others are maps of names to values."""
     if isinstance(fields, dict):
         yield fields
     for part in fields.items() if isinstance(fields, dict) else enumerate(fields):
-        if isinstance(part[1], dict | list) and part[0] not in ("metadata", "logit_bias"):
+        if isinstance(part[1], dict | list) and part[0] not in ("metadata", "logit_bias", "cached_by_tier"):
             yield from structs_in(part[1])
 
 

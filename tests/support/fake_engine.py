@@ -27,6 +27,7 @@ from millrace_worker.frames import (
     PinState,
     Ready,
     Refusal,
+    Started,
     StartFailed,
     StepOutput,
     pack,
@@ -105,7 +106,7 @@ class Engine:
                 refused.append(Refusal(sequence.seq_id, "kv_capacity_exceeded", "never fits"))
                 continue
             self._sequences[sequence.seq_id] = (sequence, list(sequence.generated))
-            started.append((sequence.seq_id, self._cached(sequence)))
+            started.append(Started(sequence.seq_id, self._cached(sequence)))
         time.sleep(self._args.step)
         tokens, finished, logprobs = [], [], {}
         for seq_id, (sequence, generated) in list(self._sequences.items()):

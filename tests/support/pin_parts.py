@@ -97,13 +97,13 @@ class PinLoop(StepLoop):
         self.scheduler.check_integrity()
         held = {block for table in self.pins.held for block in table}
         assert len(held) <= self.pool.num_blocks // 4
-        told = [*output.tokens, *output.finished, *output.started]
+        told = [*output.tokens, *output.finished, *((started.seq_id, started) for started in output.started)]
         assert all(item[0] >= 0 for item in told), "the front hears of the engine's own sequences"
         if output.pins is not None:
             self.states = {state.pin_id: state for state in output.pins}
         for seq_id, tokens in output.tokens:
             self.answers.setdefault(seq_id, []).extend(tokens)
-        self.cached.update(output.started)
+        self.cached.update({started.seq_id: started.cached for started in output.started})
         return output
 
     def settle(self, steps: int = 10_000) -> None:

@@ -26,6 +26,11 @@ class S3Server:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def start(self) -> None:
         rclone = shutil.which("rclone") or str(Path(sys.executable).parent / "rclone")
         self._process = subprocess.Popen(

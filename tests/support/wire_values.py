@@ -62,7 +62,7 @@ RESULT = Result(
         Choice(0, "Grüße, 🌍", (5, 6, 2), FinishReason.STOP),
         Choice(1, "ü", (5,), FinishReason.LENGTH, (LOGPROB,)),
     ),
-    usage=Usage(10, 3, 8),
+    usage=Usage.of(10, 3, 8, {"gpu": 6, "disk": 2}),
     timings=Timings(0.25, 0.5, 1.75),
     attempts=2,
     worker="host-1",

@@ -46,10 +46,19 @@ def test_every_setting_can_come_from_the_environment_and_from_a_flag() -> None:
             value = {"max_model_len": 64, "max_num_seqs": 8, "kv_cache_memory_bytes": 4096, "metrics_port": 9400}.get(
                 field.name, field.default
             )
-            value = "s3://bucket/results" if field.name == "result_s3" else "text" if value is None else value
-            for config in (load({field.name: value}, {}), load({}, {f"MILLRACE_{field.name.upper()}": str(value)})):
+            is_place = field.name in ("result_s3", "s3_cache")
+            value = "s3://bucket/results" if is_place else "text" if value is None else value
+            # What it needs besides.
+            more = {"disk_cache_dir": "kv"} if field.name == "s3_cache" else {}
+            variable = f"MILLRACE_{field.name.upper()}"
+            for config in (load({field.name: value, **more}, {}), load(more, {variable: str(value)})):
                 holder: Any = next(part for part in (config.engine, config.stream, config) if hasattr(part, field.name))
                 assert getattr(holder, field.name) == value
+
+
+def test_the_endpoint_of_s3_is_for_both_halves() -> None:
+    config = load({"s3_endpoint_url": "http://here"}, {})
+    assert config.stream.s3_endpoint_url == config.engine.s3_endpoint_url == "http://here"
 
 
 BAD = [
@@ -86,6 +95,9 @@ BAD = [
     ("max_result_bytes", "0", "at least 1"),
     ("engine_timeout", "0", "positive"),
     ("result_s3", "bucket/prefix", "s3://bucket/prefix"),
+    ("s3_cache", "bucket/prefix", "s3://bucket/prefix"),
+    ("s3_cache", "s3://", "s3://bucket/prefix"),
+    ("s3_cache", "s3://bucket/prefix", "needs --disk-cache-dir"),
 ]
 
 

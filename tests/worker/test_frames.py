@@ -16,6 +16,7 @@ from millrace_worker.frames import (
     Ready,
     Refusal,
     SequenceParams,
+    Started,
     StartFailed,
     StepOutput,
     ToEngine,
@@ -50,7 +51,7 @@ FROM_ENGINE = [
         tokens=[(1, [9, 10]), (2, [0])],
         finished=[(2, "stop")],
         refused=[Refusal(4, "kv_capacity_exceeded", "needs 9 blocks of 8")],
-        started=[(1, 32)],
+        started=[Started(1, 32, {"gpu": 16, "cpu": 16})],
         load=Load(1, 0, 3, 8, 80, 71, 2),
     ),
 ]

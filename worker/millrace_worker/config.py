@@ -20,6 +20,9 @@ from .errors import ConfigError
 
 ENV_PREFIX = "MILLRACE_"
 
+#: A setting of both parts: the front stores results, the engine's courier the prefix cache.
+_Endpoint = Annotated[str | None, Meta(description="For an S3 that is not Amazon's.")]
+
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the engine process needs; names and meanings are vLLM's. Sizes of 0 or None are settled from the device."""
@@ -63,6 +66,13 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             "in order of arrival."
         ),
     ] = 2.0
+    cpu_cache_gb: Annotated[
+        float,
+        Meta(
+            description="Host memory, in GB of 10^9 bytes, for KV of prompts that come again and of preempted jobs; "
+            "0: none."
+        ),
+    ] = 0.0
     disk_cache_dir: Annotated[
         str | None,
         Meta(
@@ -71,6 +81,14 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         ),
     ] = None
     disk_cache_gb: Annotated[float, Meta(description="Most that it takes, in GB of 10^9 bytes.")] = 20.0
+    s3_cache: Annotated[
+        str | None,
+        Meta(
+            description='Share what the disk cache holds with other workers through "s3://bucket/prefix". '
+            "Default: do not."
+        ),
+    ] = None
+    s3_endpoint_url: _Endpoint = None
     enforce_eager: Annotated[
         bool, Meta(description="Launch every kernel of a decode step by itself instead of replaying CUDA graphs.")
     ] = False
@@ -106,7 +124,7 @@ class StreamConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         str | None, Meta(description='Where results over max-result-bytes go: "s3://bucket/prefix".')
     ] = None
     max_result_bytes: Annotated[int, Meta(description="Largest result in Redis.")] = 1024 * 1024
-    s3_endpoint_url: Annotated[str | None, Meta(description="For an S3 that is not Amazon's.")] = None
+    s3_endpoint_url: _Endpoint = None
     pin_warm_timeout: Annotated[
         float,
         Meta(description="Seconds that a starting worker waits until its cache holds what is pinned; 0: it does not."),
@@ -164,10 +182,12 @@ def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | No
     for name, value in values.items():
         setting = SETTINGS[name]
         try:
-            parts[setting.part][name] = msgspec.convert(value, setting.type, strict=False)
+            converted = msgspec.convert(value, setting.type, strict=False)
         except msgspec.ValidationError as e:
             reason = f"must be one of {', '.join(setting.choices)}" if setting.choices else str(e)
             raise ConfigError(f"{sources[name]}={value!r}: {reason}") from e
+        for part in setting.parts:
+            parts[part][name] = converted
     config = WorkerConfig(engine=EngineConfig(**parts["engine"]), stream=StreamConfig(**parts["stream"]), **parts[""])
     _check(config, sources)
     return config
@@ -181,8 +201,8 @@ def traces_wanted(environ: Mapping[str, str] | None = None) -> bool:
 class Setting(NamedTuple):
     """One field of the configuration, for the reader above and for `--help`."""
 
-    #: The field of WorkerConfig that holds it; "" for WorkerConfig itself.
-    part: str
+    #: The fields of WorkerConfig that hold it; "" for WorkerConfig itself.
+    parts: tuple[str, ...]
     type: Any
     default: Any
     description: str
@@ -199,7 +219,8 @@ def _settings() -> dict[str, Setting]:
         for field in msgspec.structs.fields(struct):
             if field.name not in ("engine", "stream"):
                 type_, meta = get_args(field.type)
-                found[field.name] = Setting(part, type_, field.default, meta.description)
+                parts = (*found[field.name].parts, part) if field.name in found else (part,)
+                found[field.name] = Setting(parts, type_, field.default, meta.description)
     return found
 
 
@@ -222,7 +243,14 @@ def _check(config: WorkerConfig, sources: Mapping[str, str]) -> None:
             "must be positive",
         ),
         ("prefix_wait", 0 <= engine.prefix_wait < math.inf, "must not be negative"),
+        ("cpu_cache_gb", 0 <= engine.cpu_cache_gb < math.inf, "must not be negative"),
         ("disk_cache_gb", 0 < engine.disk_cache_gb < math.inf, "must be positive"),
+        ("s3_cache", engine.s3_cache is None or _has_bucket(engine.s3_cache), "must be s3://bucket/prefix"),
+        (
+            "s3_cache",
+            engine.s3_cache is None or engine.disk_cache_dir is not None,
+            "needs --disk-cache-dir: records of the bucket are kept there, too",
+        ),
         ("lease", 1 <= stream.lease < math.inf, "must be at least 1 second"),
         ("max_attempts", stream.max_attempts >= 1, "must be at least 1"),
         ("retry_delay", 0 <= stream.retry_delay < math.inf, "must not be negative"),
@@ -247,3 +275,7 @@ def _check(config: WorkerConfig, sources: Mapping[str, str]) -> None:
         if not ok:
             part = next(part for part in (engine, stream, config) if hasattr(part, name))
             raise ConfigError(f"{sources.get(name, name)}={getattr(part, name)!r} {what}")
+
+
+def _has_bucket(url: str) -> bool:
+    return url.startswith("s3://") and bool(url.removeprefix("s3://").partition("/")[0])

@@ -11,6 +11,8 @@ import struct
 
 import msgspec
 
+from .cache_stats import CacheStats
+
 MAX_FRAME_BYTES = 256 * 1024 * 1024
 
 _LENGTH = struct.Struct("<I")
@@ -123,6 +125,15 @@ class Likely(msgspec.Struct, frozen=True, array_like=True, gc=False):
     top: list[float] = []
 
 
+class Started(msgspec.Struct, frozen=True, array_like=True):
+    """A sequence was scheduled for the first time."""
+
+    seq_id: int
+    #: Tokens of its prompt that the prefix cache had, and those of them that each tier had; none of zero.
+    cached: int
+    by_tier: dict[str, int] = {}
+
+
 class StepOutput(msgspec.Struct, frozen=True, tag="step"):
     """What one step did. Sequences in `finished` and `refused` are gone from the engine."""
 
@@ -132,8 +143,7 @@ class StepOutput(msgspec.Struct, frozen=True, tag="step"):
     #: (seq_id, FinishReason)
     finished: list[tuple[int, str]] = []
     refused: list[Refusal] = []
-    #: (seq_id, prompt tokens found in the prefix cache), when a sequence is first scheduled
-    started: list[tuple[int, int]] = []
+    started: list[Started] = []
     load: Load = Load()
     #: Of the step that was launched now: how long it kept the engine, in seconds, its sequences and their tokens.
     seconds: float = 0.0
@@ -147,6 +157,8 @@ class StepOutput(msgspec.Struct, frozen=True, tag="step"):
     shared_saved: int = 0
     #: All pins, when something of them has changed, at most about once a second; None: as before.
     pins: list[PinState] | None = None
+    #: What the prefix cache has done, when that has changed, at most about once a second; None: as before.
+    cache: CacheStats | None = None
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):

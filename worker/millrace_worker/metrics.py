@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from millrace_schemas import Lane
 from millrace_schemas.exposition import Family, Histogram, one, render
 
+from .cache_metrics import cache_families
 from .frames import Ready
 from .front.figures import Figures
 from .front.running import Running
@@ -74,13 +75,7 @@ class Metrics:
             "millrace_prompt_tokens_total", "counter", "Tokens of prompts that the engine began.", totals.prompt_tokens
         )
         yield one("millrace_generation_tokens_total", "counter", "Tokens generated.", totals.output_tokens)
-        yield one(
-            "millrace_prefix_cache_queries_total",
-            "counter",
-            "Tokens of prompts that the prefix cache was asked for.",
-            totals.prompt_tokens,
-        )
-        yield one("millrace_prefix_cache_hits_total", "counter", "Tokens of prompts that it had.", totals.cached_tokens)
+        yield from cache_families(totals, self.running.cache)
         yield one(
             "millrace_shared_decode_steps_total",
             "counter",

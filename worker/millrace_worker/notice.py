@@ -45,6 +45,7 @@ class Notice:
             kv_used_slots=totals.used_slots,
             prompt_tokens=totals.prompt_tokens,
             cached_tokens=totals.cached_tokens,
+            cached_by_tier=dict(totals.cached_by_tier),
             steps=totals.steps,
             shared_steps=totals.shared_steps,
             latencies=totals.latencies(),

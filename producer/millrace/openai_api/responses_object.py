@@ -10,6 +10,7 @@ from millrace import ErrorCode, FinishReason, InvalidRequest, JobState, Request,
 from millrace_schemas import queue_of_job
 from millrace_schemas.job import time_of_job
 
+from .cached import cached_of
 from .errors import ApiError
 from .logprobs import output_logprobs
 from .responses_body import BACKGROUND, INSTRUCTIONS, MARK
@@ -165,7 +166,7 @@ def usage_of(usage: Usage) -> dict[str, Any]:
     """Token counts as Responses report them. No count is kept of tokens written to the prefix cache."""
     return {
         "input_tokens": usage.prompt_tokens,
-        "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
+        "input_tokens_details": {**cached_of(usage), "cache_write_tokens": 0},
         "output_tokens": usage.completion_tokens,
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": usage.total_tokens,

@@ -9,6 +9,7 @@ from typing import Any
 from millrace_schemas import Result, TokenLogprob, Usage
 from millrace_schemas.job import time_of_job
 
+from .cached import cached_of
 from .logprobs import TextPlace
 
 Choice = dict[str, Any]
@@ -55,7 +56,7 @@ def usage_of(usage: Usage) -> dict[str, Any]:
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.total_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "prompt_tokens_details": cached_of(usage),
     }
 
 

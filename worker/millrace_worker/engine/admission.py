@@ -6,8 +6,11 @@ from collections import Counter
 
 import numpy as np
 
+from millrace_worker.frames import Started
+
 from .block_pool import BlockPool
 from .filling import Filling
+from .hit_ceiling import HitCeiling
 from .lower_tier import LowerTier
 from .pins import Pins
 from .prefixes import Prefixes
@@ -25,17 +28,18 @@ class Admission:
         running: Running,
         prefixes: Prefixes,
         pins: Pins,
+        ceiling: HitCeiling,
         pool: BlockPool,
         tier: LowerTier,
         block_size: int,
     ) -> None:
         self.num_preemptions = 0
-        #: (seq_id, cached prompt tokens) of jobs' sequences started for the first time since the list was last taken.
-        self.started: list[tuple[int, int]] = []
+        #: Jobs' sequences started for the first time since the list was last taken.
+        self.started: list[Started] = []
         #: Sequences of priority URGENT that run or wait.
         self.num_urgent = 0
         self._waiting, self._running, self._prefixes, self._pins = waiting, running, prefixes, pins
-        self._pool, self._tier, self._block_size = pool, tier, block_size
+        self._ceiling, self._pool, self._tier, self._block_size = ceiling, pool, tier, block_size
         self._admissions = 0
 
     def enter(self, seq: Sequence) -> None:
@@ -151,8 +155,6 @@ class Admission:
         if first:
             seq.num_cached = min(len(hits) * self._block_size, seq.num_prompt)
             self._pins.started(seq, len(hits))
-            if not seq.is_own:
-                self.started.append((seq.seq_id, seq.num_cached))
             self._admissions += 1
             seq.order = self._admissions
         self._running.start(seq, hits)
@@ -160,7 +162,16 @@ class Admission:
         for owner, end in self._prefixes.claim(seq, len(hits)).items():
             if self._running.counts.computed[owner.row] < end * self._block_size:
                 self._preempt(owner, filling)  # it finds these blocks when they are there
-        self._tier.started(seq, len(hits), first=first)
+        lower = self._tier.started(seq, len(hits), first=first)
+        if first and not seq.is_own:
+            self._note_started(seq, lower)
+
+    def _note_started(self, seq: Sequence, lower: dict[str, int]) -> None:
+        """`lower`: what of its prompt each lower tier had."""
+        cached = seq.num_cached or 0
+        gpu = cached - sum(lower.values()) if lower else cached
+        self.started.append(Started(seq.seq_id, cached, {"gpu": gpu, **lower} if gpu else lower))
+        self._ceiling.add(seq.block_hashes[: seq.num_prompt // self._block_size])
 
     def _preempt(self, seq: Sequence, filling: Filling) -> None:
         if not seq.is_own:

@@ -28,6 +28,20 @@ class BlockPool:
         """Blocks that can be allocated now, cached content included."""
         return len(self._free)
 
+    @property
+    def num_named(self) -> int:
+        """Blocks whose content can be found."""
+        return len(self._block_of)
+
+    def grow(self, count: int) -> None:
+        """Adds free blocks, numbered on from those there are."""
+        for block in range(self.num_blocks, self.num_blocks + count):
+            self._free[block] = None
+            self._free.move_to_end(block, last=False)
+        self._references += [0] * count
+        self._hash_of += [None] * count
+        self.num_blocks += count
+
     def is_free(self, block: int) -> bool:
         return self._references[block] == 0
 
@@ -73,6 +87,12 @@ class BlockPool:
                 self._free[block] = None
                 if self._hash_of[block] is None:
                     self._free.move_to_end(block, last=False)
+
+    def age(self, table: Iterable[int]) -> None:
+        """Of these blocks those without a reference are allocated before all others, tails first."""
+        for block in table:
+            if self._references[block] == 0:
+                self._free.move_to_end(block, last=False)
 
     def register(self, block: int, block_hash: bytes) -> None:
         """Makes the content of a full, computed block findable.

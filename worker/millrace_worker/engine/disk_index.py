@@ -22,13 +22,17 @@ from pathlib import Path
 
 import msgspec
 
-from .fingerprint import Identity, NoFingerprint
+from .fingerprint import Identity
 from .kv_record import on_disk
 
 _SUFFIX, _IDENTITY = ".kv", "identity.json"
 _NAME = re.compile(r"[0-9a-f]{64}\.kv")
 #: A block's time of use is written to its file when it is so much older, in nanoseconds.
 _STALE = 60 * 10**9
+
+
+class DirectoryInUse(Exception):
+    """Another process uses the directory."""
 
 
 class _Entry:
@@ -50,7 +54,7 @@ class DiskIndex:
     def __init__(self, directory: Path, identity: Identity, cap_bytes: int) -> None:
         """Lists what is in a directory, and deletes what a killed process left half written and what is over the cap.
 
-        Raises OSError, and NoFingerprint when another process uses the directory.
+        Raises OSError, and DirectoryInUse when another process uses the directory.
         """
         self.cap_bytes = cap_bytes
         self.fingerprint = identity.fingerprint
@@ -64,7 +68,7 @@ class DiskIndex:
             fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as e:
             self._lock_file.close()
-            raise NoFingerprint(f"{directory} is in use by another worker; give each its own directory") from e
+            raise DirectoryInUse(f"{directory} is in use by another worker; give each its own directory") from e
         #: By (fingerprint's directory, chain hash), the least recently used first.
         self._entries: OrderedDict[tuple[str, bytes], _Entry] = OrderedDict()
         #: The same of those protected, and all names that are, whether they have a record or not.
@@ -132,9 +136,13 @@ class DiskIndex:
             self._used -= size
 
     def add(self, chain_hash: bytes, size: int) -> None:
-        """A record of a reserved size was written: it is the one used last."""
+        """A record of a reserved size was written, perhaps over one that was there: it is the one used last."""
         with self._lock:
-            self._home(chain_hash)[self._namespace.name, chain_hash] = _Entry(size, self._next_stamp())
+            home, key = self._home(chain_hash), (self._namespace.name, chain_hash)
+            before = home.pop(key, None)
+            if before is not None:
+                self._used -= before.size
+            home[key] = _Entry(size, self._next_stamp())
 
     def remove(self, chain_hash: bytes) -> None:
         """Deletes a record, if it is there."""

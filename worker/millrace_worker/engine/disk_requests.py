@@ -17,6 +17,8 @@ class TierLimits:
     read_seconds: float = 2.0
     #: The engine starts without the disk when it was not opened within this; it is used once it is open.
     open_seconds: float = 10.0
+    #: A directory that another process uses is asked for again after so long.
+    lock_seconds: float = 3.0
     #: For what is still to be written at the end.
     close_seconds: float = 3.0
     #: After a read was given up, nothing is read for so long; twice as long each further time, up to the second.
@@ -29,10 +31,15 @@ class TierLimits:
 
 
 class Reading:
-    """Blocks of one prompt on their way from the disk, in order; `good` of them are there, from the first on."""
+    """Blocks of one prompt on their way from a store, in order; `good` of them are there, from the first on.
 
-    def __init__(self, names: list[BlockName]) -> None:
+    Until it `is_done` a thread may fill buffers, also of blocks that are not wanted any more.
+    """
+
+    def __init__(self, names: list[BlockName], into: list[torch.Tensor | None] | None = None) -> None:
+        """`into` are the buffers for them, [block_bytes] uint8 each; None: the store finds one."""
         self.names = names
+        self.into = into if into is not None else [None] * len(names)
         self.buffers: list[torch.Tensor | None] = [None] * len(names)
         #: Blocks from here on are not wanted any more.
         self.end = len(names)
@@ -55,10 +62,14 @@ class Reading:
         return found
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Writing:
-    """Blocks of one prompt to be written, and the chain of hashes from the prompt's first block to the last of them."""
+    """Blocks of one prompt to be written, and the chain of hashes from the prompt's first block to the last of them.
+
+    Once it `is_done` nobody reads the buffers any more.
+    """
 
     chain: list[bytes]
     names: list[BlockName]
     buffers: list[torch.Tensor]
+    is_done: bool = False

@@ -12,7 +12,7 @@ from pathlib import Path
 import structlog
 import torch
 
-from .disk_index import DiskIndex
+from .disk_index import DirectoryInUse, DiskIndex
 from .disk_requests import Reading, TierLimits, Writing
 from .fingerprint import Identity, NoFingerprint
 from .kv_record import BadRecord, BlockName, read_record, record_bytes, write_record
@@ -27,6 +27,8 @@ _MOST_QUEUED = 1024
 
 class DiskTier:
     """Reads and writes records of one fingerprint. Everything but `close` returns at once."""
+
+    name = "disk"
 
     def __init__(
         self,
@@ -60,6 +62,9 @@ class DiskTier:
         self.totals = Counter(dict.fromkeys(("read_blocks", "read_bytes", "written_blocks", "written_bytes"), 0))
         #: Blocks by reason.
         self.unwritten = Counter(dict.fromkeys(("cap", "disk_error", "queue_full"), 0))
+        #: Called by threads: blocks of this chain were written; the record of this name was bad, and is deleted.
+        self.on_written: Callable[[list[bytes]], None] = lambda chain: None
+        self.on_bad: Callable[[bytes], None] = lambda chain_hash: None
 
     def start(self, identity: Callable[[], Identity]) -> None:
         """Opens the directory in the background, for what `identity` then finds; waits for a while."""
@@ -67,6 +72,10 @@ class DiskTier:
         self._writer.start()
         if not self._opened.wait(self.limits.open_seconds):
             log.warning("the disk cache is not open yet; starting without it", directory=str(self._directory))
+
+    def wait_open(self, seconds: float) -> bool:
+        """Whether it is known by then what there is: see `index`."""
+        return self._opened.wait(seconds)
 
     @property
     def index(self) -> DiskIndex | None:
@@ -124,20 +133,20 @@ class DiskTier:
             return 0
         return max(0, self.limits.most_written_bytes - self._writing_bytes) // self.record_bytes
 
-    def read(self, names: list[BlockName]) -> Reading:
-        """Begins to read blocks that follow each other; no more than `read_room`."""
-        reading = Reading(names)
+    def read(self, names: list[BlockName], into: list[torch.Tensor | None] | None = None) -> Reading:
+        """Begins to read blocks that follow each other, no more than `read_room`; see Reading."""
+        reading = Reading(names, into)
         with self._lock:
             self._reading_bytes += len(names) * self.record_bytes
         for number in range(len(names)):
             self._to_read.put((reading, number))
         return reading
 
-    def give_up(self, reading: Reading) -> None:
-        """What was not read by now is not wanted any more; the disk is left alone for a while."""
+    def give_up(self, reading: Reading, *, leave_alone: bool = True) -> None:
+        """What was not read by now is not wanted any more; with `leave_alone` nothing is read for a while."""
         reading.end = len(reading.good)
-        if not self.may_read:
-            return  # one of several that waited for the same disk
+        if not leave_alone or not self.may_read:
+            return  # or it is one of several that waited for the same disk
         self._no_reads_until = time.monotonic() + self._read_pause
         log.warning("the disk cache does not answer; nothing is read from it for a while", seconds=self._read_pause)
         self._read_pause = min(2 * self._read_pause, self.limits.most_read_pause)
@@ -173,7 +182,8 @@ class DiskTier:
             self._to_write.put(None, timeout=self.limits.close_seconds)
         except queue.Full:
             return  # it hangs; so would everything else
-        self._writer.join(self.limits.close_seconds)
+        if self._opened.is_set():  # else it reads all weights, or waits for a directory that hangs
+            self._writer.join(self.limits.close_seconds)
         for _ in range(_READERS):
             self._to_read.put(None)
 
@@ -182,19 +192,7 @@ class DiskTier:
         try:
             # What is in here is as private as the prompts.
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            index = DiskIndex(self._directory, identity(), self._cap_bytes)
-            for number in range(_READERS):
-                threading.Thread(
-                    target=self._run_reader, args=(index,), name=f"kv-reader-{number}", daemon=True
-                ).start()
-            log.info(
-                "disk cache open",
-                directory=str(self._directory),
-                fingerprint=index.fingerprint.hex()[:16],
-                blocks=index.num_records,
-                bytes=index.used_bytes,
-                changed=index.changed,
-            )
+            index = self._lock_and_list(identity())
         except (NoFingerprint, OSError) as e:
             log.warning("no disk cache", reason=str(e))
         finally:
@@ -203,6 +201,8 @@ class DiskTier:
                     index.protect(self._protected)
                 self._index = index
             self._opened.set()
+        if index is not None:
+            self._start_readers(index)
         while (item := self._to_write.get()) is not None:
             if index is None:
                 continue
@@ -216,6 +216,35 @@ class DiskTier:
         if index is not None:
             index.close()
 
+    def _lock_and_list(self, identity: Identity) -> DiskIndex | None:
+        """The directory, once nobody else uses it; None when the engine ended before that."""
+        while True:
+            try:
+                return DiskIndex(self._directory, identity, self._cap_bytes)
+            except DirectoryInUse as e:
+                if not self._opened.is_set():
+                    log.warning("no disk cache for now; it is used once its directory is free", reason=str(e))
+                    self._opened.set()
+            try:
+                # Nothing but the end is asked of a tier that is not open.
+                self._to_write.get(timeout=self.limits.lock_seconds)
+                self._to_write.put(None)
+                return None
+            except queue.Empty:
+                continue
+
+    def _start_readers(self, index: DiskIndex) -> None:
+        for number in range(_READERS):
+            threading.Thread(target=self._run_reader, args=(index,), name=f"kv-reader-{number}", daemon=True).start()
+        log.info(
+            "disk cache open",
+            directory=str(self._directory),
+            fingerprint=index.fingerprint.hex()[:16],
+            blocks=index.num_records,
+            bytes=index.used_bytes,
+            changed=index.changed,
+        )
+
     def _write(self, index: DiskIndex, writing: Writing) -> None:
         wrote = 0
         self._write_began = time.monotonic()
@@ -227,6 +256,7 @@ class DiskTier:
                 wrote += 1
                 self._write_began = time.monotonic()
             index.touch(writing.chain, note=True)
+            self.on_written(writing.chain)
         except OSError as e:
             self.unwritten["disk_error"] += len(writing.names) - wrote
             self._no_writes_until = time.monotonic() + self.limits.write_pause
@@ -262,6 +292,7 @@ class DiskTier:
         self._queued.difference_update(name.chain_hash for name in writing.names)
         with self._lock:
             self._writing_bytes -= len(writing.names) * self.record_bytes
+        writing.is_done = True
 
     def _run_reader(self, index: DiskIndex) -> None:
         while (item := self._to_read.get()) is not None:
@@ -285,12 +316,15 @@ class DiskTier:
         """Why the block was not read; None if it was. A record that proves bad is deleted."""
         name = reading.names[number]
         try:
-            buffer = self._new_buffer()
+            buffer = reading.into[number]
+            if buffer is None:
+                buffer = self._new_buffer()
             try:
                 read_record(index.path(name.chain_hash), name, buffer.numpy().data)
             except BadRecord as e:
                 index.remove(name.chain_hash)
                 log.warning("a bad record of the disk cache was deleted", reason=e.reason)
+                self.on_bad(name.chain_hash)
                 return e.reason
             except FileNotFoundError:
                 index.remove(name.chain_hash)

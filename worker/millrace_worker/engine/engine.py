@@ -19,11 +19,11 @@ from millrace_worker.models.decoder import Decoder
 
 from . import kv_cache
 from .block_pool import BlockPool
-from .disk_setup import open_disk_cache
 from .loop import StepLoop
 from .runner import ModelRunner
 from .scheduler import Scheduler
 from .sequence import Sequence
+from .tier_setup import open_tiers
 
 log = structlog.get_logger()
 
@@ -62,17 +62,6 @@ class Engine(StepLoop):
             num_blocks=cache.shape[0],
             vocab_size=model_config.vocab_size,
         )
-        pool = BlockPool(cache.shape[0])
-        scheduler = Scheduler(
-            pool,
-            block_size=config.block_size,
-            max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=config.max_num_batched_tokens,
-            enable_prefix_caching=config.enable_prefix_caching,
-            long_prefill_token_threshold=config.long_prefill_token_threshold,
-            prefix_wait=config.prefix_wait,
-            tier=open_disk_cache(config, directory, model_config, model.dtype, cache, pool),
-        )
         runner = ModelRunner(
             model,
             cache,
@@ -85,8 +74,22 @@ class Engine(StepLoop):
             runner.warm_up(model_config.vocab_size)
             if not config.enforce_eager:
                 runner.capture()
+        pool = BlockPool(cache.shape[0])
+        tier = open_tiers(config, directory, model_config, model.dtype, cache, pool)
+        scheduler = Scheduler(
+            pool,
+            block_size=config.block_size,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            enable_prefix_caching=config.enable_prefix_caching,
+            long_prefill_token_threshold=config.long_prefill_token_threshold,
+            prefix_wait=config.prefix_wait,
+            tier=tier,
+        )
         super().__init__(ready, scheduler, runner, overlap=self.device.type == "cuda" if overlap is None else overlap)
         self._take_small_steps()
+        if tier is not None:
+            tier.s3.wait_listed()
         log.info(
             "engine ready", model=config.model, dtype=str(cache.dtype).removeprefix("torch."), **_sizes(self.ready)
         )

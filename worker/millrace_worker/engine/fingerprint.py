@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import queue
+import threading
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -91,8 +92,7 @@ def weights_digest(directory: Path, notes: Path) -> str:
         known = _known(note, before)
         if known is not None:
             return known
-        with ThreadPoolExecutor(_HASHED_AT_ONCE) as executor:
-            hashes = list(executor.map(_hash_file, files))
+        hashes = _hash_files(files)
         if _states(files) != before:
             raise NoFingerprint(f"{directory}: the weights changed while they were read")
     except (OSError, ModelError) as e:
@@ -119,6 +119,33 @@ def _states(files: Iterable[Path]) -> list[list[Any]]:
     """What changes when a file's content does. The change time cannot be set back, unlike the modification time."""
     found = [(file, file.stat()) for file in files]
     return [[str(file.resolve()), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for file, s in found]
+
+
+def _hash_files(files: list[Path]) -> list[str]:
+    """By threads that no process waits for when it ends, unlike an executor's. Raises OSError."""
+    todo: queue.SimpleQueue[tuple[int, Path]] = queue.SimpleQueue()
+    done: queue.SimpleQueue[tuple[int, str | OSError]] = queue.SimpleQueue()
+    for item in enumerate(files):
+        todo.put(item)
+
+    def run() -> None:
+        with suppress(queue.Empty):
+            while True:
+                number, file = todo.get_nowait()
+                try:
+                    done.put((number, _hash_file(file)))
+                except OSError as e:
+                    done.put((number, e))
+
+    for _ in range(min(_HASHED_AT_ONCE, len(files))):
+        threading.Thread(target=run, name="weights-digest", daemon=True).start()
+    hashes = [""] * len(files)
+    for _ in files:
+        number, found = done.get()
+        if isinstance(found, OSError):
+            raise found
+        hashes[number] = found
+    return hashes
 
 
 def _hash_file(file: Path) -> str:

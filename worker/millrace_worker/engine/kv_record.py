@@ -42,9 +42,14 @@ class BlockName:
     tokens: tuple[int, ...]
 
 
+def file_bytes(num_tokens: int, payload_bytes: int) -> int:
+    """The length of a block's file."""
+    return _header_bytes(num_tokens) + payload_bytes
+
+
 def record_bytes(num_tokens: int, payload_bytes: int) -> int:
     """What the file of a block takes on a disk."""
-    return on_disk(_header_bytes(num_tokens) + payload_bytes)
+    return on_disk(file_bytes(num_tokens, payload_bytes))
 
 
 def on_disk(size: int) -> int:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import select
 import socket
-import struct
 from collections.abc import Iterator
 
-from millrace_worker.frames import MAX_FRAME_BYTES, ToEngine, unpack_to_engine
+from millrace_worker.frame_buffer import FrameBuffer
+from millrace_worker.frames import ToEngine, unpack_to_engine
 
-_LENGTH = struct.Struct("<I")
 _CHUNK = 1 << 20
 
 
@@ -17,7 +16,7 @@ class FrontLink:
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._socket.setblocking(True)
-        self._buffer = bytearray()
+        self._buffer = FrameBuffer()
         self._closed = False
 
     def send(self, data: bytes) -> None:
@@ -30,7 +29,7 @@ class FrontLink:
     def receive_body(self) -> bytes | None:
         """The next frame's body, waiting for it; None at the end of the stream."""
         while True:
-            body = self._next_body()
+            body = self._buffer.next()
             if body is not None:
                 return body
             if self._closed:
@@ -44,7 +43,7 @@ class FrontLink:
         """
         found = False
         while True:
-            body = self._next_body()
+            body = self._buffer.next()
             if body is not None:
                 found = True
                 yield unpack_to_engine(body)
@@ -62,17 +61,4 @@ class FrontLink:
         except ConnectionResetError:
             data = b""
         self._closed = not data
-        self._buffer += data
-
-    def _next_body(self) -> bytes | None:
-        if len(self._buffer) < _LENGTH.size:
-            return None
-        (length,) = _LENGTH.unpack_from(self._buffer)
-        if length > MAX_FRAME_BYTES:
-            raise ValueError(f"a frame of {length} bytes is over the limit of {MAX_FRAME_BYTES}")
-        end = _LENGTH.size + length
-        if len(self._buffer) < end:
-            return None
-        body = bytes(self._buffer[_LENGTH.size : end])
-        del self._buffer[:end]
-        return body
+        self._buffer.feed(data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import msgspec
@@ -9,9 +10,9 @@ import structlog
 
 from millrace_kernels import SharedReads
 from millrace_schemas import ErrorCode
+from millrace_worker.cache_stats import CacheStats
 from millrace_worker.frames import AddSequence, Likely, PinnedPrefix, PinState, Ready, Refusal, StepOutput
 
-from .cache_stats import CacheStats
 from .host_times import HostClock, HostTimes
 from .lower_tier import NoLowerTier
 from .pace import Pace
@@ -22,8 +23,10 @@ from .step import SEQUENCE_COST
 
 log = structlog.get_logger()
 
-#: Seconds for which a step that has nothing to run waits for a disk before the front is listened to again.
+#: Seconds for which a step that has nothing to run waits for a lower tier before the front is listened to again.
 _LONGEST_WAIT = 0.005
+#: Seconds between two reports of the prefix cache: while steps run, and at least.
+_REPORT_EVERY, _REPORT_LEAST = 1.0, 0.1
 
 
 class StepLoop:
@@ -42,6 +45,8 @@ class StepLoop:
         self._steps = 0
         self._refused: list[Refusal] = []
         self._finished: list[tuple[int, str]] = []
+        self._reported: CacheStats | None = None
+        self._reported_at = -math.inf
 
     @property
     def has_work(self) -> bool:
@@ -60,7 +65,16 @@ class StepLoop:
     @property
     def cache_stats(self) -> CacheStats:
         """What the tiers of the prefix cache have done."""
-        return msgspec.structs.replace(self.scheduler.tier.stats, pinned_misses=dict(self.scheduler.pins.misses))
+        stats, pool, ceiling = self.scheduler.tier.stats, self.scheduler.pool, self.scheduler.ceiling
+        block_bytes = self.runner.kv_cache[0].nbytes
+        return msgspec.structs.replace(
+            stats,
+            blocks={"gpu": pool.num_named, **stats.blocks},
+            bytes={"gpu": pool.num_named * block_bytes, **stats.bytes},
+            lookups=ceiling.lookups,
+            distinct=ceiling.distinct,
+            pinned_misses=dict(self.scheduler.pins.misses),
+        )
 
     def close(self) -> None:
         """Ends what runs beside the steps; no step after this."""
@@ -134,7 +148,7 @@ class StepLoop:
         pins = self._pins_report()
         tier.flush()
         if not self.has_work:
-            tier.give_back()  # nobody asks after the copies until there is work again
+            tier.settle()  # nobody asks after the copies until there is work again
         elif step is None and launched is None:
             tier.wait(_LONGEST_WAIT)
         refused, self._refused = self._refused, []
@@ -152,6 +166,7 @@ class StepLoop:
             shared_read=shared.read,
             shared_saved=shared.saved,
             pins=pins,
+            cache=self._cache_report(),
         )
         clock.lap("report")
         return output
@@ -179,6 +194,15 @@ class StepLoop:
         if not self.scheduler.pins.has_news:
             return None
         return self.scheduler.pins.report(self.runner.kv_cache[0].nbytes, idle=not self.scheduler.has_jobs)
+
+    def _cache_report(self) -> CacheStats | None:
+        """What has changed, once in a while and before a pause."""
+        now = time.monotonic()
+        if now - self._reported_at < (_REPORT_EVERY if self.has_work else _REPORT_LEAST):
+            return None
+        self._reported_at, before = now, self._reported
+        self._reported = self.cache_stats
+        return None if self._reported == before else self._reported
 
     def _forget_times(self) -> None:
         """Steps and times are counted from now on."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
-from .cache_stats import CacheStats
+from millrace_worker.cache_stats import CacheStats
+
 from .sequence import Sequence
 
 
@@ -19,8 +20,11 @@ class LowerTier(Protocol):
     def hold_back(self, seq: Sequence, num_hits: int) -> bool:
         """Whether `seq`, which could start now, waits for blocks after its first `num_hits` that are being read."""
 
-    def started(self, seq: Sequence, num_hits: int, *, first: bool) -> None:
-        """`seq` runs now, on so many blocks that were there; `first`: for the first time."""
+    def started(self, seq: Sequence, num_hits: int, *, first: bool) -> dict[str, int]:
+        """`seq` runs now, on so many blocks that were there; `first`: for the first time.
+
+        Returns which of its prompt's tokens came from which lower tier, when it is the first time.
+        """
 
     def computed(self, seq: Sequence, first: int, end: int) -> None:
         """These blocks of a running sequence are full and computed."""
@@ -33,6 +37,9 @@ class LowerTier(Protocol):
 
     def give_back(self) -> None:
         """Lets go of all blocks at once."""
+
+    def settle(self) -> None:
+        """Finishes all copies: there is nothing to run for now."""
 
     def poll(self) -> None:
         """Takes in what was read and copied meanwhile. Before a step is scheduled."""
@@ -64,6 +71,9 @@ class LowerTier(Protocol):
     def close(self) -> None:
         """Ends it, after what is still to be written."""
 
+    def check_integrity(self) -> None:
+        """Asserts that what it holds is in use. For tests and idle moments."""
+
     @property
     def stats(self) -> CacheStats: ...
 
@@ -77,7 +87,8 @@ class NoLowerTier:
     def hold_back(self, seq: Sequence, num_hits: int) -> bool:
         return False
 
-    def started(self, seq: Sequence, num_hits: int, *, first: bool) -> None: ...
+    def started(self, seq: Sequence, num_hits: int, *, first: bool) -> dict[str, int]:
+        return {}
 
     def computed(self, seq: Sequence, first: int, end: int) -> None: ...
 
@@ -86,6 +97,8 @@ class NoLowerTier:
     def gone(self, seq: Sequence) -> None: ...
 
     def give_back(self) -> None: ...
+
+    def settle(self) -> None: ...
 
     def poll(self) -> None: ...
 
@@ -109,3 +122,5 @@ class NoLowerTier:
         return ""
 
     def close(self) -> None: ...
+
+    def check_integrity(self) -> None: ...

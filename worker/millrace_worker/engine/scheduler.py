@@ -26,11 +26,12 @@ from itertools import chain, islice
 
 import numpy as np
 
-from millrace_worker.frames import Load
+from millrace_worker.frames import Load, Started
 
 from .admission import Admission
 from .block_pool import BlockPool
 from .filling import Filling
+from .hit_ceiling import HitCeiling
 from .line import Line
 from .lower_tier import LowerTier, NoLowerTier
 from .picking import LEAST_TOKENS, Picking
@@ -86,6 +87,8 @@ class Scheduler:
         self.long_prefill_token_threshold = long_prefill_token_threshold
         #: What a step should cost while urgent sequences are about, in the units of Step.cost; None: no bound.
         self.allowance: int | None = None
+        #: Of the blocks of all prompts.
+        self.ceiling = HitCeiling()
         self._sequences: dict[int, Sequence] = {}
         self._prefixes = Prefixes(pool, self.tier, block_size, enabled=enable_prefix_caching)
         #: What is to stay in the cache, and gives way before a sequence could not run at all.
@@ -95,7 +98,7 @@ class Scheduler:
         self._prefix_wait = prefix_wait if enable_prefix_caching else 0.0
         self._waiting = Waiting(self._make_line, most_overtakes=_MOST_OVERTAKES, most_preemptions=_MOST_PREEMPTIONS)
         self._admission = Admission(
-            *(self._waiting, self._running, self._prefixes, self.pins), pool, self.tier, block_size
+            *(self._waiting, self._running, self._prefixes, self.pins, self.ceiling), pool, self.tier, block_size
         )
         self._turns = Turns()
         self._steps_without_urgent = _ALERT_STEPS
@@ -106,12 +109,12 @@ class Scheduler:
         return self._running.seqs
 
     @property
-    def started(self) -> list[tuple[int, int]]:
-        """(seq_id, cached prompt tokens) of sequences scheduled for the first time since the list was last replaced."""
+    def started(self) -> list[Started]:
+        """Jobs' sequences scheduled for the first time since the list was last replaced."""
         return self._admission.started
 
     @started.setter
-    def started(self, started: list[tuple[int, int]]) -> None:
+    def started(self, started: list[Started]) -> None:
         self._admission.started = started
 
     @property
@@ -216,6 +219,7 @@ class Scheduler:
     def check_integrity(self) -> None:
         """Asserts that the pool and the running sequences agree; see BlockPool.check_integrity."""
         self.pool.check_integrity(chain((seq.block_table for seq in self.running), self.tier.held, self.pins.held))
+        self.tier.check_integrity()
         self._prefixes.check_integrity(self.running)
         self._running.check_integrity()
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from millrace_schemas import FinishReason, Lane, Request
-from millrace_worker.frames import AddSequence, Likely, SequenceParams
+from millrace_worker.frames import AddSequence, Likely, SequenceParams, Started
 from millrace_worker.stream.checkpoint import read_words
 from millrace_worker.stream.lease import LeasedJob
 from millrace_worker.stream.progress import Progress
@@ -47,7 +47,9 @@ class Job:
         self.seq_id: int | None = None
         #: Whether the engine has scheduled it; before that its prompt waits for blocks.
         self.scheduled = False
+        #: What of its prompt the prefix cache had.
         self.cached_tokens = 0
+        self.cached_by_tier: dict[str, int] = {}
         #: Tokens at the beginning of the prompt that a job before it had, too.
         self.shared_tokens = 0
         #: Engine crashes that it was part of and that no other job was found guilty of.
@@ -57,6 +59,10 @@ class Job:
         self.ttft: float | None = None
         #: When its newest token came here, of time.monotonic(); None before the first.
         self.token_at: float | None = None
+
+    def begin(self, started: Started) -> None:
+        """The engine has scheduled it."""
+        self.scheduled, self.cached_tokens, self.cached_by_tier = True, started.cached, started.by_tier
 
     @property
     def deliveries(self) -> int:

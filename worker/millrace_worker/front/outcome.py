@@ -100,7 +100,7 @@ class Signature:
 
 
 def _usage(job: Job) -> Usage:
-    return Usage(len(job.prompt), len(job.generated), job.cached_tokens)
+    return Usage.of(len(job.prompt), len(job.generated), job.cached_tokens, job.cached_by_tier)
 
 
 def _timings(leased: LeasedJob, now: float, ttft: float | None) -> Timings:

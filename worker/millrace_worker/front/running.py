@@ -17,6 +17,7 @@ from millrace_worker.stream.lease import Lease, LeaseTable
 from millrace_worker.stream.publisher import Publisher
 
 from .admission import Admission
+from .cache_totals import CacheTotals
 from .engine_link import EngineLink
 from .figures import Figures
 from .job import Job
@@ -46,6 +47,7 @@ class Running:
         self.totals = Totals()
         self.figures = Figures()
         self.pins = PinBook()
+        self.cache = CacheTotals()
         #: Redis time minus this machine's clock, in seconds.
         self.clock_offset = 0.0
 
@@ -85,6 +87,7 @@ class Running:
         self._crash_count += 1
         self.pins.engine_died()
         self.figures.engine_died()
+        self.cache.engine_died()
         suspects = self.jobs.in_engine
         self.jobs.engine_gone()
         for job in suspects:
@@ -120,11 +123,12 @@ class Running:
         self.figures.stepped(frame)
         if frame.pins is not None:
             self.pins.on_states(frame.pins)
-        for seq_id, cached in frame.started:
-            if (job := self.jobs.by_sequence(seq_id)) is not None:
-                job.scheduled, job.cached_tokens = True, cached
-                self.totals.prompt_tokens += len(job.prompt)
-                self.totals.cached_tokens += cached
+        if frame.cache is not None:
+            self.cache.told(frame.cache)
+        for started in frame.started:
+            if (job := self.jobs.by_sequence(started.seq_id)) is not None:
+                job.begin(started)
+                self.totals.begun(len(job.prompt), started)
         ended = dict(frame.finished)
         streamed = False
         now = time.monotonic()

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from millrace_schemas import JobState, Lane, Latencies, Result, bucket_of
-from millrace_worker.frames import StepOutput
+from millrace_worker.frames import Started, StepOutput
 
 
 def _by_lane() -> dict[Lane, Counter[int]]:
@@ -24,6 +24,7 @@ class Totals:
     #: Of prompts that the engine began, again after an engine died.
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    cached_by_tier: Counter[str] = field(default_factory=Counter)
     #: Of the engine, and those whose attention read something once for several sequences.
     steps: int = 0
     shared_steps: int = 0
@@ -40,6 +41,12 @@ class Totals:
         self.shared_steps += frame.shared_read > 0
         self.shared_read += frame.shared_read
         self.shared_saved += frame.shared_saved
+
+    def begun(self, prompt_tokens: int, started: Started) -> None:
+        """The engine has begun a job."""
+        self.prompt_tokens += prompt_tokens
+        self.cached_tokens += started.cached
+        self.cached_by_tier.update(started.by_tier)
 
     def ended(self, lane: Lane, result: Result) -> None:
         """Counts a job whose end is written."""

@@ -68,7 +68,8 @@ _USAGE = closed(
         "completion_tokens": INTEGER,
         "total_tokens": INTEGER,
         "prompt_tokens_details": closed(
-            {"cached_tokens": described(INTEGER, "Of the prompt, out of the prefix cache.")}
+            {"cached_tokens": described(INTEGER, "Of the prompt, out of the prefix cache."), **fields.CACHED_BY_TIER},
+            optional=fields.CACHED_BY_TIER,
         ),
     }
 )

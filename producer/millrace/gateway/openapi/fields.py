@@ -13,7 +13,7 @@ from millrace_schemas.job import (
 from millrace_schemas.pin import DEFAULT_CACHE_TTL, MAX_CACHE_TTL, MIN_CACHE_TTL
 from millrace_schemas.webhook import MAX_WEBHOOK_URL
 
-from .json_schema import BOOLEAN, STRING, Json, described
+from .json_schema import BOOLEAN, INTEGER, STRING, Json, described
 from .operation import parameter
 
 _PORT = "([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
@@ -26,6 +26,14 @@ MODEL: Json = {
     "minLength": 1,
     "maxLength": MAX_MODEL_NAME,
     "description": "A registered model; `GET /v1/models` lists them.",
+}
+#: Beside `cached_tokens`, where it is not 0; not OpenAI's.
+CACHED_BY_TIER: dict[str, Json] = {
+    "cached_by_tier": {
+        "type": "object",
+        "additionalProperties": INTEGER,
+        "description": "Those by the tier of the cache that had them: gpu, cpu, disk, s3. Left out without any.",
+    }
 }
 METADATA: Json = {
     "type": "object",

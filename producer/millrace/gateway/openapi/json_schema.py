@@ -103,4 +103,7 @@ def _written(schema: Json) -> Json:
         name: {key: value for key, value in property_.items() if key != "default"}
         for name, property_ in schema["properties"].items()
     }
-    return {**schema, "properties": properties, "required": list(properties)}
+    # What has no default and is not required is not always written.
+    always = set(schema.get("required", ()))
+    required = [name for name, it in schema["properties"].items() if name in always or "default" in it]
+    return {**schema, "properties": properties, "required": required}

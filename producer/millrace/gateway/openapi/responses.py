@@ -88,7 +88,10 @@ _ITEM = closed(
 _USAGE = closed(
     {
         "input_tokens": INTEGER,
-        "input_tokens_details": closed({"cached_tokens": INTEGER, "cache_write_tokens": INTEGER}),
+        "input_tokens_details": closed(
+            {"cached_tokens": INTEGER, **fields.CACHED_BY_TIER, "cache_write_tokens": INTEGER},
+            optional=fields.CACHED_BY_TIER,
+        ),
         "output_tokens": INTEGER,
         "output_tokens_details": closed({"reasoning_tokens": INTEGER}),
         "total_tokens": INTEGER,

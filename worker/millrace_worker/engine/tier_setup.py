@@ -1,4 +1,4 @@
-"""A disk cache for an engine as it is configured."""
+"""The tiers below the block pool, for an engine as it is configured."""
 
 from __future__ import annotations
 
@@ -13,39 +13,58 @@ from millrace_worker.models.weights import shapes, slots
 
 from .block_copies import BlockCopies
 from .block_pool import BlockPool
-from .disk_cache import DiskCache
 from .disk_tier import DiskTier
 from .fingerprint import KV_KERNEL_VERSION, Identity, config_digest, dummy_digest, weights_digest
+from .host_arena import HostArena, pin_for
+from .host_tier import HostTier
 from .kv_cache import KV_LAYOUT_VERSION
+from .kv_record import file_bytes
+from .load_costs import LoadCosts
+from .s3_cache import S3Cache
+from .s3_tier import S3Tier
+from .tiered_cache import TieredCache
 
 log = structlog.get_logger()
 
 
-def open_disk_cache(
+def open_tiers(
     config: EngineConfig,
     model_directory: Path,
     model: ModelConfig,
     dtype: torch.dtype,
     kv_cache: torch.Tensor,
     pool: BlockPool,
-) -> DiskCache | None:
-    """None when none is configured. `dtype` is that of the computation."""
-    if config.disk_cache_dir is None:
+) -> TieredCache | None:
+    """None when none is configured. `dtype` is that of the computation. Not while CUDA graphs are captured."""
+    if config.cpu_cache_gb == 0 and config.disk_cache_dir is None:
         return None
     if not config.enable_prefix_caching:
-        log.warning("no disk cache", reason="enable_prefix_caching is off")
+        log.warning("no CPU or disk cache", reason="enable_prefix_caching is off")
         return None
-    directory = Path(config.disk_cache_dir).expanduser()
     copies = BlockCopies(kv_cache)
-    tier = DiskTier(
-        directory,
-        int(config.disk_cache_gb * 10**9),
-        block_size=config.block_size,
-        block_bytes=copies.block_bytes,
-        new_buffer=copies.new_buffer,
-    )
-    tier.start(lambda: identify(config, model_directory, model, dtype, kv_cache))
-    return DiskCache(tier, pool, copies, block_size=config.block_size)
+    host = None
+    if config.cpu_cache_gb > 0:
+        arena = HostArena(int(config.cpu_cache_gb * 10**9), copies.block_bytes, pin=pin_for(kv_cache.device))
+        host = HostTier(arena)
+        host.start()
+    disk = None
+    if config.disk_cache_dir is not None:
+        disk = DiskTier(
+            Path(config.disk_cache_dir).expanduser(),
+            int(config.disk_cache_gb * 10**9),
+            block_size=config.block_size,
+            block_bytes=copies.block_bytes,
+            new_buffer=copies.new_buffer,
+        )
+        disk.start(lambda: identify(config, model_directory, model, dtype, kv_cache))
+    costs = LoadCosts()
+    s3 = None
+    if disk is not None and config.s3_cache is not None:
+        length = file_bytes(config.block_size, copies.block_bytes)
+        tier = S3Tier(config.s3_cache, config.s3_endpoint_url, disk, file_bytes=length)
+        tier.start()
+        s3 = S3Cache(tier, disk, pool, costs, block_size=config.block_size, host=host)
+    return TieredCache(pool, copies, costs, block_size=config.block_size, host=host, disk=disk, s3=s3)
 
 
 def identify(

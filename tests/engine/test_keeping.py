@@ -1,0 +1,60 @@
+"""Blocks leave the pool no faster than steps can bear, and nobody spins while they come in."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from copy_parts import MINE, Parts, block_name
+from disk_parts import LateCopies, ask, disk_config, ids
+from greedy import save
+from millrace_worker.engine import keeping, tier_setup
+from millrace_worker.engine.engine import Engine
+from millrace_worker.engine.load_plan import LoadPlan, Segment
+
+PROMPT = ids(120, 3)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save("llama3-untied", tmp_path_factory.mktemp("models"))
+
+
+def test_a_step_begins_as_much_as_the_time_allows_and_an_idle_engine_all_of_it(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[int] = []
+
+    class Counted(LateCopies):
+        def to_host(self, blocks: list[int], host: list[object]) -> object:
+            begun.append(len(blocks))
+            return super().to_host(blocks, host)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(tier_setup, "BlockCopies", Counted)
+    monkeypatch.setattr(keeping, "_BYTES_PER_SECOND", 0.0)
+    monkeypatch.setattr(keeping, "_GROUP_BYTES", 4 * 1536)
+    engine = Engine(disk_config(model, None, cpu_cache_gb=0.01))
+    for _ in range(2):
+        ask(engine, [PROMPT])
+    # 29 blocks in groups of 4: one group a step, and what was left when the last step was over at once.
+    assert begun == [4] * 7 + [1]
+    assert engine.cache_stats.blocks["cpu"] == 29
+    engine.close()
+
+
+def test_waiting_for_a_copy_alone_takes_the_time_that_it_may(tmp_path: Path) -> None:
+    parts = Parts()
+    (slot,) = parts.host.take(1)
+    parts.host.slot(slot).fill_(MINE)
+    parts.host.put(slot, parts.first)
+    parts.host.release([slot])
+    parts.loads.wait(10.0)  # there is nothing to wait for
+    parts.loads.begin(parts.seq, 0, LoadPlan([Segment(parts.host, 1)]), block_name)
+    began = time.monotonic()
+    parts.loads.wait(0.05)
+    assert time.monotonic() - began >= 0.05
+    parts.copies.last.wait()
+    parts.loads.wait(10.0)
+    assert time.monotonic() - began < 9
