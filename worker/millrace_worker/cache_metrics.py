@@ -40,6 +40,21 @@ def cache_families(totals: Totals, cache: CacheTotals) -> Iterator[Family]:
         cache.by_label("misses"),
     )
     yield _by_reason(
+        "millrace_prefix_cache_pinned_misses_total",
+        "Sequences that began with a pinned prefix and did not find all of it.",
+        cache.by_label("pinned_misses"),
+    )
+    yield _by_reason(
+        "millrace_prefix_cache_s3_misses_total",
+        "Sequences whose next block the disk had not and the bucket did not give, and fetches that fell short.",
+        cache.by_label("s3_misses"),
+    )
+    yield _by_reason(
+        "millrace_prefix_cache_s3_failures_total",
+        "Requests to the bucket that failed.",
+        cache.by_label("s3_failures"),
+    )
+    yield _by_reason(
         "millrace_prefix_cache_unwritten_blocks_total",
         "Blocks worth keeping that a lower tier did not take.",
         cache.by_label("unwritten"),
