@@ -14,6 +14,7 @@ from disk_parts import BLOCK, GREEDY, LateCopies, LateCopy, ask, disk_config, id
 from greedy import save
 from millrace_worker.engine import tier_setup
 from millrace_worker.engine.engine import Engine
+from millrace_worker.engine.load_costs import LoadCosts
 from millrace_worker.frames import AddSequence, SequenceParams
 
 SYSTEM = ids(40, 1)
@@ -23,6 +24,12 @@ SHARED = len(SYSTEM) // BLOCK
 BATCH = [ids(60 + n, 50 + n) for n in range(3)]
 LONG = SequenceParams(max_tokens=20, temperature=0.0)
 URGENT = [ids(70 + n, 60 + n) for n in range(3)]
+
+
+@pytest.fixture(autouse=True)
+def always_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How quick this machine computes is not known, so fetching is always tried."""
+    monkeypatch.setattr(LoadCosts, "observe_step", lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +187,8 @@ def test_blocks_that_are_reused_before_they_are_copied_out_are_not_what_was_comp
 
 def test_a_swap_that_costs_more_than_computing_is_not_made(model: Path, undisturbed: list[list[int]]) -> None:
     engine = Engine(disk_config(model, None, blocks=60, cpu_cache_gb=0.01))
-    engine.scheduler.tier.costs.bytes_per_second["cpu"] = 1.0  # type: ignore[attr-defined]
+    costs = engine.scheduler.tier.costs  # type: ignore[attr-defined]
+    costs.bytes_per_second["cpu"], costs.tokens_per_second = 1.0, 1000.0
     assert interrupted(engine)[0] == undisturbed
     assert engine.cache_stats.swapped_blocks == 0
     engine.close()
