@@ -332,6 +332,10 @@ class DiskTier:
         except (OSError, RuntimeError) as e:  # the disk, or no more host memory
             log.warning("a record of the disk cache cannot be read", reason=str(e))
             return "disk_error"
+        except Exception:
+            # The thread is to live on: others wait for what it reads.
+            log.exception("a record of the disk cache was not read")
+            return "disk_error"
         reading.buffers[number] = buffer
         self._read_pause = self.limits.read_pause
         with self._lock:
