@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 
@@ -13,6 +14,10 @@ from servers import ACCESS_KEY, SECRET_KEY, S3Server
 
 # What a shell starts in the background ignores SIGINT, and so would every process that the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Before anything imports torch, here and in workers. Models are tiny, and several processes run at once: threads that
+# wait for each other would use up the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from millrace.demo_tasks import REFUSALS, SYSTEM_PROMPTS, TASKS, make_examples, system_prompt
 
@@ -29,7 +28,6 @@ def evaluation() -> Any:
 
 @pytest.fixture(scope="module")
 def loaded(evaluation: Any) -> tuple[Any, Any]:
-    torch.set_num_threads(2)
     return evaluation.load(MODEL)
 
 

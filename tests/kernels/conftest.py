@@ -3,6 +3,8 @@ process started with TRITON_INTERPRET=1, else the references. Memory that an op 
 
 from __future__ import annotations
 
+from types import FunctionType
+
 import pytest
 import torch
 
@@ -48,3 +50,19 @@ if INTERPRETED:
         scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
 
     interpreter._patch_lang_tensor = _patch_index
+
+    _patch_lang, _restore = interpreter._patch_lang, interpreter._LangPatchScope.restore
+    _patched: set[str] = set()
+
+    def _patch_once(fn: FunctionType) -> interpreter._LangPatchScope:
+        """Triton patches its language whenever a kernel calls a function; once a launch and module will do."""
+        if fn.__module__ in _patched:
+            return interpreter._LangPatchScope()
+        _patched.add(fn.__module__)
+        return _patch_lang(fn)
+
+    def _restore_all(scope: interpreter._LangPatchScope) -> None:
+        _restore(scope)
+        _patched.clear()
+
+    interpreter._patch_lang, interpreter._LangPatchScope.restore = _patch_once, _restore_all
