@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -13,11 +11,11 @@ import typer
 from millrace.termination import terminated_as_exit
 from millrace_schemas import MillraceError
 
-from .comparison import PEERS, Bench, PeerOptions, make_bench, parse_arguments, parse_peers, run_engine
+from .comparison import PEERS, PeerOptions, make_bench, parse_arguments, parse_peers, run_engine
 from .models import MODELS, model_directory
-from .prefix_bench import Cell, cells, first_tokens, measure, prepare
+from .prefix_bench import Cell, cells
 from .recording import Recording
-from .results import Row
+from .tier_options import NONE, TierOptions, parse_tiers
 
 #: Not where `millrace bench report` looks: its page is about fixed workloads.
 RESULTS = Path("benchmarks/results/prefix")
@@ -26,7 +24,7 @@ RESULTS = Path("benchmarks/results/prefix")
 def prefix(
     model: Annotated[str, typer.Option(help=f"A shape ({', '.join(MODELS)}), a directory, a hub name, or demo.")],
     groups: Annotated[
-        str, typer.Option(help="Requests behind one system prompt, comma-separated.")
+        str, typer.Option(help=f"Requests behind one system prompt, comma-separated, or {NONE}.")
     ] = "4,16,64,256,1024",
     prefixes: Annotated[str, typer.Option(help="Tokens of a system prompt, comma-separated.")] = "512,2048,8192",
     systems: Annotated[str, typer.Option(help="System prompts at once, comma-separated.")] = "1,4",
@@ -47,6 +45,19 @@ def prefix(
     vs_pythonpath: Annotated[str | None, typer.Option(help="Directories in front of vLLM's Python path.")] = None,
     vs_args: Annotated[str, typer.Option(help="Arguments of vllm.LLM, a JSON object; the rest is its default.")] = "{}",
     vs_timeout: Annotated[float, typer.Option(min=1, help="An engine silent for so many seconds has failed.")] = 900.0,
+    tiers: Annotated[
+        str, typer.Option(help=f"Of the prefix cache, below the device: cpu, disk, s3, comma-separated, or {NONE}.")
+    ] = "cpu,disk",
+    cpu_cache_gb: Annotated[float, typer.Option(min=0, help="Host memory of the tier cpu.")] = 4.0,
+    disk_cache_dir: Annotated[
+        Path | None,
+        typer.Option(help="Where a directory for the tier disk is made, and deleted at the end.", show_default="/tmp"),
+    ] = None,
+    s3_cache: Annotated[
+        str | None, typer.Option(help="s3://bucket/prefix of the tier s3; it keeps its records.")
+    ] = None,
+    s3_endpoint_url: Annotated[str | None, typer.Option(help="For an S3 that is not Amazon's.")] = None,
+    restarts: Annotated[int, typer.Option(min=1, help="How often an engine is killed and started again.")] = 3,
     to_file: Annotated[bool, typer.Option("--save", help="Write the rows to a file of --results-dir.")] = False,
     results_dir: Annotated[Path, typer.Option()] = RESULTS,
     commit: Annotated[str | None, typer.Option(help="The code's, where there is no git.")] = None,
@@ -55,10 +66,12 @@ def prefix(
     """Requests behind system prompts that they share, on one engine that reads these once for all, and that does not.
 
     Of each group: tokens a second of decode, of the whole run, and how often the prefill computed the system prompt.
-    Then the same for requests that share nothing, and first tokens behind a new prefix and a cached one.
+    Then the same for requests that share nothing; first tokens behind a prefix that is new, in the device's
+    memory, and in each tier below it; and what is left of a pinned prefix after kill -9 and a restart.
     Exit code 1 when Millrace cannot be measured at all.
     """
     from .environment import describe
+    from .prefix_run import PrefixRun
     from .prefix_table import show
 
     flags = {
@@ -70,12 +83,16 @@ def prefix(
         "gpu_memory_utilization": gpu_memory_utilization,
     }
     try:
-        wanted = cells(
-            _numbers("groups", groups, 1),
-            _numbers("prefixes", prefixes, 1),
-            _numbers("systems", systems, 1),
-            own,
-            answer,
+        lengths = _numbers("prefixes", prefixes, 1)
+        counts = [] if groups.strip() == NONE else _numbers("groups", groups, 1)
+        wanted = cells(counts, lengths, _numbers("systems", systems, 1), own, answer)
+        options_of_tiers = TierOptions(
+            tiers=parse_tiers(tiers),
+            cpu_cache_gb=cpu_cache_gb,
+            disk_cache_dir=disk_cache_dir,
+            s3_cache=s3_cache,
+            s3_endpoint_url=s3_endpoint_url,
+            restarts=restarts,
         )
         peers = parse_peers(vs)
         chosen = _chosen(vs_cells, wanted) if peers else []
@@ -93,15 +110,15 @@ def prefix(
             environment,
             quiet=as_json,
             save_to=results_dir if to_file else None,
-            settings={"own": own, "answer": answer},
+            settings={"own": own, "answer": answer, "tiers": tiers, "cpu_cache_gb": cpu_cache_gb},
         )
         with terminated_as_exit():
             # The others first, in processes of their own: an engine in this one does not give its memory back.
             for peer in peers:
                 record.take(run_engine(peer, bench, options, record.about, record.say))
-            record.take(_measured(bench, wanted, record.say))
+            record.take(PrefixRun(bench, wanted, lengths, own, answer, options_of_tiers, record.say).rows())
             record.end()
-    except (MillraceError, ValueError) as e:
+    except (MillraceError, OSError, ValueError) as e:
         typer.echo(f"error: {e}", err=True)
         raise typer.Exit(1) from e
     if as_json:
@@ -109,29 +126,6 @@ def prefix(
             typer.echo(json.dumps({**flags, "model": model, **row.as_flat(), **environment}))
     else:
         show(Path(model).name, record.rows, environment)
-
-
-def _measured(bench: Bench, wanted: list[Cell], say: Callable[[str], None]) -> Iterator[Row]:
-    """Of an engine in this process. Raises MillraceError."""
-    from millrace_worker import config
-    from millrace_worker.engine import garbage
-    from millrace_worker.engine.engine import Engine
-
-    engine = Engine(config.load(bench.flags).engine)
-    thresholds = gc.get_threshold()
-    garbage.settle()
-    try:
-        prepare(engine, bench.temperature)
-        for length in dict.fromkeys(cell.prefix for cell in wanted):
-            yield from first_tokens(engine, length, wanted[0].own, bench.temperature)
-        for cell in wanted:
-            for row in measure(engine, cell, bench.temperature, bench.repeats):
-                rate = row.failed or f"decode at {row.figures['decode_tok_s']:,.0f} tok/s"
-                say(f"{row.engine}, {row.workload}: {rate}")
-                yield row
-    finally:
-        gc.unfreeze()
-        gc.set_threshold(*thresholds)
 
 
 def _numbers(flag: str, text: str, least: int) -> list[int]:

@@ -1,8 +1,7 @@
-"""What a system prompt that requests share gains: decode, first tokens, and prefill, on one engine in this process."""
+"""What a system prompt that requests share gains: decode and prefill, on one engine in this process."""
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 
 #: Fewest steps with all sequences for a rate of decode.
 _LEAST_STEPS = 8
-_FIRST_TOKENS = 5
 
 
 class Cell(msgspec.Struct, frozen=True):
@@ -75,8 +73,12 @@ def cells(groups: Sequence[int], prefixes: Sequence[int], systems: Sequence[int]
     return list(dict.fromkeys([*shared, *apart]))
 
 
-class _Run(msgspec.Struct, frozen=True):
+class Run(msgspec.Struct, frozen=True):
+    """What became of sequences that were all there at the start."""
+
     seconds: float
+    #: Until each had its first token.
+    first_seconds: float
     #: Output tokens a second while all sequences decode, and steps of that time.
     decode_tok_s: float
     decode_steps: int
@@ -92,15 +94,15 @@ def measure(engine: Engine, cell: Cell, temperature: float, repeats: int) -> Ite
     reason = cell.why_not(engine)
     can_group = engine.runner.can_share_runs
     engines = (ENGINE, UNGROUPED) if can_group else (ENGINE,)
-    runs: dict[str, list[_Run]] = {name: [] for name in engines}
+    runs: dict[str, list[Run]] = {name: [] for name in engines}
     if not reason:
         jobs = cell.jobs(engine.ready.vocab_size)
         try:
             for _ in range(repeats):
                 for name, found in runs.items():
                     engine.runner.share_runs = name == ENGINE
-                    found.append(_run(engine, jobs, temperature))
-        except _NotMeasuredError as e:
+                    found.append(run(engine, jobs, temperature))
+        except NotMeasured as e:
             reason = str(e)
         finally:
             engine.runner.share_runs = True
@@ -108,38 +110,6 @@ def measure(engine: Engine, cell: Cell, temperature: float, repeats: int) -> Ite
         yield _failed(name, cell, reason) if reason else _row(name, cell, jobs, found)
     if not can_group:
         yield _failed(UNGROUPED, cell, reason or f"grouping is off on {engine.ready.device}: both would be the same")
-
-
-def first_tokens(engine: Engine, prefix: int, own: int, temperature: float) -> Iterator[Row]:
-    """Two rows: seconds to the first token of a request alone, its prefix new, and in the cache of the device."""
-    names = {False: f"first token behind {prefix:,}, cold", True: f"first token behind {prefix:,}, cached"}
-    reason = Cell(1, prefix, 1, own, 1).why_not(engine)
-    if reason:
-        for name in names.values():
-            yield Row(engine=ENGINE, workload=name, failed=reason)
-        return
-    cold, *others = behind(engine.ready.vocab_size, _FIRST_TOKENS + 1, prefix, 1, own, 1)
-    for is_cached, name in names.items():
-        found = []
-        for job in others:
-            engine.reset_prefix_cache()
-            if is_cached:
-                _first_token(engine, cold, temperature)
-            found.append(_first_token(engine, job, temperature))
-        seconds = [one for one, _ in found]
-        median = statistics.median(seconds)
-        yield Row(
-            engine=ENGINE,
-            workload=name,
-            requests=1,
-            prompt_tokens=prefix + own,
-            output_tokens=1,
-            seconds=median,
-            all_seconds=tuple(round(one, 6) for one in seconds),
-            output_tok_s=round(1 / median, 1),
-            total_tok_s=round((prefix + own + 1) / median, 1),
-            figures={"cached_tokens": min(cached for _, cached in found)},
-        )
 
 
 def prepare(engine: Engine, temperature: float) -> None:
@@ -150,11 +120,12 @@ def prepare(engine: Engine, temperature: float) -> None:
         engine.step()
 
 
-class _NotMeasuredError(Exception):
+class NotMeasured(Exception):
     """A run is not what it should be; the message says why."""
 
 
-def _run(engine: Engine, jobs: list[Job], temperature: float) -> _Run:
+def run(engine: Engine, jobs: list[Job], temperature: float) -> Run:
+    """All of them at once, on an empty prefix cache of the device. Raises NotMeasured."""
     engine.reset_prefix_cache()
     preemptions = engine.scheduler.num_preemptions
     waiting = set(range(len(jobs)))
@@ -162,14 +133,14 @@ def _run(engine: Engine, jobs: list[Job], temperature: float) -> _Run:
     began = ended = 0.0
     start = time.perf_counter()
     for i, job in enumerate(jobs):
-        engine.add(AddSequence(i, job.prompt, [], _params(job, temperature, i)))
+        engine.add(AddSequence(i, job.prompt, [], params(job, temperature, i)))
     while engine.has_work:
         output = engine.step()
         steps += 1
         shared_steps += output.shared_saved > 0
         shared_tokens += output.shared_saved
         if output.refused:
-            raise _NotMeasuredError(f"it was refused: {output.refused[0].message}")
+            raise NotMeasured(f"it was refused: {output.refused[0].message}")
         cached += sum(started.cached for started in output.started)
         if waiting:
             waiting.difference_update(seq_id for seq_id, _ in output.tokens)
@@ -181,11 +152,12 @@ def _run(engine: Engine, jobs: list[Job], temperature: float) -> _Run:
             ended = time.perf_counter() if output.finished else 0.0
     seconds = time.perf_counter() - start
     if engine.scheduler.num_preemptions != preemptions:
-        raise _NotMeasuredError("sequences were preempted: the cache is too small for all at once")
+        raise NotMeasured("sequences were preempted: the cache is too small for all at once")
     if decode_steps < _LEAST_STEPS:
-        raise _NotMeasuredError(f"only {decode_steps} steps had all sequences: the answers are too short")
-    return _Run(
+        raise NotMeasured(f"only {decode_steps} steps had all sequences: the answers are too short")
+    return Run(
         seconds,
+        began - start,
         decoded / (ended - began),
         decode_steps,
         cached,
@@ -195,24 +167,12 @@ def _run(engine: Engine, jobs: list[Job], temperature: float) -> _Run:
     )
 
 
-def _first_token(engine: Engine, job: Job, temperature: float) -> tuple[float, int]:
-    """(seconds from its arrival to its token, tokens of its prompt that were in the cache)"""
-    seconds, cached = 0.0, 0
-    start = time.perf_counter()
-    engine.add(AddSequence(0, job.prompt, [], _params(job, temperature, 0)))
-    while engine.has_work:
-        output = engine.step()
-        cached += sum(started.cached for started in output.started)
-        if output.tokens:
-            seconds = time.perf_counter() - start
-    return seconds, cached
+def params(job: Job, temperature: float, seed: int, *, marked: bool = False) -> SequenceParams:
+    """`marked`: the tiers keep its prompt at the first sighting."""
+    return SequenceParams(max_tokens=job.max_tokens, temperature=temperature, seed=seed, marked=marked)
 
 
-def _params(job: Job, temperature: float, seed: int) -> SequenceParams:
-    return SequenceParams(max_tokens=job.max_tokens, temperature=temperature, seed=seed)
-
-
-def _row(engine: str, cell: Cell, jobs: list[Job], runs: list[_Run]) -> Row:
+def _row(engine: str, cell: Cell, jobs: list[Job], runs: list[Run]) -> Row:
     """Rates of the whole run and of decode are each the best; counts are of the first run, which all have alike."""
     prompts, outputs = sum(len(job.prompt) for job in jobs), sum(job.max_tokens for job in jobs)
     best = min(run.seconds for run in runs)

@@ -8,18 +8,19 @@ from rich.console import Console
 from rich.table import Table
 
 from .results import ENGINE, TITLES, UNGROUPED, Row
+from .tier_table import is_of_tiers, tier_tables
 
 _WIDTH = 150
 
 
 def show(model: str, rows: Sequence[Row], environment: Mapping[str, str]) -> None:
-    """Prints decode and whole runs of each group, then first tokens."""
+    """Prints decode and whole runs of each group, then first tokens, restarts, and what tiers cost."""
     # Where nobody says how wide the page is, it is wide enough.
     console = Console(width=max(_WIDTH, Console().width))
-    first = [row for row in rows if row.workload.startswith("first token")]
-    groups = [row for row in rows if row not in first]
-    console.print(_groups(model, groups))
-    console.print(_first_tokens(model, first))
+    others = [row for row in rows if is_of_tiers(row)]
+    groups = [row for row in rows if not is_of_tiers(row)]
+    for table in ([_groups(model, groups)] if groups else []) + tier_tables(model, others):
+        console.print(table)
     reasons: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         if row.failed:
@@ -47,19 +48,6 @@ def _groups(model: str, rows: Sequence[Row]) -> Table:
             other = by_name.get((peer, workload))
             line += [_rate(other), f"{own.rate / other.rate:.2f}" if own and other else ""]
         table.add_row(workload, *line)
-    return table
-
-
-def _first_tokens(model: str, rows: Sequence[Row]) -> Table:
-    table = Table(title=f"Millrace, {model}: seconds to the first token of a request alone")
-    table.add_column("request")
-    for heading in ("ms", "least", "most", "cached tokens"):
-        table.add_column(heading, justify="right")
-    for row in rows:
-        if not row.failed:
-            values = (row.seconds, min(row.all_seconds), max(row.all_seconds))
-            cached = f"{row.figures['cached_tokens']:,.0f}"
-            table.add_row(row.workload, *(f"{value * 1000:,.1f}" for value in values), cached)
     return table
 
 

@@ -73,12 +73,14 @@ def fixed(vocab_size: int, count: int, prompt: int, answer: int, seed: int) -> l
     return [Job(draw.ids(prompt), answer) for _ in range(count)]
 
 
-def behind(vocab_size: int, count: int, prefix: int, systems: int, own: int, answer: int) -> list[Job]:
+def behind(
+    vocab_size: int, count: int, prefix: int, systems: int, own: int, answer: int, *, seed: int = 20
+) -> list[Job]:
     """`count` requests behind each of so many system prompts of `prefix` tokens, in turn, with `own` tokens more.
 
     0 system prompts: `count` requests of as many tokens that share nothing.
     """
-    draw = _Draw(vocab_size, 20)
+    draw = _Draw(vocab_size, seed)
     if systems == 0:
         return [Job(draw.ids(prefix + own), answer) for _ in range(count)]
     prompts = [draw.ids(prefix) for _ in range(systems)]

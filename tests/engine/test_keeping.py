@@ -34,7 +34,7 @@ def test_a_step_begins_as_much_as_the_time_allows_and_an_idle_engine_all_of_it(
 
     monkeypatch.setattr(tier_setup, "BlockCopies", Counted)
     monkeypatch.setattr(keeping, "_BYTES_PER_SECOND", 0.0)
-    monkeypatch.setattr(keeping, "_GROUP_BYTES", 4 * 1536)
+    monkeypatch.setattr(keeping, "GROUP_BYTES", 4 * 1536)
     engine = Engine(disk_config(model, None, cpu_cache_gb=0.01))
     for _ in range(2):
         ask(engine, [PROMPT])

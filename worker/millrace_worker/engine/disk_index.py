@@ -156,6 +156,13 @@ class DiskIndex:
             if entry is not None:
                 self.release(entry.size)
 
+    def forget_all(self) -> None:
+        """Deletes all records of the own fingerprint. Raises OSError at one that cannot be deleted."""
+        with self._lock:
+            names = [name for space, name in (*self._entries, *self._guarded) if space == self._namespace.name]
+        for name in names:
+            self.remove(name)
+
     def touch(self, chain: Iterable[bytes], *, note: bool = False) -> None:
         """Blocks were used, given from the first on: of those that are here the first is the last to be dropped.
 

@@ -115,6 +115,11 @@ class DiskTier:
             if self._index is not None:
                 self._index.unprotect(chain)
 
+    def forget_all(self) -> None:
+        """Deletes all records of its fingerprint. For benchmarks; nothing may be on its way. Raises OSError."""
+        if self._index is not None:
+            self._index.forget_all()
+
     @property
     def may_read(self) -> bool:
         return time.monotonic() >= self._no_reads_until

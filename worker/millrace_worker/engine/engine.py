@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from functools import partial
 from typing import Any
 
 import structlog
@@ -76,7 +77,8 @@ class Engine(StepLoop):
                 runner.capture()
         pool = BlockPool(cache.shape[0])
         tier = open_tiers(config, directory, model_config, model.dtype, cache, pool)
-        scheduler = Scheduler(
+        self._new_scheduler = partial(
+            Scheduler,
             pool,
             block_size=config.block_size,
             max_num_seqs=max_num_seqs,
@@ -84,8 +86,10 @@ class Engine(StepLoop):
             enable_prefix_caching=config.enable_prefix_caching,
             long_prefill_token_threshold=config.long_prefill_token_threshold,
             prefix_wait=config.prefix_wait,
-            tier=tier,
         )
+        #: Below the pool; None: there are none.
+        self.tiers = tier
+        scheduler = self._new_scheduler(tier=tier)
         super().__init__(ready, scheduler, runner, overlap=self.device.type == "cuda" if overlap is None else overlap)
         self._take_small_steps()
         if tier is not None:
@@ -109,6 +113,16 @@ class Engine(StepLoop):
         """
         self.scheduler.pins.let_go_all()
         self.scheduler.pool.forget_all()
+
+    def use_tiers(self, on: bool) -> None:
+        """Whether sequences that come now use the tiers below the pool; they keep what they have. For benchmarks.
+
+        Only without work and pins. Before `close` they are to be on again.
+        """
+        assert not self.has_work
+        allowance = self.scheduler.allowance
+        self.scheduler = self._new_scheduler(tier=self.tiers if on else None)
+        self.scheduler.allowance = allowance
 
 
 def _device(name: str) -> torch.device:

@@ -36,7 +36,7 @@ class HostArena:
         self._per_piece = max(1, piece_bytes // block_bytes)
         self._pin = pin
         self._pieces: list[torch.Tensor] = []
-        self._closed = threading.Event()
+        self._closed, self._taken = threading.Event(), threading.Event()
 
     @property
     def num_slots(self) -> int:
@@ -53,6 +53,10 @@ class HostArena:
             self._take_all()  # pages are only had when they are written
         else:
             threading.Thread(target=self._take_all, name="kv-pinner", daemon=True).start()
+
+    def wait_taken(self, seconds: float) -> bool:
+        """Whether by then no more is being taken."""
+        return self._taken.wait(seconds)
 
     def close(self) -> None:
         """Takes no more."""
@@ -71,6 +75,7 @@ class HostArena:
                 wanted=self._most * self.block_bytes,
                 reason=str(e).splitlines()[0],
             )
+        self._taken.set()
         log.info(
             "CPU cache open",
             blocks=self.num_slots,

@@ -63,6 +63,12 @@ class HostTier:
         if more > 0:
             self._slots.grow(more)
 
+    def wait_open(self, seconds: float) -> bool:
+        """Whether by then all memory is there that it will have."""
+        is_open = self._arena.wait_taken(seconds)
+        self.grow()
+        return is_open
+
     def has(self, chain_hash: bytes) -> bool:
         return self._slots.lookup(chain_hash) is not None
 
@@ -128,6 +134,12 @@ class HostTier:
     def age(self, chain: list[bytes]) -> None:
         """Of these blocks those that nobody holds are given up first."""
         self._slots.age(self._find(chain))
+
+    def forget_all(self) -> None:
+        """Nothing can be found any more; what is held stays with its owners. For benchmarks."""
+        self._slots.release(self._guarded.values())
+        self._guarded.clear()
+        self._slots.forget_all()
 
     def protect(self, chain: list[bytes]) -> None:
         """These blocks are given up last, those too that are not here yet."""

@@ -23,7 +23,7 @@ log = structlog.get_logger()
 
 #: Blocks are copied out in groups of at most so many bytes, and no faster than so many bytes a second while steps run:
 #: more than a GPU computes, and little of what the link can do and of the time that a step's host has.
-_GROUP_BYTES = 32 * 2**20
+GROUP_BYTES = 32 * 2**20
 _BYTES_PER_SECOND = 8e9
 
 
@@ -105,7 +105,7 @@ class Keeping:
             self._write_held(seq, sorted(on_disk.difference(to_host)))
         else:
             to_host = to_disk
-        group = max(1, _GROUP_BYTES // self._copies.block_bytes)
+        group = max(1, GROUP_BYTES // self._copies.block_bytes)
         for start in range(0, len(to_host), group):
             self._want(seq, to_host[start : start + group], on_disk)
         return False

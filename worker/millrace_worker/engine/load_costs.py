@@ -21,6 +21,8 @@ class LoadCosts:
         #: By tier.
         self.bytes_per_second: dict[str, float] = {}
         self.tokens_per_second: float | None = None
+        #: For benchmarks: what a tier has is fetched, whatever that takes.
+        self.always_load = False
         self._refused: dict[str, int] = {}
 
     def observe_read(self, tier: str, num_bytes: int, seconds: float) -> None:
@@ -39,7 +41,10 @@ class LoadCosts:
         return None if rate is None else num_bytes / rate
 
     def recompute_seconds(self, tokens: int) -> float | None:
-        return None if self.tokens_per_second is None else tokens / self.tokens_per_second
+        """None: not known, or not to be asked."""
+        if self.tokens_per_second is None or self.always_load:
+            return None
+        return tokens / self.tokens_per_second
 
     def refuse(self, tier: str) -> bool:
         """A tier proved too slow for what was asked of it; whether a few blocks are tried all the same."""

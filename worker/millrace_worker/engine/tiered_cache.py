@@ -27,6 +27,7 @@ from .prefix_cache import root_of
 from .s3_cache import NoS3, S3Cache
 from .sequence import Sequence
 from .swaps import Swaps
+from .tier_switches import TierSwitches
 
 #: Blocks are kept once they were seen so often: a prompt that comes once is not.
 _SIGHTINGS = 2
@@ -77,6 +78,7 @@ class TieredCache:
         self._looked_up: dict[int, int] = {}
         #: When beginnings of prompts, by the last block's hash, were found in all tiers.
         self._used: dict[bytes, float] = {}
+        self.switches = TierSwitches(host, disk, self.s3, costs, self._used.clear)
 
     @property
     def held(self) -> Iterable[list[int]]:
