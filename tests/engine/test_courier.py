@@ -9,11 +9,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import chain, repeat
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from faulty_s3 import FaultyS3
+from millrace_worker.courier import bucket
+from millrace_worker.courier.refused import Refused
 from millrace_worker.courier_frames import NAME_BYTES, Done, Fetch, FromCourier, Page, Start, Store, ToCourier
 from millrace_worker.engine.courier_link import CourierLink
 from millrace_worker.engine.pause import Pause
@@ -170,6 +174,18 @@ def test_each_request_has_a_deadline(s3_env: S3Server, objects: Objects, tmp_pat
         )
         assert [done.reason for done in answers] == ["deadline"] * 3
         courier.link.close()
+
+
+def test_a_record_whose_last_bytes_come_too_late_is_not_put_in_its_place(
+    s3_env: S3Server, objects: Objects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objects.write(f"{objects.prefix}/{name(1).hex()}.kv", bytes(SIZE))
+    start = Start(BUCKET, objects.prefix + "/", s3_env.url, SIZE, 5.0, 60.0, 0.0)
+    now = chain([0.0], repeat(10.0))
+    monkeypatch.setattr(bucket, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    with pytest.raises(Refused, match="deadline"):
+        bucket.Bucket(start).download(name(1), tmp_path / "a.kv")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_fetches_that_nobody_waits_for_are_not_begun(s3_env: S3Server, objects: Objects, tmp_path: Path) -> None:

@@ -6,11 +6,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
-from copy_parts import MINE, Parts, block_name
+from copy_parts import BLOCK, BLOCK_BYTES, IDENTITY, MINE, Parts, block_name
 from disk_parts import LateCopies, ask, disk_config, ids
 from greedy import save
 from millrace_worker.engine import keeping, tier_setup
+from millrace_worker.engine.disk_tier import DiskTier
 from millrace_worker.engine.engine import Engine
 from millrace_worker.engine.load_plan import LoadPlan, Segment
 
@@ -42,6 +44,31 @@ def test_a_step_begins_as_much_as_the_time_allows_and_an_idle_engine_all_of_it(
     assert begun == [4] * 7 + [1]
     assert engine.cache_stats.blocks["cpu"] == 29
     engine.close()
+
+
+def test_slots_of_a_group_that_finds_no_more_memory_are_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = DiskTier(
+        *(tmp_path, 10**6),
+        block_size=BLOCK,
+        block_bytes=BLOCK_BYTES,
+        new_buffer=lambda: torch.empty(BLOCK_BYTES, dtype=torch.uint8),
+    )
+    disk.start(lambda: IDENTITY)
+    parts = Parts(disk)
+    parts.host.take(1)  # so that one of two blocks needs memory of its own
+    parts.seq.block_table = parts.pool.allocate(2)
+
+    def no_memory(count: int) -> list[torch.Tensor]:
+        raise RuntimeError("no more host memory")
+
+    monkeypatch.setattr(parts.copies, "new_buffers", no_memory)
+    parts.keeping.keep(parts.seq, [0, 1])
+    parts.keeping.flush()
+    assert len(parts.host.take(2)) == 1
+    assert not parts.keeping.is_leaving(parts.first)
+    disk.close()
 
 
 def test_waiting_for_a_copy_alone_takes_the_time_that_it_may(tmp_path: Path) -> None:

@@ -225,6 +225,28 @@ def test_a_sequence_that_is_given_up_while_it_is_fetched_leaves_nothing(
     assert not list(tmp_path.rglob("*.tmp*"))
 
 
+def test_what_was_asked_for_a_moment_ago_takes_its_room(
+    model: Path, config: Any, objects: Objects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step may ask for many prompts before the tier's thread hears of the first."""
+    many = [ids(60 + n, 50 + n) for n in range(12)]
+    first = Engine(config(tmp_path / "first", blocks=1000))
+    for _ in range(2):
+        ask(first, many)
+    until(lambda: first.cache_stats.stored_blocks == first.cache_stats.written_blocks > 100)
+    first.close()
+    engine = Engine(config(tmp_path / "second", blocks=1000))
+    tier = s3_of(engine).tier
+    monkeypatch.setattr(tier, "limits", S3Limits(most_fetched_bytes=20 * tier.file_bytes))
+    monkeypatch.setattr(tier._mover, "_ask", lambda request: None)
+    for number, prompt in enumerate(many):
+        engine.add(AddSequence(number, prompt, [], GREEDY))
+    engine.scheduler.schedule()
+    assert sum(len(fetch.fetching.names) for fetch in s3_of(engine)._fetches) == 20
+    monkeypatch.undo()
+    engine.close()
+
+
 def test_the_disks_cap_holds_while_records_are_fetched(
     model: Path, config: Any, objects: Objects, tmp_path: Path
 ) -> None:

@@ -151,13 +151,12 @@ def _chunks(body: Any, length: int, key: str, ends: float) -> Iterator[bytes]:
         with _translated(key):
             chunk: bytes = body.read(_CHUNK)
         read += len(chunk)
+        # Late is late, even with the last of it: what was yielded so far is not all.
+        if (not chunk and read != length) or read > length or (chunk and time.monotonic() > ends):
+            raise Refused("deadline", f"{key} was not there in time: {read} of {length} bytes")
         if not chunk:
-            break
-        if read > length or time.monotonic() > ends:
-            break
+            return
         yield chunk
-    if read != length:
-        raise Refused("deadline", f"{key} was not there in time: {read} of {length} bytes")
 
 
 @contextmanager

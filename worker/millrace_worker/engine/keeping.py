@@ -184,6 +184,8 @@ class Keeping:
         except RuntimeError as e:
             log.warning("no host memory for blocks of the disk cache", reason=str(e).splitlines()[0])
             self._unwritten["no_memory"] += count
+            if self._host is not None:
+                self._host.release(slots)
             self._let_go(wanted)
             return
         self._outward.append(_Leaving(wanted, chosen, slots, copy))

@@ -53,6 +53,8 @@ class Mover:
             most_storing=limits.most_storing,
         )
         self._asked: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        #: Records that fetches were asked for, and of them those that `run` has begun with: each thread adds to one.
+        self._num_asked = self._num_begun = 0
         self._fetches_end, self._fetches_ended = False, threading.Event()
         #: Until when there is time for what is to be stored; None: it is not the end yet.
         self._ends: float | None = None
@@ -73,7 +75,8 @@ class Mover:
 
     @property
     def num_fetching(self) -> int:
-        return len(self._downloads)
+        """Records on their way, those included that the thread does not know of yet."""
+        return self._num_asked - self._num_begun + len(self._downloads)
 
     @property
     def takes_offers(self) -> bool:
@@ -84,6 +87,7 @@ class Mover:
         return self._uploads.waits(name)
 
     def fetch(self, fetching: Fetching) -> None:
+        self._num_asked += len(fetching.names)
         self._ask(partial(self._fetch, fetching))
 
     def give_up(self, fetching: Fetching) -> None:
@@ -176,7 +180,10 @@ class Mover:
             self._link.kill()
 
     def _fetch(self, fetching: Fetching) -> None:
-        self._downloads.begin(fetching, refused="" if self.may_fetch else "paused")
+        try:
+            self._downloads.begin(fetching, refused="" if self.may_fetch else "paused")
+        finally:
+            self._num_begun += len(fetching.names)
         if fetching.is_done:
             self.progress.set()
 
