@@ -45,7 +45,9 @@ def wait_for(what: str, found: Callable[[], Any], timeout: float = 30.0) -> Any:
 
 
 def parts_of(server: S3Server, batch_id: str) -> list[Path]:
-    return [path for path in server.directory.rglob(f"{batch_id}.parts/*") if path.is_file()]
+    """By os.walk, which does not mind that the server removes folders meanwhile."""
+    folders = os.walk(server.directory)
+    return [Path(at, name) for at, _, names in folders if Path(at).name == f"{batch_id}.parts" for name in names]
 
 
 def assert_whole(view: View, lines: int = len(LINES)) -> None:

@@ -97,7 +97,7 @@ def test_a_job_that_kills_whole_workers_is_quarantined(redis_url: str, probe: Qu
 
 
 def test_a_hanging_engine_is_replaced(redis_url: str, probe: QueueProbe, tmp_path: Path) -> None:
-    with WorkerProcess(redis_url, tmp_path, engine=SLOW, engine_timeout=0.6):
+    with WorkerProcess(redis_url, tmp_path, engine=SLOW, engine_timeout=1.5):
         jobs = {probe.submit([n, 1], max_tokens=40): [n, 1] for n in range(1, 5)}
         probe.wait_for("checkpoints", lambda: started(probe, list(jobs), 4))
         hang = probe.submit([HANG], max_tokens=4)

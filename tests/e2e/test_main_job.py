@@ -14,27 +14,51 @@ import redis
 
 from millrace import Client, Request, Sampling
 from millrace.demo_tasks import PROMPT_OF_TASK, make_example, system_prompt
+from millrace.embedded import EmbeddedRedis
 from millrace_schemas import JobState, Message, QueueKeys, Role
-from servers import S3Server
+from servers import ACCESS_KEY, SECRET_KEY, S3Server
 
 Start = Callable[..., subprocess.Popen[bytes]]
 GREEDY = Sampling(temperature=0.0, max_tokens=48)
 
 
+def run_worker(redis_url: str, *flags: str) -> subprocess.Popen[bytes]:
+    """`python -m millrace_worker` on the demo model."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "millrace_worker", "--redis-url", redis_url, "--device", "cpu", *flags]
+    )
+
+
 @pytest.fixture
 def start_worker(redis_url: str) -> Iterator[Start]:
-    """Starts `python -m millrace_worker` on the demo model; whatever still runs at the end is killed."""
+    """Starts workers; whatever still runs at the end is killed."""
     workers: list[subprocess.Popen[bytes]] = []
 
     def start(*flags: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "millrace_worker", "--redis-url", redis_url, "--device", "cpu", *flags]
-        workers.append(subprocess.Popen(command))
+        workers.append(run_worker(redis_url, *flags))
         return workers[-1]
 
     yield start
     for worker in workers:
         worker.kill()
         worker.wait()
+
+
+@pytest.fixture(scope="module")
+def served(s3_server: S3Server) -> Iterator[Client]:
+    """A client before a worker that all tests share to which nothing happens, with a Redis of its own."""
+    with pytest.MonkeyPatch.context() as patch, EmbeddedRedis() as server:
+        patch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+        patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        worker = run_worker(server.url, "--s3-endpoint-url", s3_server.url)
+        try:
+            with Client(server.url, model="demo") as client:
+                wait_for(client.models)
+                yield client
+        finally:
+            worker.kill()
+            worker.wait()
 
 
 @pytest.fixture
@@ -62,11 +86,9 @@ def demo_requests(count: int, sampling: Sampling = GREEDY) -> tuple[list[Request
     return requests, answers
 
 
-def test_a_prompt_goes_through_the_queue_and_is_answered(client: Client, start_worker: Start) -> None:
-    start_worker()
-    wait_for(client.models)
+def test_a_prompt_goes_through_the_queue_and_is_answered(served: Client) -> None:
     requests, answers = demo_requests(12)
-    results = [job.result(timeout=150) for job in client.submit_many(requests)]
+    results = [job.result(timeout=150) for job in served.submit_many(requests)]
     assert sum(r.text == a for r, a in zip(results, answers, strict=True)) >= 11
     for result in results:
         assert result.state is JobState.COMPLETED
@@ -100,46 +122,38 @@ def test_kill_9_of_the_worker_loses_and_repeats_nothing(redis_url: str, client: 
         assert len(list(server.scan_iter(keys.result("*")))) == 60
 
 
-def test_streamed_text_is_the_result(client: Client, start_worker: Start) -> None:
-    start_worker()
-    wait_for(client.models)
+def test_streamed_text_is_the_result(served: Client) -> None:
     requests, _ = demo_requests(1)
     request = requests[0]
     assert request.messages
-    job = client.submit(messages=request.messages, sampling=GREEDY, stream=True)
+    job = served.submit(messages=request.messages, sampling=GREEDY, stream=True)
     events = list(job.events())
     text = "".join(event.text for event in events if type(event).__name__ == "Tokens")
     assert text == job.result(timeout=5).text
 
 
-def test_a_stop_string_ends_the_answer_before_it(client: Client, start_worker: Start) -> None:
-    start_worker()
-    wait_for(client.models)
+def test_a_stop_string_ends_the_answer_before_it(served: Client) -> None:
     requests, _ = demo_requests(1)
     messages = requests[0].messages
-    whole = client.submit(messages=messages, sampling=GREEDY).result(timeout=150).text
+    whole = served.submit(messages=messages, sampling=GREEDY).result(timeout=150).text
     stop = whole[4:7]
-    cut = client.submit(messages=messages, sampling=Sampling(temperature=0.0, max_tokens=48, stop=(stop,))).result(
+    cut = served.submit(messages=messages, sampling=Sampling(temperature=0.0, max_tokens=48, stop=(stop,))).result(
         timeout=150
     )
     assert cut.text == whole[: whole.index(stop)]
 
 
-def test_unknown_text_is_answered_badly_but_answered(client: Client, start_worker: Start) -> None:
-    start_worker()
-    wait_for(client.models)
+def test_unknown_text_is_answered_badly_but_answered(served: Client) -> None:
     texts = ["what is the meaning of life?", "\x00\x01", "日本語のテキスト 🎈", "a" * 500, " "]
     for text in texts:
-        result = client.submit(prompt=text, system="Answer.", sampling=GREEDY).result(timeout=150)
+        result = served.submit(prompt=text, system="Answer.", sampling=GREEDY).result(timeout=150)
         assert result.state is JobState.COMPLETED
 
 
-def test_results_go_to_s3(client: Client, start_worker: Start, s3_env: S3Server) -> None:
-    start_worker("--s3-endpoint-url", s3_env.url)
-    wait_for(client.models)
+def test_results_go_to_s3(served: Client, s3_env: S3Server) -> None:
     requests, answers = demo_requests(1)
     messages = requests[0].messages
-    job = client.submit(messages=messages, sampling=GREEDY, result_to="s3://answers/demo")
+    job = served.submit(messages=messages, sampling=GREEDY, result_to="s3://answers/demo")
     result = job.result(timeout=150)
     assert result.text == answers[0]
     assert list((s3_env.directory / "answers" / "demo").glob(f"{job.id}*.json"))

@@ -13,12 +13,22 @@ import pytest
 from gateway_server import GatewayServer
 from key_maker import KeyMaker
 from millrace import Client
+from millrace.embedded import EmbeddedRedis
 from millrace.gateway import GatewaySettings
 
+# Of each test its own, as both ask the same worker.
 SYSTEM = "Change the words by the rule. " * 12
+OTHER_SYSTEM = "Uppercase every word. " * 20
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def redis_url() -> Iterator[str]:
+    """Another than that of other tests, which is emptied: the gateway and the worker stay."""
+    with EmbeddedRedis() as server:
+        yield server.url
+
+
+@pytest.fixture(scope="module")
 def gateway(redis_url: str) -> Iterator[GatewayServer]:
     """Asks for keys; a worker with the demo model is behind it."""
     command = [sys.executable, "-m", "millrace_worker", "--redis-url", redis_url, "--device", "cpu"]
@@ -63,7 +73,7 @@ def test_salts_of_the_queues_own_producers(gateway: GatewayServer, redis_url: st
     with Client(redis_url, model="demo") as client:
 
         def cached(salt: str | None) -> int:
-            job = client.submit(system=SYSTEM, prompt="stone bird", sampling={"max_tokens": 4}, cache_salt=salt)
+            job = client.submit(system=OTHER_SYSTEM, prompt="stone bird", sampling={"max_tokens": 4}, cache_salt=salt)
             assert job.request().cache_salt == (salt or "")
             return job.result(timeout=60).usage.cached_tokens
 

@@ -40,8 +40,10 @@ def test_greedy_ids_equal_those_of_transformers(
     *sizes, a_step = setting
     engine = make_engine(directory, *sizes, overlap=overlap)
     greedy = SequenceParams(max_tokens=MAX_TOKENS, temperature=0.0)
-    answers = answer_all(engine, prompts(64), [greedy] * 64, a_step)
-    assert [answers[i] for i in range(64)] == wanted
+    # One by one, prompts know nothing of each other: more of them would only take longer.
+    count = 16 if setting[0] == 1 else 64
+    answers = answer_all(engine, prompts(64)[:count], [greedy] * count, a_step)
+    assert [answers[i] for i in range(count)] == wanted[:count]
     if setting[3] == 70:
         assert engine.scheduler.num_preemptions > 0
 
