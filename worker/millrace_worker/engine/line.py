@@ -12,8 +12,8 @@ from .sequence import Sequence
 class Line:
     """Sequences by `place`, the lowest first; with `picking`, those that never ran are picked by their prefixes.
 
-    Who may not start for now is in the line, but not ready: parked until it is woken, or set aside until all are
-    returned, at the end of a step's admission.
+    Who may not start for now is in the line, but not ready: parked until it is woken, held until all that are held are
+    let go, or set aside until all are returned, at the end of a step's admission.
     """
 
     def __init__(self, picking: Picking | None = None) -> None:
@@ -23,11 +23,16 @@ class Line:
         self._places: list[int] = []
         self._ready: list[int] = []
         self._aside: list[Sequence] = []
+        self._held: dict[int, Sequence] = {}
         #: Whether what was picked had no room, so that for the rest of this step nobody is.
         self._in_order = False
 
     def __len__(self) -> int:
         return len(self._members)
+
+    @property
+    def num_held(self) -> int:
+        return len(self._held)
 
     @property
     def first(self) -> Sequence:
@@ -88,6 +93,16 @@ class Line:
         if picking is not None:
             picking.wake(seq, now)
 
+    def hold(self, seq: Sequence) -> None:
+        """It is not ready until all that are held are let go."""
+        self.park(seq)
+        self._held[seq.place] = seq
+
+    def let_go(self) -> None:
+        for seq in self._held.values():
+            self.wake(seq, None)
+        self._held.clear()
+
     def set_aside(self, seq: Sequence) -> None:
         """It is not ready until all are returned."""
         self.park(seq)
@@ -106,3 +121,4 @@ class Line:
         del self._members[seq.place]
         discard(self._places, seq.place)
         discard(self._ready, seq.place)
+        self._held.pop(seq.place, None)
