@@ -18,6 +18,9 @@ from .running import Running
 from .sequence import URGENT, Sequence, SequenceState
 from .waiting import Waiting
 
+#: Of the long prompts that had no share of a step, so many are looked at in the next one.
+_LONG_ONES = 8
+
 
 class Admission:
     """All ways of a sequence between waiting, running and gone."""
@@ -66,6 +69,7 @@ class Admission:
             return True
         for woken in self._prefixes.take_woken():
             self._waiting.line(woken.rank).wake(woken, now)
+        line.begin(_LONG_ONES if filling.bounds_long else None)
         started: list[Sequence] = []
         counts: list[int] = []
         held_back = 0
@@ -108,9 +112,7 @@ class Admission:
             counts.append(count)
         if started:
             self._running.book(started, np.array([seq.row for seq in started]), np.array(counts), filling)
-        all_started = line.next(now) is None
-        line.return_all()
-        return all_started
+        return line.next(now) is None
 
     def preempt_last(self, filling: Filling) -> None:
         """Takes back everything but the tokens. What stays in the cache is found again as a prefix hit."""
