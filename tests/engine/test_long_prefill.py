@@ -11,6 +11,7 @@ from millrace_worker.config import EngineConfig
 from millrace_worker.engine.block_pool import BlockPool
 from millrace_worker.engine.engine import Engine
 from millrace_worker.engine.scheduler import Scheduler
+from millrace_worker.engine.sequence import Sequence
 from millrace_worker.engine.step import Step
 from millrace_worker.frames import AddSequence, SequenceParams
 
@@ -245,3 +246,31 @@ def test_the_engine_has_the_bound_from_its_configuration_and_answers_as_without(
         answers[threshold] = {i: [t for step in steps for n, ids in step.tokens if n == i for t in ids] for i in (1, 2)}
     assert fullest == {0: 201, 32: 33}
     assert answers[0] == answers[32]
+
+
+def test_of_many_long_prompts_only_the_first_are_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler, model = make(seqs=64)
+    scheduler.add(sequence(1, prompt(3, 1), max_tokens=60))
+    run(scheduler, model)
+    for number in range(2, 42):
+        scheduler.add(sequence(number, prompt(50, number), max_tokens=2))
+    run(scheduler, model)
+    looked_at: list[int] = []
+    hits = scheduler._prefixes.hits
+
+    def counted(seq: Sequence) -> list[int]:
+        looked_at.append(seq.seq_id)
+        return hits(seq)
+
+    monkeypatch.setattr(scheduler._prefixes, "hits", counted)
+    run(scheduler, model)
+    assert looked_at == [3, 4, 5, 6, 7, 8, 9, 10]
+    # Shorter ones that come then go before them, and without an answer under way all go on.
+    scheduler.add(sequence(99, prompt(10, 99), max_tokens=2))
+    assert 99 in run(scheduler, model)
+    scheduler.abort(40)
+    scheduler.abort(1)
+    scheduler.abort(99)
+    assert len(run(scheduler, model)) > 2
+    while scheduler.has_work:
+        run(scheduler, model)

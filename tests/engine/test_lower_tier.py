@@ -93,3 +93,41 @@ def test_nobody_is_preempted_for_blocks_that_it_gives_back() -> None:
     run_step(scheduler, model)
     assert tier.blocks
     assert scheduler.num_waiting == 1
+
+
+class Reader(NoLowerTier):
+    """Holds everybody back until it has read what they wait for."""
+
+    def __init__(self) -> None:
+        self.news = 0
+        self.asked: list[int] = []
+
+    def hold_back(self, seq: Sequence, num_hits: int) -> bool:
+        self.asked.append(seq.seq_id)
+        return self.news == 0 and seq.seq_id >= 10
+
+
+@pytest.mark.parametrize("prefix_wait", [0.0, 2.0])
+def test_who_waits_for_it_is_asked_about_again_only_when_there_is_news(prefix_wait: float) -> None:
+    tier, model = Reader(), FakeModel(4)
+    settings = {"block_size": 4, "max_num_seqs": 8, "max_num_batched_tokens": 64, "prefix_wait": prefix_wait}
+    scheduler = Scheduler(BlockPool(64), **settings, tier=tier)  # type: ignore[arg-type]
+    scheduler.add(sequence(1, [1, 2, 3], max_tokens=9, priority=1))
+    waiting = [sequence(10 + n, [5 + n, 6, 7], max_tokens=2, priority=1) for n in range(4)]
+    for seq in waiting:
+        scheduler.add(seq)
+    for _ in range(3):
+        run_step(scheduler, model)
+    assert sorted(tier.asked) == [1, 10, 11, 12, 13]
+    assert [seq.seq_id for seq in scheduler.running] == [1]
+    scheduler.abort(11)
+    # Others that come meanwhile are not kept waiting.
+    scheduler.add(sequence(2, [9, 8, 7], max_tokens=9, priority=1))
+    run_step(scheduler, model)
+    assert {seq.seq_id for seq in scheduler.running} == {1, 2}
+    tier.news += 1
+    run_step(scheduler, model)
+    assert {seq.seq_id for seq in scheduler.running} == {1, 2, 10, 12, 13}
+    while scheduler.has_work:
+        run_step(scheduler, model)
+    assert waiting[0].tokens[3:] == answer([5, 6, 7], 2)

@@ -18,6 +18,9 @@ from .running import Running
 from .sequence import URGENT, Sequence, SequenceState
 from .waiting import Waiting
 
+#: Of the long prompts that had no share of a step, so many are looked at in the next one.
+_LONG_ONES = 8
+
 
 class Admission:
     """All ways of a sequence between waiting, running and gone."""
@@ -41,14 +44,20 @@ class Admission:
         self._waiting, self._running, self._prefixes, self._pins = waiting, running, prefixes, pins
         self._ceiling, self._pool, self._tier, self._block_size = ceiling, pool, tier, block_size
         self._admissions = 0
+        #: The tier's, when those who wait for it were last let go.
+        self._news = tier.news
 
     def enter(self, seq: Sequence) -> None:
         """A new sequence waits."""
         self.num_urgent += seq.priority == URGENT
         self._waiting.add(seq)
 
-    def move_up(self) -> None:
-        """Before a step: see Waiting."""
+    def prepare(self) -> None:
+        """Before a step: whoever waits for a lower tier that has news is ready again; see Waiting.move_up, too."""
+        news = self._tier.news
+        if news != self._news:
+            self._news = news
+            self._waiting.let_go()
         moved = self._waiting.move_up()
         if moved is not None:
             self._prefixes.unpark(moved)
@@ -58,13 +67,17 @@ class Admission:
         line = self._waiting.line(rank)
         if not line:
             return True
-        for seq in self._prefixes.take_woken():
-            self._waiting.line(seq.rank).wake(seq, now)
+        for woken in self._prefixes.take_woken():
+            self._waiting.line(woken.rank).wake(woken, now)
+        line.begin(_LONG_ONES if filling.bounds_long else None)
         started: list[Sequence] = []
         counts: list[int] = []
         held_back = 0
-        while filling.most(rank) > 0 and held_back < self._running.max_num_seqs and (next_one := line.next(now)):
-            seq, hits = next_one, self._prefixes.hits(next_one)
+        while filling.most(rank) > 0 and line.num_held + held_back < self._running.max_num_seqs:
+            seq = line.next(now)
+            if seq is None:
+                break
+            hits = self._prefixes.hits(seq)
             computed = len(hits) * self._block_size
             count = filling.share(seq.num_tokens - computed, filling.most(rank))
             awaited = self._prefixes.awaited(seq, len(hits))
@@ -81,9 +94,12 @@ class Admission:
                 if line.no_room(seq, now):
                     continue
                 break
-            if count == 0 or self._tier.hold_back(seq, len(hits)):
+            if count == 0:
                 held_back += 1
                 line.set_aside(seq)
+                continue
+            if self._tier.hold_back(seq, len(hits)):
+                line.hold(seq)
                 continue
             for _ in range(victims):
                 self.preempt_last(filling)
@@ -96,9 +112,7 @@ class Admission:
             counts.append(count)
         if started:
             self._running.book(started, np.array([seq.row for seq in started]), np.array(counts), filling)
-        all_started = line.next(now) is None
-        line.return_all()
-        return all_started
+        return line.next(now) is None
 
     def preempt_last(self, filling: Filling) -> None:
         """Takes back everything but the tokens. What stays in the cache is found again as a prefix hit."""

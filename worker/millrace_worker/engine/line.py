@@ -12,8 +12,8 @@ from .sequence import Sequence
 class Line:
     """Sequences by `place`, the lowest first; with `picking`, those that never ran are picked by their prefixes.
 
-    Who may not start for now is in the line, but not ready: parked until it is woken, or set aside until all are
-    returned, at the end of a step's admission.
+    Who may not start for now is in the line, but not ready: parked until it is woken, held until all that are held are
+    let go, or set aside, of which the first ones or all are returned before a step's admission.
     """
 
     def __init__(self, picking: Picking | None = None) -> None:
@@ -22,12 +22,19 @@ class Line:
         #: Places of all, and of those that are ready, in order.
         self._places: list[int] = []
         self._ready: list[int] = []
-        self._aside: list[Sequence] = []
+        self._aside: dict[int, Sequence] = {}
+        #: Places of those, in order.
+        self._aside_places: list[int] = []
+        self._held: dict[int, Sequence] = {}
         #: Whether what was picked had no room, so that for the rest of this step nobody is.
         self._in_order = False
 
     def __len__(self) -> int:
         return len(self._members)
+
+    @property
+    def num_held(self) -> int:
+        return len(self._held)
 
     @property
     def first(self) -> Sequence:
@@ -88,16 +95,28 @@ class Line:
         if picking is not None:
             picking.wake(seq, now)
 
-    def set_aside(self, seq: Sequence) -> None:
-        """It is not ready until all are returned."""
+    def hold(self, seq: Sequence) -> None:
+        """It is not ready until all that are held are let go."""
         self.park(seq)
-        self._aside.append(seq)
+        self._held[seq.place] = seq
 
-    def return_all(self) -> None:
-        for seq in self._aside:
+    def let_go(self) -> None:
+        for seq in self._held.values():
             self.wake(seq, None)
-        self._aside.clear()
+        self._held.clear()
+
+    def set_aside(self, seq: Sequence) -> None:
+        """It is not ready until it is returned."""
+        self.park(seq)
+        self._aside[seq.place] = seq
+        insort(self._aside_places, seq.place)
+
+    def begin(self, most: int | None) -> None:
+        """Before a step's admission: so many of those set aside are returned, the first ones; None: all."""
         self._in_order = False
+        for place in self._aside_places[:most]:
+            self.wake(self._aside.pop(place), None)
+        del self._aside_places[:most]
 
     def _picking_of(self, seq: Sequence) -> Picking | None:
         return self._picking if seq.place > 0 else None
@@ -106,3 +125,6 @@ class Line:
         del self._members[seq.place]
         discard(self._places, seq.place)
         discard(self._ready, seq.place)
+        self._held.pop(seq.place, None)
+        if self._aside.pop(seq.place, None) is not None:
+            discard(self._aside_places, seq.place)

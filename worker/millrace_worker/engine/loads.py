@@ -88,6 +88,8 @@ class Loads:
         #: What threads may still fill, though nobody waits for it, with the slots for it.
         self._abandoned: list[tuple[Reading, list[int]]] = []
         self.copying_bytes = 0
+        #: Loads that have ended, one way or another.
+        self.num_ended = 0
 
     @property
     def held(self) -> Iterable[list[int]]:
@@ -281,5 +283,6 @@ class Loads:
             self._abandoned.append((part.reading, part.slots))
 
     def _end(self, load: _Load) -> None:
+        self.num_ended += 1
         self._held_back.discard(load.seq.seq_id)
         self._loading.difference_update(load.hashes)

@@ -17,8 +17,15 @@ class LowerTier(Protocol):
     def held(self) -> Iterable[list[int]]:
         """Blocks that it holds a reference of, as tables."""
 
+    @property
+    def news(self) -> int:
+        """How often something that sequences are held back for was there, or given up: never less than before."""
+
     def hold_back(self, seq: Sequence, num_hits: int) -> bool:
-        """Whether `seq`, which could start now, waits for blocks after its first `num_hits` that are being read."""
+        """Whether `seq`, which could start now, waits for blocks after its first `num_hits` that are being read.
+
+        If so, there will be news, and until then it need not be asked again.
+        """
 
     def started(self, seq: Sequence, num_hits: int, *, first: bool) -> dict[str, int]:
         """`seq` runs now, on so many blocks that were there; `first`: for the first time.
@@ -82,6 +89,7 @@ class NoLowerTier:
     """There is none."""
 
     held: Iterable[list[int]] = ()
+    news = 0
     stats = CacheStats()
 
     def hold_back(self, seq: Sequence, num_hits: int) -> bool:

@@ -36,7 +36,7 @@ class NoS3:
     stats: dict[str, Any] = {}
     loads: Counter[str] = Counter()
     recomputes: Counter[str] = Counter()
-    num_blocks = num_bytes = 0
+    num_blocks = num_bytes = num_ended = 0
 
     def has(self, chain_hash: bytes) -> bool:
         return False
@@ -90,6 +90,8 @@ class S3Cache:
         self.loads: Counter[str] = Counter()
         self.recomputes: Counter[str] = Counter()
         self._misses: Counter[str] = Counter()
+        #: Fetches that have ended, one way or another.
+        self.num_ended = 0
 
     @property
     def is_busy(self) -> bool:
@@ -243,6 +245,7 @@ class S3Cache:
 
     def _end(self, fetch: _Fetch) -> None:
         fetching = fetch.fetching
+        self.num_ended += 1
         self._fetches.remove(fetch)
         for name in fetching.names:
             if self._on_way.get(name) is fetch:

@@ -148,7 +148,7 @@ class Scheduler:
 
     def schedule(self, now: float = 0.0) -> Step | None:
         """The next step, its blocks allocated; None when nothing can run. `now`, in seconds, never goes back."""
-        self._admission.move_up()
+        self._admission.prepare()
         self._steps_without_urgent = 0 if self._admission.num_urgent else self._steps_without_urgent + 1
         allowance = self.allowance
         if allowance is not None and self._steps_without_urgent >= _ALERT_STEPS:

@@ -36,6 +36,8 @@ class Swaps:
         self._held: dict[int, list[int]] = {}
         self._only_for: dict[int, list[bytes]] = {}
         self.num_blocks = 0
+        #: Sequences whose copies are done.
+        self.num_ended = 0
 
     @property
     def held_slots(self) -> Iterable[list[int]]:
@@ -76,6 +78,7 @@ class Swaps:
             return
         done = [swap for swap in self._leaving if swap.copy.is_done]
         self._leaving = [swap for swap in self._leaving if swap not in done]
+        self.num_ended += len(done)
         for swap in done:
             for slot, block_hash in zip(swap.slots, swap.hashes, strict=True):
                 self._host.put(slot, block_hash)

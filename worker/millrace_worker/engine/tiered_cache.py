@@ -111,6 +111,10 @@ class TieredCache:
             **totals,
         )
 
+    @property
+    def news(self) -> int:
+        return self._loads.num_ended + self.s3.num_ended + (0 if self._swaps is None else self._swaps.num_ended)
+
     def hold_back(self, seq: Sequence, num_hits: int) -> bool:
         if self._loads.is_held_back(seq):
             return True

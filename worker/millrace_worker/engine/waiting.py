@@ -62,6 +62,11 @@ class Waiting:
         elif any(line for rank, line in self._lines.items() if rank not in (URGENT, OWN)):
             self._overtakes += 1
 
+    def let_go(self) -> None:
+        """All that were held are ready again."""
+        for line in self._lines.values():
+            line.let_go()
+
     def move_up(self) -> Sequence | None:
         """Makes the first of those that wait behind the urgent ones one of them, if it has waited for enough."""
         line = next((line for rank, line in self._lines.items() if rank not in (URGENT, OWN) and line), None)
