@@ -31,7 +31,13 @@ stage_redis() { bench throughput "${model[@]}" --workload all --through-redis --
 stage_latency() {
     bench latency "${model[@]}" --workload mixed8k --rates 4 --long-prefill-token-thresholds 0,256,512,1024
 }
-stage_prefix() { bench prefix "${model[@]}" --repeats 2 --save --results-dir "$results" "${commit[@]}"; }
+# Groups, then tiers by themselves: no bucket here, and each in its own time.
+stage_prefix() {
+    local record=(--save --results-dir "$results" "${commit[@]}")
+    bench prefix "${model[@]}" --repeats 2 --tiers none "${record[@]}"
+    bench prefix "${model[@]}" --repeats 3 --groups none --prefixes 2048,8192 --tiers cpu,disk --cpu-cache-gb 64 \
+        --restarts 2 "${record[@]}"
+}
 
 failed=()
 for stage in "${stages[@]}"; do

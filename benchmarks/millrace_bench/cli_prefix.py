@@ -94,6 +94,7 @@ def prefix(
             s3_endpoint_url=s3_endpoint_url,
             restarts=restarts,
         )
+        options_of_tiers.check(flags)
         peers = parse_peers(vs)
         chosen = _chosen(vs_cells, wanted) if peers else []
         bench, _ = make_bench(

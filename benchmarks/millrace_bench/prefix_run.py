@@ -76,7 +76,6 @@ class PrefixRun:
             for cell in self._wanted:
                 yield from measure(engine, cell, bench.temperature, bench.repeats)
         finally:
-            engine.use_tiers(True)
             engine.close()
             gc.unfreeze()
             gc.set_threshold(*thresholds)

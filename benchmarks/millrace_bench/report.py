@@ -42,7 +42,7 @@ def picture(results: Sequence[Results]) -> str:
 def _panel(results: Results) -> Panel:
     groups: dict[str, list[Bar]] = {}
     for row in _ordered(results.rows):
-        if not row.failed:
+        if row.has_rate and not row.failed:
             cut = "" if row.share == 1 else f", {row.share:.0%} done"
             words = f"{row.rate:,.0f} tok/s{' with prompts' if row.by_total else ''}{cut}"
             groups.setdefault(row.workload, []).append(Bar(TITLES[row.engine], row.rate, words))
@@ -57,7 +57,8 @@ def _markdown(results: Sequence[Results]) -> str:
 
 
 def _section(results: Results) -> str:
-    rows = _ordered(results.rows)
+    every = _ordered(results.rows)
+    rows = [row for row in every if row.has_rate or row.failed]
     headings, lines = cells(rows)
     own = {row.workload: row.figures for row in rows if row.engine == ENGINE}
     headings = [*headings, "host, ms a step", "sequences a step"]
@@ -69,7 +70,13 @@ def _section(results: Results) -> str:
         table.append(_line([*line, host, sequences]))
     failed = [f"- {TITLES[row.engine]}, {row.workload}: {row.failed}" for row in rows if row.failed]
     parts = [f"## {results.model}, {results.device}, {results.date[:10]}", _setting(results), "\n".join(table)]
-    return "\n\n".join([*parts, *(["\n".join(failed)] if failed else [])]) + "\n"
+    others = [_seconds(row) for row in every if not row.has_rate and not row.failed]
+    return "\n\n".join([*parts, *(["\n".join([*others, *failed])] if others or failed else [])]) + "\n"
+
+
+def _seconds(row: Row) -> str:
+    figures = "".join(f", {name} {value:g}" for name, value in row.figures.items())
+    return f"- {TITLES[row.engine]}, {row.workload}: {row.seconds:.3f} s{figures}"
 
 
 def _setting(results: Results) -> str:

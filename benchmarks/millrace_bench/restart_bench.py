@@ -74,10 +74,9 @@ class RestartBench:
         """`directory` is for a disk tier, and empty."""
         reason = "" if "disk" in self._options.available else "it needs disk among --tiers: nothing else outlives it"
         starts: list[_Start] = []
-        blocks = 0
         if not reason:
             try:
-                blocks = self._pin_and_kill(directory)
+                blocks, tokens = self._pin_and_kill(directory)
                 starts = [self._start(directory) for _ in range(self._options.restarts)]
             except (PeerFailed, MillraceError) as e:
                 reason = str(e)
@@ -85,7 +84,7 @@ class RestartBench:
             log = str(self._log) if self._log.exists() else ""
             yield from (Row(engine=ENGINE, workload=name, failed=reason, log=log) for name in self._names)
             return
-        yield from self._rows(starts, blocks)
+        yield from self._rows(starts, blocks, tokens)
 
     def _engine(self, directory: Path | None) -> EngineProcess:
         from millrace_worker import config
@@ -93,8 +92,8 @@ class RestartBench:
         tiers = {} if directory is None else self._options.flags(directory, without=("s3",))
         return EngineProcess(config.load({**self._flags, **tiers}).engine, self._log, _SILENCE)
 
-    def _pin_and_kill(self, directory: Path) -> int:
-        """How many records the disk has of the pin."""
+    def _pin_and_kill(self, directory: Path) -> tuple[int, int]:
+        """How many records the disk has of the pin, and their tokens."""
         with self._engine(directory) as engine:
             blocks = self._prefix // engine.ready.block_size
             engine.pin(self._pin(engine))
@@ -106,7 +105,7 @@ class RestartBench:
                     )
                 time.sleep(_LOOK)
             self._say(f"an engine wrote {blocks:,} pinned blocks, and is killed")
-        return blocks
+        return blocks, blocks * engine.ready.block_size
 
     def _start(self, directory: Path) -> _Start:
         with self._engine(directory) as engine:
@@ -134,7 +133,7 @@ class RestartBench:
     def _first_token(self, engine: EngineProcess, job: Job) -> FirstToken:
         return engine.first_token(job.prompt, params(job, self._temperature, 0))
 
-    def _rows(self, starts: list[_Start], blocks: int) -> Iterator[Row]:
+    def _rows(self, starts: list[_Start], blocks: int, tokens: int) -> Iterator[Row]:
         bare_name, ready_name, pin_name, first_name, cold_name = self._names
         bare = statistics.median(start.bare_seconds for start in starts)
         ready = statistics.median(start.ready_seconds for start in starts)
@@ -152,7 +151,7 @@ class RestartBench:
         prompt = self._prefix + self._own
         cold = first_token_row(cold_name, [one for start in starts for one in start.cold], prompt, expected={})
         firsts = [start.first for start in starts]
-        first = first_token_row(first_name, firsts, prompt, expected={"gpu": sum(firsts[0].by_tier.values())})
+        first = first_token_row(first_name, firsts, prompt, expected={"gpu": tokens})
         if not first.failed and not cold.failed:
             figures = {**first.figures, "of_cold": round(first.seconds / cold.seconds, 4)}
             first = msgspec.structs.replace(first, figures=figures)

@@ -61,6 +61,11 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         """Tokens a second, of the kind that counts."""
         return self.total_tok_s if self.by_total else self.output_tok_s
 
+    @property
+    def has_rate(self) -> bool:
+        """Whether it is about tokens at all."""
+        return self.requests > 0
+
     def as_flat(self) -> dict[str, Any]:
         """For one line of JSON."""
         values = msgspec.to_builtins(self)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,12 @@ class TierOptions(msgspec.Struct, frozen=True, kw_only=True):
         if "s3" in tiers:
             flags |= {"s3_cache": self.s3_cache, "s3_endpoint_url": self.s3_endpoint_url}
         return flags
+
+    def check(self, flags: Mapping[str, Any]) -> None:
+        """Raises ConfigError when an engine of these settings cannot have them, before much has been measured."""
+        from millrace_worker import config
+
+        config.load({**flags, **self.flags(Path())})
 
     @contextmanager
     def directory(self) -> Iterator[Path]:

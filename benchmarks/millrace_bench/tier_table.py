@@ -40,7 +40,7 @@ def _table(title: str, rows: Sequence[Row], what: Callable[[Row], str]) -> Table
     table.add_column("")
     for heading in ("ms", "least", "most"):
         table.add_column(heading, justify="right")
-    table.add_column("found")
+    table.add_column("")
     for row in rows:
         if row.failed:
             table.add_row(row.workload, "failed")

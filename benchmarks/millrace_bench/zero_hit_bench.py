@@ -37,8 +37,7 @@ def zero_hit_loss(engine: Engine, cell: Cell, temperature: float, repeats: int) 
                     runs[on].append(found)
     except NotMeasured as e:
         reason = str(e)
-    finally:
-        engine.use_tiers(True)
+    engine.use_tiers(True)
     if reason:
         yield from (Row(engine=ENGINE, workload=name, failed=reason) for name in (_PREFILL, _DECODE))
         return

@@ -19,7 +19,7 @@ from millrace_worker.engine import shared_runs
 from millrace_worker.engine.engine import Engine
 from stand_in_vllm import write_vllm
 
-SMALL = ["--model", "demo", "--own", "5", "--answer", "12", "--repeats", "1"]
+SMALL = ["--model", "demo", "--own", "5", "--answer", "12", "--repeats", "1", "--tiers", "none"]
 
 
 def run(*flags: str) -> list[dict[str, Any]]:
@@ -40,7 +40,7 @@ def engine() -> Engine:
 def test_a_prefix_is_computed_once_and_its_rows_say_what_was_shared() -> None:
     rows = run("--groups", "3", "--prefixes", "64", "--systems", "1,2")
     cold, cached, *groups = rows
-    assert [cold["cached_tokens"], cached["cached_tokens"]] == [0, 64]
+    assert [cold["cached_tokens"], cached["cached_tokens"], cached["gpu_tokens"]] == [0, 64, 64]
     assert all(row["seconds"] > 0 and row["prompt_tokens"] == 69 for row in (cold, cached))
     by_name = {row["workload"]: row for row in groups if row["engine"] == ENGINE}
     one, two, apart = by_name["3 behind 64"], by_name["2 x 3 behind 64"], by_name["3 of 69 that share nothing"]
@@ -124,7 +124,7 @@ def own_vocabulary() -> int:
 def test_the_tables_have_a_line_for_each_group() -> None:
     done = CliRunner().invoke(app, ["prefix", *SMALL, "--groups", "2", "--prefixes", "32", "--systems", "1"])
     assert done.exit_code == 0, done.output
-    for words in ("2 behind 32", "2 of 37 that share nothing", "1.00 times", "first token behind 32, cached", "commit"):
+    for words in ("2 behind 32", "2 of 37 that share nothing", "1.00 times", "first token behind 32, gpu", "commit"):
         assert words in done.stdout
 
 
@@ -139,6 +139,8 @@ def test_cells_are_all_combinations_and_those_that_share_nothing() -> None:
     [
         (["--groups", "4,x"], "--groups is '4,x'"),
         (["--systems", "0"], "numbers from 1 on"),
+        (["--tiers", "cpu,tape"], "--tiers is 'cpu,tape'; there are cpu, disk, s3, and none"),
+        (["--tiers", "disk,s3", "--s3-cache", "bucket"], "must be s3://bucket/prefix"),
         (["--vs", "sglang"], "vllm and transformers, not 'sglang'"),
         (["--vs", "vllm", "--vs-cells", "5x5x5"], "4x512x1"),
         (["--vs", "vllm", "--vs-args", "[1]"], "a JSON object"),

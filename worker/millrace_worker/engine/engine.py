@@ -114,10 +114,15 @@ class Engine(StepLoop):
         self.scheduler.pins.let_go_all()
         self.scheduler.pool.forget_all()
 
+    def close(self) -> None:
+        super().close()
+        if self.tiers is not None and self.scheduler.tier is not self.tiers:
+            self.tiers.close()
+
     def use_tiers(self, on: bool) -> None:
         """Whether sequences that come now use the tiers below the pool; they keep what they have. For benchmarks.
 
-        Only without work and pins. Before `close` they are to be on again.
+        Only without work and pins.
         """
         assert not self.has_work
         allowance = self.scheduler.allowance
