@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from millrace_schemas import InvalidRequest, MillraceError
+from millrace_schemas import InvalidRequest, MillraceError, UnknownModel
 
 from .async_client import AsyncClient
 from .async_job import AsyncJob
@@ -48,6 +48,8 @@ async def warm(
         jobs = await view.submit_many([{**it.fields, "model": model, "deadline": deadline} for it in prefixes])
     except InvalidRequest as e:
         raise _named(e, prefixes) from e
+    except UnknownModel as e:
+        raise UnknownModel(_parted(e)[1]) from e  # of all of them, not of one
     made = await asyncio.gather(*(_outcome(job, limit) for job in jobs))
     ids = {pin for pin, _ in made if pin is not None}
     reader = PinReader(connection, model)
@@ -93,8 +95,14 @@ def _warmed(where: str, job: str, problem: str, pin: PinView | None) -> Warmed:
 
 def _named(error: InvalidRequest, prefixes: Sequence[Prefix]) -> InvalidRequest:
     """`requests[3]: ...` with the name of that prefix."""
+    number, words = _parted(error)
+    if number is None or number >= len(prefixes):
+        return error
+    return InvalidRequest(f"{prefixes[number].where}: {words}", param=error.param, code=error.code)
+
+
+def _parted(error: MillraceError) -> tuple[int | None, str]:
+    """The number in `requests[3]: ...`, if it begins so, and the words."""
     start, _, words = str(error).partition("]: ")
     number = start.removeprefix("requests[")
-    if not number.isdecimal() or int(number) >= len(prefixes):
-        return error
-    return InvalidRequest(f"{prefixes[int(number)].where}: {words}", param=error.param, code=error.code)
+    return (int(number), words) if number.isdecimal() else (None, str(error))

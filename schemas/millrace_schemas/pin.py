@@ -89,5 +89,6 @@ def check_cache(mode: str, ttl: float | None) -> None:
         raise InvalidRequest('cache_ttl is how long a pin lasts; it goes with cache="pin" alone', param="cache_ttl")
     if not MIN_CACHE_TTL <= ttl <= MAX_CACHE_TTL:
         raise InvalidRequest(
-            f"cache_ttl is {MIN_CACHE_TTL:g} to {MAX_CACHE_TTL:,.0f} seconds (30 days), not {ttl:g}", param="cache_ttl"
+            f"cache_ttl is {MIN_CACHE_TTL:g} to {MAX_CACHE_TTL:,.0f} seconds (30 days), not {ttl:,.15g}",
+            param="cache_ttl",
         )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from structlog.testing import capture_logs
 
 from disk_parts import BLOCK, GREEDY, ask, disk_config, ids, records, taken
 from greedy import save
@@ -84,10 +85,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_stops_the_writing_and_nothing_else(model: Path, small_disk: Path) -> None:
-    engine = Engine(disk_config(model, small_disk, blocks=1000))
-    first = ask(engine, MANY)
-    assert ask(engine, MANY) == first
-    engine.close()
+    with capture_logs() as logged:
+        engine = Engine(disk_config(model, small_disk, blocks=1000))
+        first = ask(engine, MANY)
+        assert ask(engine, MANY) == first
+        engine.close()
+    paused = [line for line in logged if line["event"] == "the disk cache takes nothing for a while"]
+    assert {line["directory"] for line in paused} == {str(small_disk)}
     stats = engine.cache_stats
     assert 0 < stats.written_blocks < 24 * 15
     assert stats.unwritten["disk_error"] > 0
@@ -248,6 +252,10 @@ def test_a_directory_that_hangs_does_not_stop_the_start(
 
 def test_a_directory_that_cannot_be_used_is_none(model: Path, cold: list[list[int]], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    engine = Engine(disk_config(model, tmp_path / "file"))
-    assert ask(engine, PROMPTS) == cold
-    engine.close()
+    with capture_logs() as logged:
+        engine = Engine(disk_config(model, tmp_path / "file"))
+        assert ask(engine, PROMPTS) == cold
+        engine.close()
+    (line,) = (line for line in logged if line["event"] == "no disk cache")
+    assert line["directory"] == str(tmp_path / "file")
+    assert "--disk-cache-dir has to be a directory that this worker may write to" in line["reason"]

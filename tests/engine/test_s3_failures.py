@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from disk_parts import BLOCK, GREEDY, ask, disk_config, ids, records, taken
 from faulty_s3 import FaultyS3
@@ -231,6 +232,26 @@ def test_a_server_that_hangs_is_given_up_and_others_go_on_meanwhile(
     os.kill(server.pid, signal.SIGCONT)
     fetches_again(engine)
     close(engine, tmp_path)
+
+
+def test_several_that_waited_in_vain_are_logged_once(
+    config: Configure, shared: Objects, server: S3Server, tmp_path: Path
+) -> None:
+    with capture_logs() as logged:
+        engine = Engine(config())
+        os.kill(server.pid, signal.SIGSTOP)
+        tier = s3_of(engine).tier
+        late = [tier.fetch([bytes([n]) * 32], [bytes([n]) * 32]) for n in range(3)]
+        for fetching in late:
+            tier.give_up(fetching)
+        until(lambda: tier.failures.get("fetch_deadline") == 3)
+        os.kill(server.pid, signal.SIGCONT)
+        close(engine, tmp_path)
+    (opened,) = (line for line in logged if line["event"] == "S3 cache open")
+    assert opened["blocks"] == ALL
+    (failed,) = (line for line in logged if line["event"] == "the bucket of the prefix cache failed")
+    assert (failed["request"], failed["why"]) == ("fetch", "deadline")
+    assert failed["pause"] == tier.limits.pause
 
 
 def test_an_engine_starts_and_closes_beside_a_server_that_hangs(

@@ -139,6 +139,12 @@ def test_warm_without_a_worker(redis_url: str, run: Run, tmp_path: Path) -> None
     assert json.loads(found.out)[0]["problem"] == "no worker has taken the job in time"
 
 
+def test_a_model_that_nobody_serves_is_named_alone(run: Run, client: Client, tmp_path: Path) -> None:
+    found = run("warm", lines(tmp_path / "p.jsonl", {"prompt": "a"}), "--model", "typo")
+    assert (found.code, found.out) == (1, "")
+    assert found.err.startswith("millrace: no worker has registered model 'typo'")
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -148,6 +154,10 @@ def test_warm_without_a_worker(redis_url: str, run: Run, tmp_path: Path) -> None
         ('{"model": "a"}', "line 1: there is no 'model' here; there are system, messages,"),
         ('{"prompt": "a"}\n{"prompt": ""}', "line 2: prompt is empty"),
         ('{"prompt": "a", "cache_ttl": 5}', "line 1: cache_ttl is 60 to 2,592,000 seconds (30 days), not 5"),
+        (
+            '{"prompt": "a", "cache_ttl": 2678400}',
+            "line 1: cache_ttl is 60 to 2,592,000 seconds (30 days), not 2,678,400",
+        ),
         ('{"cache_salt": "a"}', "line 1: give exactly one of prompt"),
     ],
 )

@@ -95,6 +95,8 @@ BAD = [
     ("max_result_bytes", "0", "at least 1"),
     ("engine_timeout", "0", "positive"),
     ("result_s3", "bucket/prefix", "s3://bucket/prefix"),
+    ("cpu_cache_gb", "-1", "negative"),
+    ("cpu_cache_gb", "1000000", r"less than the \d+\.\d GB of this machine's memory"),
     ("s3_cache", "bucket/prefix", "s3://bucket/prefix"),
     ("s3_cache", "s3://", "s3://bucket/prefix"),
     ("s3_cache", "s3://bucket/prefix", "needs --disk-cache-dir"),

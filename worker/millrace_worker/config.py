@@ -244,6 +244,11 @@ def _check(config: WorkerConfig, sources: Mapping[str, str]) -> None:
         ),
         ("prefix_wait", 0 <= engine.prefix_wait < math.inf, "must not be negative"),
         ("cpu_cache_gb", 0 <= engine.cpu_cache_gb < math.inf, "must not be negative"),
+        (
+            "cpu_cache_gb",
+            engine.cpu_cache_gb <= _memory_gb(),
+            f"must be less than the {_memory_gb():.1f} GB of this machine's memory, and leave room for the rest",
+        ),
         ("disk_cache_gb", 0 < engine.disk_cache_gb < math.inf, "must be positive"),
         ("s3_cache", engine.s3_cache is None or _has_bucket(engine.s3_cache), "must be s3://bucket/prefix"),
         (
@@ -275,6 +280,11 @@ def _check(config: WorkerConfig, sources: Mapping[str, str]) -> None:
         if not ok:
             part = next(part for part in (engine, stream, config) if hasattr(part, name))
             raise ConfigError(f"{sources.get(name, name)}={getattr(part, name)!r} {what}")
+
+
+def _memory_gb() -> float:
+    """Of this machine, in 10^9 bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 10**9
 
 
 def _has_bucket(url: str) -> bool:

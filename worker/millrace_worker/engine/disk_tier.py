@@ -199,7 +199,7 @@ class DiskTier:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             index = self._lock_and_list(identity())
         except (NoFingerprint, OSError) as e:
-            log.warning("no disk cache", reason=str(e))
+            log.warning("no disk cache", directory=str(self._directory), reason=_why(e))
         finally:
             with self._lock:
                 if index is not None:
@@ -265,7 +265,12 @@ class DiskTier:
         except OSError as e:
             self.unwritten["disk_error"] += len(writing.names) - wrote
             self._no_writes_until = time.monotonic() + self.limits.write_pause
-            log.warning("the disk cache takes nothing for a while", seconds=self.limits.write_pause, reason=str(e))
+            log.warning(
+                "the disk cache takes nothing for a while",
+                directory=str(self._directory),
+                seconds=self.limits.write_pause,
+                reason=str(e),
+            )
         finally:
             self._write_began = None
             self._forget(writing)
@@ -347,3 +352,10 @@ class DiskTier:
             self.totals["read_blocks"] += 1
             self.totals["read_bytes"] += buffer.numel()
         return None
+
+
+def _why(error: NoFingerprint | OSError) -> str:
+    """Why there is no disk cache, and what to do where it is the directory."""
+    if isinstance(error, NoFingerprint):
+        return str(error)
+    return f"{error}; --disk-cache-dir has to be a directory that this worker may write to, on a disk with room"

@@ -43,6 +43,7 @@ class Mover:
         #: Requests that failed, by what they were and why: "store_denied".
         self.failures: Counter[str] = Counter()
         self._limits, self._names = limits, names
+        self._place = {"bucket": start.bucket, "prefix": start.prefix}
         self._link = CourierLink(start, Pause(limits.restart, limits.most_restart))
         self._downloads = Downloads(index, names, start.record_bytes, disk_bytes, self._link.send)
         self._no_fetches = Pause(limits.pause, limits.most_pause)
@@ -92,9 +93,8 @@ class Mover:
 
     def give_up(self, fetching: Fetching) -> None:
         fetching.give_up("deadline")
-        seconds = self._no_fetches.begin()
-        done = Done(b"", "deadline", f"records did not come in time; none are asked for in {seconds or 0:.0f} s")
-        self._ask(partial(self._failed, "fetch", done))
+        # From here on, and not only once the thread has come to it.
+        self._ask(partial(self._late, self._no_fetches.begin()))
         self.drop(fetching)
 
     def drop(self, fetching: Fetching) -> None:
@@ -201,6 +201,8 @@ class Mover:
         for page in frame.pages:
             self._names.take(page)
             if page.last:
+                if not self.listed.is_set():
+                    log.info("S3 cache open", **self._place, blocks=len(self._names))
                 self.listed.set()
                 self.known.set()
                 self._link.worked()
@@ -231,10 +233,18 @@ class Mover:
         elif done.reason not in harmless:
             self._failed(what, done, pause)
 
+    def _late(self, pause: float | None) -> None:
+        """Records that somebody waited for did not come; `pause` is None for all but the first of several."""
+        self.failures["fetch_deadline"] += 1
+        if pause is not None:
+            self._warn("fetch", "deadline", "records did not come in time", pause=pause)
+
     def _failed(self, what: str, done: Done, pause: Pause | None = None) -> None:
         self.failures[f"{what}_{done.reason}"] += 1
-        seconds = None if pause is None else pause.begin()
-        if pause is None or seconds is not None:
-            log.warning(
-                "the bucket of the prefix cache failed", request=what, why=done.reason, text=done.detail, pause=seconds
-            )
+        if pause is None:
+            self._warn(what, done.reason, done.detail)
+        elif (seconds := pause.begin()) is not None:
+            self._warn(what, done.reason, done.detail, pause=seconds)
+
+    def _warn(self, request: str, why: str, text: str, **more: float) -> None:
+        log.warning("the bucket of the prefix cache failed", request=request, why=why, text=text, **more)
