@@ -47,6 +47,30 @@ def test_a_sequence_that_needs_them_gets_them() -> None:
     assert tier.blocks == []
 
 
+def test_hits_that_it_gives_back_are_not_room_for_anything_else() -> None:
+    pool, model = BlockPool(10), FakeModel(4)
+    tier = Holder(pool)
+    scheduler = Scheduler(pool, block_size=4, max_num_seqs=4, max_num_batched_tokens=64, tier=tier)
+    scheduler.add(sequence(1, list(range(17)), max_tokens=1))
+    run_step(scheduler, model)
+    batch = sequence(2, list(range(50, 58)), max_tokens=6, priority=1)
+    scheduler.add(batch)
+    for _ in range(2):  # and a third block
+        run_step(scheduler, model)
+    # Of the first prompt, as for a copy.
+    cached = [block for block in range(10) if pool._hash_of[block] and pool.is_free(block)]
+    assert len(cached) == 4
+    pool.share(cached)
+    tier.blocks = cached
+    urgent = sequence(3, [*range(16), *range(80, 94)], max_tokens=2)
+    scheduler.add(urgent)
+    while scheduler.has_work:
+        run_step(scheduler, model)
+    assert urgent.num_cached == 16
+    assert urgent.tokens[30:] == answer([*range(16), *range(80, 94)], 2)
+    assert (batch.num_preempted, batch.tokens[8:]) == (1, answer(list(range(50, 58)), 6))
+
+
 class Watcher(NoLowerTier):
     """Notes what a preempted sequence still has."""
 

@@ -144,11 +144,12 @@ class Admission:
         blocks = self._blocks_for(seq.num_tokens) + stay
         if rows == 0 and blocks <= self._pool.num_free:
             return 0  # even if all hits are of blocks that are free
-        blocks -= len(hits) - sum(map(self._pool.is_free, hits))
+        missing = blocks - self._num_in_use(hits) - self._pool.num_free
         others = self._running.seqs[stay:]
-        if others and blocks > self._pool.num_free and any(self._tier.held):
+        if others and missing > 0 and any(self._tier.held):
             self._tier.give_back()
-        missing = blocks - self._pool.num_free
+            # Hits that only the tier held are free now, and not there for anything else.
+            missing = blocks - self._num_in_use(hits) - self._pool.num_free
         if rows == 0 and missing <= 0:
             return 0
         taken = Counter(dict.fromkeys(hits, -1))  # `seq` will hold them: they do not become free
@@ -159,6 +160,10 @@ class Admission:
             if count >= rows and missing <= 0:
                 return count
         return None
+
+    def _num_in_use(self, blocks: list[int]) -> int:
+        """How many of these have a reference."""
+        return len(blocks) - sum(map(self._pool.is_free, blocks))
 
     def _is_next(self, seq: Sequence) -> bool:
         """Whether nobody runs that `seq`, a job, may not preempt."""
