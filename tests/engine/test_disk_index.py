@@ -60,13 +60,37 @@ def test_those_not_used_for_longest_go_first_and_tails_before_heads(tmp_path: Pa
 def test_the_order_of_use_outlives_the_process(tmp_path: Path) -> None:
     index = DiskIndex(tmp_path, IDENTITY, 4 * SIZE)
     put(index, 1, 2, 3, 4)
-    index.touch([name(3), name(4)], note=True)
-    index.touch([name(1), name(2)], note=True)
+    index.touch([name(3), name(4)], written={name(3), name(4)})
+    index.touch([name(1), name(2)], written={name(1), name(2)})
     index.close()
     index = DiskIndex(tmp_path, IDENTITY, 4 * SIZE)
     assert index.used_bytes == 4 * SIZE
     put(index, 5, 6)
     assert present(index, 1, 2, 3, 4) == [1, 2]
+    index.close()
+
+
+def test_of_a_prompt_written_piece_by_piece_the_next_process_drops_tails_first(tmp_path: Path) -> None:
+    index = DiskIndex(tmp_path, IDENTITY, 6 * SIZE)
+    chain = [name(n) for n in range(1, 7)]
+    for first in (0, 2, 4):
+        put(index, first + 1, first + 2)
+        index.touch(chain[: first + 2], written=set(chain[first : first + 2]))
+    noted = [index.path(block).stat().st_mtime_ns for block in chain]
+    assert noted == sorted(noted, reverse=True)
+    index.close()
+    index = DiskIndex(tmp_path, IDENTITY, 4 * SIZE)
+    assert present(index, *range(1, 7)) == [1, 2, 3, 4]
+    index.close()
+
+
+def test_only_what_was_written_is_noted_at_once(tmp_path: Path) -> None:
+    index = DiskIndex(tmp_path, IDENTITY, 6 * SIZE)
+    put(index, 1, 2)
+    before = index.path(name(1)).stat().st_mtime_ns
+    index.touch([name(1), name(2)], written={name(2)})
+    assert index.path(name(1)).stat().st_mtime_ns == before
+    assert index.path(name(2)).stat().st_mtime_ns < before + 10**9
     index.close()
 
 

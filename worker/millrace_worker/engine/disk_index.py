@@ -16,7 +16,7 @@ import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from contextlib import suppress
 from pathlib import Path
 
@@ -163,27 +163,41 @@ class DiskIndex:
         for name in names:
             self.remove(name)
 
-    def touch(self, chain: Iterable[bytes], *, note: bool = False) -> None:
+    def touch(self, chain: Iterable[bytes], *, written: Set[bytes] = frozenset()) -> None:
         """Blocks were used, given from the first on: of those that are here the first is the last to be dropped.
 
-        For a later process this is noted in the files' times, at once with `note`, else once in a while.
+        For a later process this is noted in the files' times: at once of those that were just `written`, of the others
+        once in a while.
         """
-        stale: list[tuple[bytes, int]] = []
+        names = list(chain)
+        noted: list[tuple[bytes, int]] = []
         with self._lock:
-            for chain_hash in reversed(list(chain)):
-                key = self._namespace.name, chain_hash
-                home = self._home(chain_hash)
+            for chain_hash in reversed(names):
+                home, key = self._home(chain_hash), (self._namespace.name, chain_hash)
                 entry = home.get(key)
                 if entry is None:
                     continue
                 home.move_to_end(key)
                 stamp = self._next_stamp()
-                if note or stamp - entry.stamp > _STALE:
+                if chain_hash not in written and stamp - entry.stamp > _STALE:
                     entry.stamp = stamp
-                    stale.append((chain_hash, stamp))
-        for chain_hash, stamp in stale:
+                    noted.append((chain_hash, stamp))
+            noted += self._stamps_behind(names, written)
+        for chain_hash, stamp in noted:
             with suppress(FileNotFoundError):
                 os.utime(self.path(chain_hash), ns=(stamp, stamp))
+
+    def _stamps_behind(self, names: list[bytes], written: Set[bytes]) -> Iterator[tuple[bytes, int]]:
+        """Times for new records: each a little before that of the block before it, which need not be noted again."""
+        before: int | None = None
+        for chain_hash in names if written else ():
+            entry = self._home(chain_hash).get((self._namespace.name, chain_hash))
+            if entry is None:
+                continue
+            if chain_hash in written:
+                entry.stamp = self._next_stamp() if before is None else before - 1
+                yield chain_hash, entry.stamp
+            before = entry.stamp
 
     def _home(self, chain_hash: bytes) -> OrderedDict[tuple[str, bytes], _Entry]:
         """Where an own record of this name is, if there is one."""

@@ -251,16 +251,16 @@ class DiskTier:
         )
 
     def _write(self, index: DiskIndex, writing: Writing) -> None:
-        wrote = 0
+        wrote, kept = 0, frozenset(writing.chain)
         self._write_began = time.monotonic()
         try:
             for name, buffer in zip(writing.names, writing.buffers, strict=True):
-                if not index.contains(name.chain_hash) and not self._write_one(index, writing.chain, name, buffer):
+                if not index.contains(name.chain_hash) and not self._write_one(index, kept, name, buffer):
                     self.unwritten["cap"] += len(writing.names) - wrote
                     break
                 wrote += 1
                 self._write_began = time.monotonic()
-            index.touch(writing.chain, note=True)
+            index.touch(writing.chain, written={name.chain_hash for name in writing.names})
             self.on_written(writing.chain)
         except OSError as e:
             self.unwritten["disk_error"] += len(writing.names) - wrote
@@ -275,8 +275,8 @@ class DiskTier:
             self._write_began = None
             self._forget(writing)
 
-    def _write_one(self, index: DiskIndex, chain: list[bytes], name: BlockName, buffer: torch.Tensor) -> bool:
-        if self.record_bytes > index.cap_bytes or not index.reserve(self.record_bytes, chain):
+    def _write_one(self, index: DiskIndex, kept: frozenset[bytes], name: BlockName, buffer: torch.Tensor) -> bool:
+        if self.record_bytes > index.cap_bytes or not index.reserve(self.record_bytes, kept):
             return False
         try:
             path = index.path(name.chain_hash)

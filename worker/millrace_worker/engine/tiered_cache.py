@@ -152,7 +152,8 @@ class TieredCache:
         tiers = self._loads.take_tiers(seq)
         hashes = seq.block_hashes[: seq.num_prompt // self._block_size]
         on_disk = self._disk is not None and bool(hashes) and self._disk.has(hashes[0])
-        fetched = self.s3.started(seq, hashes if first and on_disk else [])
+        lately = first and self._was_used_lately(hashes[:num_hits])
+        fetched = self.s3.started(seq, hashes if first and on_disk and not lately else [])
         if self._swaps is not None and seq.num_preempted:
             self._swaps.ended(seq)
         if not first:
@@ -171,7 +172,7 @@ class TieredCache:
             self._hit_tokens.update(found)
             self._hit_tokens["gpu"] += cached - sum(found.values())
         counts = self._sketch.add(hashes)
-        if not self._was_used_lately(hashes[:num_hits]):
+        if not lately:
             worth = self._worth_keeping(seq, hashes[:num_hits], counts[:num_hits])
             if self._keeping.keep(seq, worth) and num_hits and len(worth) == num_hits:
                 self._used[hashes[:num_hits][-1]] = time.monotonic()
