@@ -111,14 +111,20 @@ def evict(
 
 
 def _run(redis_url: str | None, model: str | None, do: _Do[T]) -> T:
-    """What `do` returns, given a client, its connection and the model's name."""
+    """What `do` returns, given a client, its connection and the model's name.
+
+    Raises UnknownModel when that is empty and no worker has registered the model.
+    """
 
     async def run() -> T:
         async with AsyncClient(config.redis_url(redis_url), model) as client:
             connection = client._connection
             assert connection is not None
             stats = await client.queue_stats()
-            return await do(client, connection, stats.model)
+            done = await do(client, connection, stats.model)
+            if not done:  # which a name that nobody knows looks like, too
+                await client._registry.info(stats.model)
+            return done
 
     return asyncio.run(run())
 

@@ -145,6 +145,14 @@ def test_a_model_that_nobody_serves_is_named_alone(run: Run, client: Client, tmp
     assert found.err.startswith("millrace: no worker has registered model 'typo'")
 
 
+@pytest.mark.parametrize("words", [("list",), ("list", "--json"), ("evict", "--all")])
+def test_an_empty_answer_about_a_model_that_nobody_serves_says_so(run: Run, client: Client, words: list[str]) -> None:
+    found = run(*words, "--model", "typo")
+    assert (found.code, found.out) == (1, "")
+    assert found.err.startswith("millrace: no worker has registered model 'typo'")
+    assert run(*words, "--model", "demo").code == 0
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
