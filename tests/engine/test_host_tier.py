@@ -102,6 +102,19 @@ def test_protected_blocks_go_last_but_never_against_the_cap() -> None:
     assert present(host, 1, 2) == []
 
 
+def test_what_is_protected_and_in_use_stays_so() -> None:
+    host = tier(3)
+    host.protect([name(n) for n in (1, 2, 3)])
+    put(host, 1, 2, 3)
+    held = host.hold([name(1), name(2)])
+    (slot,) = host.take(3)
+    host.release(held)
+    host.put(slot, name(9))
+    host.release([slot])
+    assert host.take(1) == [slot]
+    assert present(host, 1, 2, 3, 9) == [1, 2]
+
+
 def test_protection_ends() -> None:
     host = tier(3)
     put(host, 1)

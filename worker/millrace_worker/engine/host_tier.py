@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
+from itertools import islice
 
 import torch
 
@@ -82,9 +83,11 @@ class HostTier:
 
     def take(self, count: int) -> list[int]:
         """So many slots, or as many as there are, in ascending order; each held, and without content to be found."""
-        while self._slots.num_free < count and self._guarded:
-            # Not even what is protected is kept where there is nothing else.
-            self._slots.release([self._guarded.popitem(last=False)[1]])
+        if self._slots.num_free < count and self._guarded:
+            # Not even what is protected is kept where there is nothing else; but what others hold would free nothing.
+            idle = (name for name, slot in self._guarded.items() if self._slots.references(slot) == 1)
+            for name in list(islice(idle, count - self._slots.num_free)):
+                self._slots.release([self._guarded.pop(name)])
         return sorted(self._slots.allocate(min(count, self._slots.num_free)))
 
     def put(self, slot: int, chain_hash: bytes) -> None:
