@@ -42,5 +42,5 @@ def _data(job_id: str, request: Request, result: Result) -> dict[str, Any]:
         "state": result.state,
         "metadata": request.metadata,
         "error": error,
-        "usage": msgspec.structs.asdict(result.usage),
+        "usage": msgspec.to_builtins(result.usage),
     }

@@ -52,7 +52,8 @@ class Bucket:
             response_checksum_validation="when_required",
             connect_timeout=min(_CONNECT_SECONDS, start.request_seconds),
             read_timeout=start.request_seconds / 2,
-            retries={"total_max_attempts": 1},
+            # A server that is busy for a moment answers the second time; the engine's deadlines bound both.
+            retries={"total_max_attempts": 2, "mode": "standard"},
             max_pool_connections=start.fetches_at_once + start.stores_at_once + 2,
         )
         self._client: Any = boto3.client("s3", endpoint_url=start.endpoint_url, config=config)
