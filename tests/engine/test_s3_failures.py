@@ -363,6 +363,8 @@ def test_a_courier_that_stands_still_is_replaced(
     os.kill(first, signal.SIGSTOP)
     assert ask(engine, PROMPTS[:1]) == cold[:1]
     until(lambda: engine.cache_stats.s3_failures.get("courier_silent", 0) == 1)
+    # What is asked of the old one until it is gone is lost with it.
+    until(lambda: s3_of(engine).tier.courier_pid not in (None, first))
     fetches_again(engine)
     assert not is_alive(first)
     close(engine, tmp_path)
