@@ -125,7 +125,8 @@ def test_bulk_files(open_page: Open, url: str, raw: redis.Redis, scripts: bool) 
     assert third[:3] + third[4:6] == ["batch_3", "a.csv", "in progress", "5,000/20,000", "2"]
     assert third[3].split("\n") == ["25%", f"waiting: {HOSTILE}"]
     # The mean since its begin, until it was seen to move.
-    assert (third[6] in ("49", "50"), third[7], int(third[8]) > 400) == (True, "5.0 min", True)
+    # The page is as old as the browser took to show it.
+    assert (third[6] in ("48", "49", "50"), third[7] in ("5.0 min", "5.1 min"), int(third[8]) > 400) == (True,) * 3
     assert second[2:4] == ["failed", f"0%\n{error.message} [input_changed]"]
     assert first[2:] == ["completed", "100%", "7/7", "1", "-", "2.5 h ago", "-"]
     bar = page.get_by_role("progressbar", name="a.csv, in progress")

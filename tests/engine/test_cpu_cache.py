@@ -180,6 +180,7 @@ def test_blocks_that_are_reused_before_they_are_copied_out_are_not_what_was_comp
     monkeypatch.setattr(tier_setup, "BlockCopies", LateCopies)
     monkeypatch.setattr(LateCopy, "keep_before_steps", lambda self: None)
     engine = Engine(disk_config(model, None, blocks=60, cpu_cache_gb=0.01), overlap=True)
+    engine.scheduler.tier.costs.always_load = True  # type: ignore[attr-defined]
     answers, _ = interrupted(engine)
     assert engine.cache_stats.swapped_blocks > 0
     assert answers != undisturbed
