@@ -10,16 +10,24 @@ from typing import Any
 
 import pytest
 
-from disk_parts import BLOCK, GREEDY, LateCopies, LateCopy, ask, disk_config, ids, records
-from greedy import save
+from disk_parts import (
+    PROMPTS,
+    SHARED,
+    SYSTEM,
+    LateCopies,
+    LateCopy,
+    ask,
+    disk_config,
+    ids,
+    random_prompts,
+    random_traffic,
+    records,
+)
 from millrace_worker.engine import tier_setup
 from millrace_worker.engine.engine import Engine
 from millrace_worker.engine.load_costs import LoadCosts
 from millrace_worker.frames import AddSequence, SequenceParams
 
-SYSTEM = ids(40, 1)
-PROMPTS = [[*SYSTEM, *ids(7 + n, 2 + n)] for n in range(5)]
-SHARED = len(SYSTEM) // BLOCK
 #: Prompts without a common beginning: three of them fill a pool of 60 blocks.
 BATCH = [ids(60 + n, 50 + n) for n in range(3)]
 LONG = SequenceParams(max_tokens=20, temperature=0.0)
@@ -30,17 +38,6 @@ URGENT = [ids(70 + n, 60 + n) for n in range(3)]
 def always_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """How quick this machine computes is not known, so fetching is always tried."""
     monkeypatch.setattr(LoadCosts, "observe_step", lambda *_: None)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save("llama3-untied", tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="module")
-def cold(model: Path) -> list[list[int]]:
-    """Answers without any cache."""
-    return ask(Engine(disk_config(model, None, enable_prefix_caching=False)), PROMPTS)
 
 
 @pytest.fixture(scope="module")
@@ -203,8 +200,7 @@ def test_late_copies_a_small_pool_and_little_host_memory_change_no_answer(
     """Copies that end whenever they like, beside preemption, aborts, restarts and a CPU tier that is always full."""
     monkeypatch.setattr(tier_setup, "BlockCopies", LateCopies)
     draw = random.Random(seed)
-    heads = [ids(draw.randrange(8, 60), 100 + n) for n in range(4)]
-    prompts = [[*draw.choice(heads), *ids(draw.randrange(1, 30), 200 + n)] for n in range(40)]
+    prompts = random_prompts(draw)
     wanted = ask(Engine(disk_config(model, None, enable_prefix_caching=False)), prompts)
     hits: dict[str, int] = {}
     for turn in range(3):
@@ -213,25 +209,7 @@ def test_late_copies_a_small_pool_and_little_host_memory_change_no_answer(
         engine = Engine(
             disk_config(model, directory, blocks=50, max_num_batched_tokens=48, cpu_cache_gb=gb), overlap=overlap
         )
-        answers: dict[int, list[int]] = {}
-        todo = list(range(40))
-        draw.shuffle(todo)
-        while todo or engine.has_work:
-            for _ in range(draw.randrange(4)):
-                if todo:
-                    answers[todo[-1]] = []
-                    number = todo.pop()
-                    engine.add(AddSequence(number, prompts[number], [], GREEDY, priority=number % 2))
-            doomed = draw.random() < 0.1
-            if doomed:
-                engine.add(AddSequence(99, prompts[0], [], GREEDY))
-            for number, tokens in engine.step().tokens:
-                if number != 99:
-                    answers[number] += tokens
-            if doomed:
-                engine.abort(99)
-            engine.scheduler.check_integrity()
-        assert [answers[n] for n in range(40)] == wanted, turn
+        assert random_traffic(engine, prompts, draw) == wanted, turn
         engine.scheduler.tier.settle()  # the last one may have been given up while it was fetched
         assert not list(engine.scheduler.tier.held)
         stats = engine.cache_stats

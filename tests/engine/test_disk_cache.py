@@ -12,29 +12,25 @@ from typing import Any
 
 import pytest
 
-from disk_parts import BLOCK, GREEDY, LateCopies, ask, disk_config, ids, records
-from greedy import save
+from disk_parts import (
+    BLOCK,
+    GREEDY,
+    PROMPTS,
+    SHARED,
+    SYSTEM,
+    LateCopies,
+    ask,
+    disk_config,
+    ids,
+    random_prompts,
+    random_traffic,
+    records,
+)
 from millrace_worker.engine import disk_tier, tier_setup
 from millrace_worker.engine.disk_requests import TierLimits
 from millrace_worker.engine.engine import Engine
 from millrace_worker.engine.prefix_cache import ROOT, block_hash
 from millrace_worker.frames import AddSequence, SequenceParams
-
-SYSTEM = ids(40, 1)
-PROMPTS = [[*SYSTEM, *ids(7 + n, 2 + n)] for n in range(5)]
-#: Blocks of SYSTEM, which are all that comes again.
-SHARED = len(SYSTEM) // BLOCK
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save("llama3-untied", tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="module")
-def cold(model: Path) -> list[list[int]]:
-    """Answers without any cache."""
-    return ask(Engine(disk_config(model, None, enable_prefix_caching=False)), PROMPTS)
 
 
 @pytest.fixture
@@ -211,31 +207,12 @@ def test_late_copies_and_a_small_pool_change_no_answer(
     """Copies that end whenever they like, as on a GPU, beside preemption, aborts and restarts."""
     monkeypatch.setattr(tier_setup, "BlockCopies", LateCopies)
     draw = random.Random(seed)
-    heads = [ids(draw.randrange(8, 60), 100 + n) for n in range(4)]
-    prompts = [[*draw.choice(heads), *ids(draw.randrange(1, 30), 200 + n)] for n in range(40)]
+    prompts = random_prompts(draw)
     wanted = ask(Engine(disk_config(model, None, enable_prefix_caching=False)), prompts)
     read = 0
     for _ in range(3):
         engine = Engine(disk_config(model, tmp_path, blocks=50, max_num_batched_tokens=48), overlap=overlap)
-        answers: dict[int, list[int]] = {}
-        todo = list(range(40))
-        draw.shuffle(todo)
-        while todo or engine.has_work:
-            for _ in range(draw.randrange(4)):
-                if todo:
-                    answers[todo[-1]] = []
-                    number = todo.pop()
-                    engine.add(AddSequence(number, prompts[number], [], GREEDY, priority=number % 2))
-            doomed = draw.random() < 0.1
-            if doomed:
-                engine.add(AddSequence(99, prompts[0], [], GREEDY))
-            for number, tokens in engine.step().tokens:
-                if number != 99:
-                    answers[number] += tokens
-            if doomed:
-                engine.abort(99)
-            engine.scheduler.check_integrity()
-        assert [answers[n] for n in range(40)] == wanted
+        assert random_traffic(engine, prompts, draw) == wanted
         assert not list(engine.scheduler.tier.held)
         read += engine.cache_stats.read_blocks
         engine.close()

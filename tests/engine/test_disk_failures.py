@@ -14,8 +14,7 @@ import pytest
 import torch
 from structlog.testing import capture_logs
 
-from disk_parts import BLOCK, GREEDY, ask, disk_config, ids, records, taken
-from greedy import save
+from disk_parts import BLOCK, GREEDY, PROMPTS, SHARED, SYSTEM, ask, disk_config, ids, records, taken
 from millrace_worker.engine import disk_tier
 from millrace_worker.engine.disk_requests import Reading, TierLimits
 from millrace_worker.engine.disk_tier import DiskTier
@@ -23,21 +22,8 @@ from millrace_worker.engine.engine import Engine
 from millrace_worker.engine.kv_record import write_record
 from millrace_worker.frames import AddSequence
 
-SYSTEM = ids(40, 1)
-PROMPTS = [[*SYSTEM, *ids(7 + n, 2 + n)] for n in range(5)]
-SHARED = len(SYSTEM) // BLOCK
 #: Prompts without a common beginning.
 MANY = [ids(60 + n, 50 + n) for n in range(24)]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save("llama3-untied", tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="module")
-def cold(model: Path) -> list[list[int]]:
-    return ask(Engine(disk_config(model, None, enable_prefix_caching=False)), PROMPTS)
 
 
 @pytest.fixture

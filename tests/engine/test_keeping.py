@@ -10,18 +10,12 @@ import torch
 
 from copy_parts import BLOCK, BLOCK_BYTES, IDENTITY, MINE, Parts, block_name
 from disk_parts import LateCopies, ask, disk_config, ids
-from greedy import save
 from millrace_worker.engine import keeping, tier_setup
 from millrace_worker.engine.disk_tier import DiskTier
 from millrace_worker.engine.engine import Engine
 from millrace_worker.engine.load_plan import LoadPlan, Segment
 
 PROMPT = ids(120, 3)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save("llama3-untied", tmp_path_factory.mktemp("models"))
 
 
 def test_a_step_begins_as_much_as_the_time_allows_and_an_idle_engine_all_of_it(

@@ -7,12 +7,10 @@ import time
 from pathlib import Path
 
 import msgspec
-import pytest
 import torch
 
 from disk_parts import BLOCK, GREEDY, ask, disk_config, ids, records, settle
 from engine_process import EngineProcess
-from greedy import save
 from millrace_worker.config import EngineConfig
 from millrace_worker.engine.disk_index import DiskIndex
 from millrace_worker.engine.disk_requests import TierLimits
@@ -25,11 +23,6 @@ from millrace_worker.model_path import resolve_model
 SYSTEM = ids(42, 1)
 SHARED = len(SYSTEM) // BLOCK
 PIN = PinnedPrefix("a", SYSTEM)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save("llama3-untied", tmp_path_factory.mktemp("models"))
 
 
 def warm(engine: Engine, pin: PinnedPrefix = PIN) -> PinState:

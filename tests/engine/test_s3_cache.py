@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 
-from disk_parts import BLOCK, GREEDY, ask, disk_config, ids, records, taken
-from greedy import save
+from disk_parts import BLOCK, GREEDY, PROMPTS, SHARED, SYSTEM, ask, disk_config, ids, records, taken
 from millrace_worker.engine import s3_tier
 from millrace_worker.engine.engine import Engine
 from millrace_worker.engine.prefix_cache import ROOT, block_hash
@@ -22,22 +21,6 @@ from millrace_worker.engine.s3_requests import S3Limits
 from millrace_worker.frames import AddSequence
 from s3_parts import Objects, s3_config, s3_of, until
 from servers import S3Server
-
-SYSTEM = ids(40, 1)
-PROMPTS = [[*SYSTEM, *ids(7 + n, 2 + n)] for n in range(5)]
-#: Blocks of SYSTEM, which are all that comes again.
-SHARED = len(SYSTEM) // BLOCK
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save("llama3-untied", tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="module")
-def cold(model: Path) -> list[list[int]]:
-    """Answers without any cache."""
-    return ask(Engine(disk_config(model, None, enable_prefix_caching=False)), PROMPTS)
 
 
 @pytest.fixture

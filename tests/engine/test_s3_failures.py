@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from disk_parts import BLOCK, GREEDY, ask, disk_config, ids, records, taken
+from disk_parts import BLOCK, GREEDY, PROMPTS, SHARED, ask, ids, records, taken
 from faulty_s3 import FaultyS3
-from greedy import save
 from millrace_worker.config import EngineConfig
 from millrace_worker.engine import s3_tier
 from millrace_worker.engine.engine import Engine
@@ -24,9 +23,6 @@ from millrace_worker.frames import AddSequence
 from s3_parts import BUCKET, Objects, courier_of, is_alive, kill, s3_config, s3_of, until
 from servers import S3Server
 
-SYSTEM = ids(40, 1)
-PROMPTS = [[*SYSTEM, *ids(7 + n, 2 + n)] for n in range(5)]
-SHARED = len(SYSTEM) // BLOCK
 #: A prompt that is in the bucket, too.
 SECOND = ids(60, 50)
 #: One that is not.
@@ -37,16 +33,6 @@ ALL = SHARED + (len(SECOND) - 1) // BLOCK
 CLOSING = 8.0
 
 Configure = Callable[..., EngineConfig]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save("llama3-untied", tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="module")
-def cold(model: Path) -> list[list[int]]:
-    return ask(Engine(disk_config(model, None, enable_prefix_caching=False)), PROMPTS)
 
 
 @pytest.fixture

@@ -43,6 +43,13 @@ def ids(length: int, seed: int) -> list[int]:
     return [draw.randrange(4, VOCABULARY) for _ in range(length)]
 
 
+SYSTEM = ids(40, 1)
+#: Behind it.
+PROMPTS = [[*SYSTEM, *ids(7 + n, 2 + n)] for n in range(5)]
+#: Blocks of SYSTEM, which are all that comes again.
+SHARED = len(SYSTEM) // BLOCK
+
+
 def ask(engine: Engine, prompts: list[list[int]], params: SequenceParams = GREEDY) -> list[list[int]]:
     """Answers of all, computed together."""
     answers: list[list[int]] = [[] for _ in prompts]
@@ -112,3 +119,31 @@ class LateCopies(BlockCopies):
 
     def _copy(self, blocks: list[int], host: list[torch.Tensor], pairs: list[Any], stream: Any) -> Any:
         return LateCopy(blocks, host, pairs, self._draw.randrange(1, 6))
+
+
+def random_prompts(draw: random.Random) -> list[list[int]]:
+    """40 prompts behind four beginnings."""
+    heads = [ids(draw.randrange(8, 60), 100 + n) for n in range(4)]
+    return [[*draw.choice(heads), *ids(draw.randrange(1, 30), 200 + n)] for n in range(40)]
+
+
+def random_traffic(engine: Engine, prompts: list[list[int]], draw: random.Random) -> list[list[int]]:
+    """Answers to prompts of both lanes that come in any order, beside sequences that are given up after a step."""
+    answers: dict[int, list[int]] = {}
+    todo, doomed_id = list(range(len(prompts))), len(prompts)
+    draw.shuffle(todo)
+    while todo or engine.has_work:
+        for _ in range(min(draw.randrange(4), len(todo))):
+            number = todo.pop()
+            answers[number] = []
+            engine.add(AddSequence(number, prompts[number], [], GREEDY, priority=number % 2))
+        doomed = draw.random() < 0.1
+        if doomed:
+            engine.add(AddSequence(doomed_id, prompts[0], [], GREEDY))
+        for number, tokens in engine.step().tokens:
+            if number != doomed_id:
+                answers[number] += tokens
+        if doomed:
+            engine.abort(doomed_id)
+        engine.scheduler.check_integrity()
+    return [answers[number] for number in range(len(prompts))]
