@@ -175,6 +175,7 @@ def test_blocks_that_are_reused_before_they_are_copied_out_are_not_what_was_comp
 ) -> None:
     """The control of the test above: without the order of steps after copies the answers are wrong."""
     monkeypatch.setattr(tier_setup, "BlockCopies", LateCopies)
+    monkeypatch.setattr(LateCopies, "_copy", lambda self, *what: LateCopy(*what[:3], patience=6))
     monkeypatch.setattr(LateCopy, "keep_before_steps", lambda self: None)
     engine = Engine(disk_config(model, None, blocks=60, cpu_cache_gb=0.01), overlap=True)
     engine.scheduler.tier.costs.always_load = True  # type: ignore[attr-defined]
