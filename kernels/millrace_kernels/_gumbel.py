@@ -9,14 +9,14 @@ import triton.language as tl
 _MASK = 0xFFFFFFFF
 
 
-def philox_reference(seeds: torch.Tensor, positions: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """A word of Philox4x32-10, as int64: that of number id % 4 under key seed and counter (id // 4, position, 0).
+def philox_reference(seeds: torch.Tensor, positions: torch.Tensor, ids: torch.Tensor, stream: int = 0) -> torch.Tensor:
+    """A word of Philox4x32-10, as int64: that of number id % 4 under key seed and counter (id // 4, position, stream).
 
     The position's low half comes before its high one. So one run of the generator serves four ids.
     """
     ids, position, k0, k1 = torch.broadcast_tensors(ids, positions, seeds & _MASK, seeds >> 32)
     c0 = ids >> 2
-    c1, c2, c3 = position & _MASK, (position >> 32) & _MASK, torch.zeros_like(position)
+    c1, c2, c3 = position & _MASK, (position >> 32) & _MASK, torch.full_like(position, stream)
     for _ in range(10):
         # Products wrap in int64; their 64 bits are right. Only what is multiplied next must be cut to 32 of them.
         low, high = c0 * 0xD2511F53, c2 * 0xCD9E8D57
@@ -45,6 +45,15 @@ def philox_words(seed, start, position, BLOCK: tl.constexpr):
     counters = start // 4 + tl.arange(0, BLOCK // 4)
     w0, w1, w2, w3 = tl.philox(seed, counters, low, high, tl.zeros_like(low))
     return tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))
+
+
+@triton.jit
+def philox_firsts(seed, numbers, position, STREAM: tl.constexpr):
+    """Of each counter of another stream the first word; numbers are int32."""
+    low = (position & 0xFFFFFFFF).to(tl.uint32)
+    high = ((position >> 32) & 0xFFFFFFFF).to(tl.uint32)
+    word, _, _, _ = tl.philox(seed, numbers, low, high, tl.zeros_like(low) + STREAM)
+    return word
 
 
 @triton.jit

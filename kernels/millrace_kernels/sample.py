@@ -1,23 +1,20 @@
 """Draw one token id a row: temperature, top-k, top-p, min-p, and a counter random generator.
 
-The draw is Gumbel-max: the id whose logit plus Gumbel noise is largest. The noise of (seed, position, id) is a pure
-function of those three, so that a result depends neither on the batch nor on when or where it is computed.
+The draw is Gumbel-max in two stages: the group of neighbouring ids whose log-sum-exp plus Gumbel noise is largest, and
+of its ids the one whose logit plus noise is. Either noise is a pure function of seed, position and group or id, so that
+a result depends neither on the batch nor on when or where it is computed.
 """
 
 from __future__ import annotations
 
 import torch
-import triton
+from torch.nn.functional import pad
 
 from ._gumbel import gumbel_reference, philox_reference
 from ._launch import check_contiguous, check_dtype, check_float, check_rows, check_same_device, check_shape, use_triton
 from ._logits import FINITE, clean_logits
-from ._sample_blocks import COLDEST
-from ._sample_filtered import launch_filtered
-from ._sample_unfiltered import launch_unfiltered
-
-#: The noise lies between -3.2 and 22.9, so that a token this far below the best, in units of temperature, never wins.
-_OUT_OF_REACH = 27.0
+from ._sample_draw import GROUP_STREAM, launch_sample
+from ._sample_groups import COLDEST, group_size
 
 
 def sample_reference(
@@ -45,16 +42,23 @@ def sample_reference(
     if rows.numel() == 0:
         return ids
     gap, heat = gap[rows], temperature[rows, None].clamp(min=COLDEST)
-    depth = gap / heat
-    candidate = depth <= _OUT_OF_REACH
     if any_filter:
-        candidate &= gap <= _widest_gap(gap, heat, top_k[rows], top_p[rows], min_p[rows])
-    row, token = candidate.nonzero(as_tuple=True)
-    noise = gumbel_reference(philox_reference(seeds[rows][row], positions[rows][row], token))
-    score = torch.full_like(depth, -torch.inf, dtype=torch.float64)
-    score[row, token] = noise - depth[row, token]
-    ids[rows] = score.argmax(-1)
+        gap = gap.masked_fill(gap > _widest_gap(gap, heat, top_k[rows], top_p[rows], min_p[rows]), torch.inf)
+    ids[rows] = _draw(-gap / heat, seeds[rows], positions[rows])
     return ids
+
+
+def _draw(x: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Of each row of x [R, V], logits over their temperature, an id."""
+    size = group_size(x.shape[1])
+    grouped = pad(x, (0, -x.shape[1] % size), value=-torch.inf).view(len(x), -1, size)
+    numbers = torch.arange(grouped.shape[1], device=x.device)
+    words = philox_reference(seeds[:, None], positions[:, None], 4 * numbers, GROUP_STREAM)
+    group = (grouped.logsumexp(-1).double() + gumbel_reference(words)).argmax(-1)
+    ids = group[:, None] * size + torch.arange(size, device=x.device)
+    noise = gumbel_reference(philox_reference(seeds[:, None], positions[:, None], ids))
+    within = grouped[torch.arange(len(x), device=x.device), group].double() + noise
+    return ids.gather(1, within.argmax(-1, keepdim=True))[:, 0]
 
 
 def _widest_gap(
@@ -123,15 +127,9 @@ def sample(
     if not use_triton(logits):
         others = {"penalised": penalised, "penalised_row": penalised_row}
         return sample_reference(logits, *settings, any_filter=any_filter, **others)
-    rows, vocab = logits.shape
     ids = torch.empty_like(seeds)
-    if rows == 0:
-        return ids
-    block = max(4, min(4096, triton.next_power_of_2(vocab)))
-    if any_filter:
-        launch_filtered(logits, penalised, penalised_row, settings, ids, block)
-    else:
-        launch_unfiltered(logits, penalised, penalised_row, temperature, seeds, positions, ids, block)
+    if len(ids):
+        launch_sample(logits, penalised, penalised_row, settings, any_filter, ids)
     return ids
 
 
