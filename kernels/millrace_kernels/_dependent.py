@@ -18,7 +18,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 def await_inputs(PDL: tl.constexpr):
     """From here on, what earlier kernels wrote is there, and the next one may start where this one leaves room.
 
-    Before it, only weights may be read, and nothing may be written.
+    Before it, only what no kernel of the step writes may be read, and nothing may be written.
     """
     if PDL:
         gdc_wait()

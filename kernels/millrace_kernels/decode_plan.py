@@ -23,8 +23,10 @@ _LEAST_PART, _FEW_PROGRAMS = (64, 128), 16
 #: Programs that a multiprocessor has to choose from where contexts are cut: the more, the evener; but those of fewer
 #: tokens than this cost more than they even out, as measured on an H200, and then half as many do.
 _PROGRAMS, _SHORT_PART = 8, 512
+#: Contexts of nearly one length are cut into half as many, too, since there is nothing to even out.
+_NEARLY = 1.25
 #: Most parts of one context.
-_MOST_PARTS = 64
+_MOST_PARTS = 32
 #: Fewest tokens of a shared run that are worth a program of their own.
 _LEAST_SHARED_PART = 256
 
@@ -209,12 +211,19 @@ def plan_decode(
 
 def _cut(own: np.ndarray, shape: PlanShape) -> tuple[np.ndarray, np.ndarray]:
     """(parts, tokens of a part) of contexts of so many tokens; the last part has what is left."""
-    least = _LEAST_PART[0] if len(own) * shape.kv_heads <= _FEW_PROGRAMS else _LEAST_PART[1]
-    total = int(own.sum())
+    few = len(own) * shape.kv_heads <= _FEW_PROGRAMS
+    least, total = _LEAST_PART[0] if few else _LEAST_PART[1], int(own.sum())
     wanted = -(-total // shape.cuts)
-    if wanted < _SHORT_PART:
+    if own.size and own.max() <= _NEARLY * own.min():
+        wanted = max(least, 2 * wanted)
+        parts = -(-own // wanted) if few else own // wanted
+    elif wanted < _SHORT_PART:
         wanted = max(least, min(_SHORT_PART, 2 * wanted))
-    parts = np.clip((own + wanted // 2) // wanted, 1, _MOST_PARTS)
+        parts = (own + wanted // 2) // wanted
+    else:
+        # Contexts that are no longer than what a quarter of a multiprocessor does need not be cut.
+        parts = np.where(own <= 2 * wanted, 1, (own + wanted // 2) // wanted)
+    parts = np.clip(parts, 1, _MOST_PARTS)
     length = np.maximum(-(-own // (parts * CUT)) * CUT, CUT)
     return np.maximum(-(-own // length), 1), length
 

@@ -7,13 +7,15 @@ import triton
 import triton.language as tl
 
 from ._attention import attend, load_tile
-from ._dependent import await_inputs, dependent_launch
+from ._dependent import await_inputs, dependent_launch, prefetch
 from ._launch import check_dtype, check_queries, check_same_device, check_shape, multiprocessors, use_triton
 from ._merge import merge
 from ._shared_run import attend_shared
 from .decode_plan import DecodePlan, PlanShape, plan_decode
 
 _LOG2_E = 1.4426950408889634
+#: Tiles of a task that are asked for while the kernel before still runs.
+_AHEAD = 1
 
 
 def paged_decode_reference(
@@ -66,6 +68,21 @@ def _with_other_slots(
     return acc, total
 
 
+@triton.jit
+def _ask_for(
+    head_ptr, table_ptr, begin, end, kv_block,
+    KV_HEADS: tl.constexpr, BLOCK_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, AHEAD: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Keys and values of a task's first AHEAD tokens go on their way into L2."""
+    line: tl.constexpr = 128 // (head_ptr.dtype.element_ty.primitive_bitwidth // 8)
+    token = tl.minimum(begin + tl.arange(0, AHEAD), end - 1)
+    page = tl.load(table_ptr + token // BLOCK_SIZE).to(tl.int64)
+    lines = tl.arange(0, triton.next_power_of_2((HEAD_DIM + line - 1) // line)) * line
+    place = head_ptr + (page * kv_block + token % BLOCK_SIZE * HEAD_DIM)[:, None] + tl.minimum(lines, HEAD_DIM - 1)
+    prefetch(place, PDL)
+    prefetch(place + KV_HEADS * BLOCK_SIZE * HEAD_DIM, PDL)
+
+
 # What changes from step to step is not specialised on: each new mix would be compiled in the middle of the work.
 @triton.jit(do_not_specialize=["tables_ptr", "tasks_ptr", "table_line"])
 def _paged_decode_kernel(
@@ -90,6 +107,7 @@ def _paged_decode_kernel(
     BLOCK_SIZE: tl.constexpr,
     TASK_WIDTH: tl.constexpr,
     TILE: tl.constexpr,
+    AHEAD: tl.constexpr,
     MERGE: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -98,18 +116,21 @@ def _paged_decode_kernel(
     A task with a slot gives the float32 partial result [slot, Hq, D] beside lse [slot, Hq], the base-2 logarithm of its
     weight; one without gives a row of out [S, Hq, D]. With MERGE, so does the last task of a row, of all its slots.
     """
-    await_inputs(PDL)
+    # Plan and block tables are there before a step's first kernel, so they and the cache's lines are asked for at once.
     kv_head, record = tl.program_id(0), tasks_ptr + tl.program_id(1) * TASK_WIDTH
     row, line = tl.load(record).to(tl.int64), tl.load(record + 1).to(tl.int64)
     begin, end, slot = tl.load(record + 2), tl.load(record + 3), tl.load(record + 4).to(tl.int64)
+    head_ptr = kv_ptr + kv_head.to(tl.int64) * (BLOCK_SIZE * HEAD_DIM)
+    table_ptr = tables_ptr + line * table_line
+    if (row >= 0) & (end > begin):
+        _ask_for(head_ptr, table_ptr, begin, end, kv_block, KV_HEADS, BLOCK_SIZE, HEAD_DIM, AHEAD, PDL)
+    await_inputs(PDL)
     if row < 0:
         return
     member, dim = tl.arange(0, GROUP_PAD), tl.arange(0, DIM_PAD)
     head = kv_head * GROUP + member
     q_live = (member < GROUP)[:, None] & (dim < HEAD_DIM)[None, :]
     q = tl.load(q_ptr + row * q_row + head[:, None] * q_head + dim[None, :], mask=q_live, other=0.0)
-    head_ptr = kv_ptr + kv_head.to(tl.int64) * (BLOCK_SIZE * HEAD_DIM)
-    table_ptr = tables_ptr + line * table_line
     acc = tl.zeros([GROUP_PAD, DIM_PAD], tl.float32)
     top = tl.full([GROUP_PAD], float("-inf"), tl.float32)
     total = tl.zeros([GROUP_PAD], tl.float32)
@@ -199,11 +220,9 @@ def _plan(q: torch.Tensor, kv: torch.Tensor, context_lens: torch.Tensor, lines: 
     return DecodePlan.of(shape, {name: torch.from_numpy(array).to(q.device) for name, array in arrays.items()})
 
 
-def _tiles(programs: int, dim_pad: int, group_pad: int, itemsize: int) -> tuple[int, int, int]:
-    """(TILE, num_warps, num_stages) for so many programs of whole contexts."""
+def _tiles(dim_pad: int, group_pad: int, itemsize: int) -> tuple[int, int, int]:
+    """(TILE, num_warps, num_stages); on an H200 it was fastest that two programs fill a multiprocessor's memory."""
     row_bytes = dim_pad * itemsize
-    if row_bytes == 256 and itemsize == 2 and group_pad == 16:  # as measured on an H200
-        return (128, 4, 3) if programs <= 64 else (64, 2, 3)
     tile = max(16, min(64, 16384 // row_bytes))
     return tile, 4 if row_bytes > 256 or group_pad > 16 or itemsize == 4 else 2, 2 if itemsize == 4 else 3
 
@@ -215,7 +234,7 @@ def _launch_decode(
     _, _, kv_heads, block_size, _ = kv.shape
     group, dim_pad = heads // kv_heads, max(16, triton.next_power_of_2(head_dim))
     group_pad = max(16, triton.next_power_of_2(group))
-    tile, warps, stages = _tiles(plan.shape.rows * kv_heads, dim_pad, group_pad, kv.element_size())
+    tile, warps, stages = _tiles(dim_pad, group_pad, kv.element_size())
     partial = q.new_empty(plan.shape.slots, heads, head_dim, dtype=torch.float32)
     lse = q.new_empty(plan.shape.slots, heads, dtype=torch.float32)
     if plan.shared is not None:
@@ -242,6 +261,7 @@ def _launch_decode(
         BLOCK_SIZE=block_size,
         TASK_WIDTH=plan.tasks.shape[1],
         TILE=tile,
+        AHEAD=_AHEAD * tile,
         MERGE=plan.shape.merges_in_place,
         num_warps=warps,
         num_stages=stages,
