@@ -14,20 +14,18 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared,
 
 from ._dependent import is_hopper
 
-#: Query rows of a tile, tokens of a tile, and warps: two warp groups share a tile.
-TILE_M, TILE_N, WARPS = 128, 128, 8
-#: Whether it takes the place of the portable kernels where it fits. Off until it has been measured beside them.
-enabled = False
+#: For tests and measurements: whether these kernels take the place of the portable ones where they fit.
+enabled = True
 
 
-def fits(q: torch.Tensor, block_size: int) -> bool:
-    """Whether these kernels take q [.., Hq, D] over blocks of this size."""
+def fits(q: torch.Tensor, block_size: int, tile_tokens: int) -> bool:
+    """Whether these kernels take q [.., Hq, D] over blocks of this size, by tiles of so many tokens."""
     return (
         enabled
         and is_hopper(q)
         and q.dtype in (torch.bfloat16, torch.float16)
         and q.shape[-1] in (64, 128)
-        and 16 <= block_size <= TILE_N
+        and 16 <= block_size <= tile_tokens
         # A row's head begins at a multiple of 16 bytes.
         and q.stride(0) % 8 == 0
         and q.stride(1) % 8 == 0
@@ -35,26 +33,99 @@ def fits(q: torch.Tensor, block_size: int) -> bool:
 
 
 @gluon.jit
-def _pages(table_ptr, page, num_pages):
+def _load_pages(table_ptr, page, num_pages):
     return gl.load(table_ptr + page, mask=page < num_pages, other=0)
 
 
 @gluon.jit
-def _copy(smem, inner, pages, kv_block, lane, left, MASKED: gl.constexpr):
-    """Begins to copy a tile of tokens; with MASKED those from `left` on are zeros, else anything."""
-    pointers = inner + (pages.to(gl.int64) * kv_block)[:, None]
-    if MASKED:
-        async_copy.async_copy_global_to_shared(smem, pointers, mask=(lane < left)[:, None])
-    else:
-        async_copy.async_copy_global_to_shared(smem, pointers)
+def _places(inner, pages, kv_block):
+    """Pointers to a tile's tokens. One instruction a page, where the compiler would multiply 64 bits by 64."""
+    eighth = gl.inline_asm_elementwise(
+        "mul.wide.s32 $0, $1, $2;", "=l,r,r", [pages, kv_block // 8], dtype=gl.int64, is_pure=True, pack=1
+    )
+    return inner + (eighth * 8)[:, None]
 
 
 @gluon.jit
 def _copies_are_there():
-    """What was copied can be multiplied, and nobody multiplies what was there before the last wait for products."""
+    """What was copied can be multiplied.
+
+    The barrier that the compiler puts behind the wait also says that no warp still multiplies what was there before.
+    """
     async_copy.wait_group(0)
     fence_async_shared()
-    gl.thread_barrier()
+
+
+@gluon.jit
+def _weigh(scores, top, total, scale_log2):
+    """(weights, their running largest score and sum, how the sums before shrink) of one tile's scores."""
+    new_top = gl.maximum(top, gl.max(scores, 1) * scale_log2)
+    decay = gl.exp2(top - new_top)
+    weights = gl.exp2(scores * scale_log2 - new_top[:, None])
+    total = total * decay + gl.sum(weights, 1)
+    # The assembler would wait for the sums of products before the exponentials, which then had nothing to overlap
+    # with. It moves nothing across a branch, even one that is never taken: a sum of weights is not negative.
+    total = gl.inline_asm_elementwise(
+        "{ .reg .pred never; setp.lt.f32 never, $1, 0f00000000; @never trap; mov.f32 $0, $1; }",
+        "=f,f",
+        [total],
+        dtype=gl.float32,
+        is_pure=False,
+        pack=1,
+    )
+    return weights, new_top, total, decay
+
+
+@gluon.jit
+def _next_tile(
+    STAGE,
+    q_smem,
+    keys,
+    values,
+    k_inner,
+    v_inner,
+    table_ptr,
+    page,
+    lane,
+    column,
+    pages,
+    next_pages,
+    num_pages,
+    start,
+    full,
+    end,
+    last,
+    narrow,
+    sums,
+    top,
+    total,
+    kv_block,
+    scale_log2,
+    DTYPE: gl.constexpr,
+    SCORES: gl.constexpr,
+    SUMS: gl.constexpr,
+    WEIGHTS: gl.constexpr,
+    TILE_M: gl.constexpr,
+    TILE_N: gl.constexpr,
+):
+    """The tile from `start`: buffer STAGE has the values of the tile before it, the other one this tile's keys."""
+    _copies_are_there()
+    zero = gl.zeros([TILE_M, TILE_N], gl.float32, layout=SCORES)
+    scoring = warpgroup_mma(q_smem, keys.index(1 - STAGE).permute((1, 0)), zero, use_acc=False, is_async=True)
+    summing = warpgroup_mma(narrow, values.index(STAGE), sums, is_async=True)
+    async_copy.async_copy_global_to_shared(keys.index(STAGE), _places(k_inner, next_pages, kv_block))
+    there = (lane < end - start)[:, None]
+    async_copy.async_copy_global_to_shared(values.index(1 - STAGE), _places(v_inner, pages, kv_block), mask=there)
+    async_copy.commit_group()
+    following_pages = _load_pages(table_ptr, page, num_pages)
+    scores = warpgroup_mma_wait(1, deps=[scoring])
+    if start + TILE_N > full:
+        scores = gl.where((start + column)[None, :] <= last[:, None], scores, float("-inf"))
+    weights, top, total, decay = _weigh(scores, top, total, scale_log2)
+    narrow = gl.convert_layout(weights.to(DTYPE), WEIGHTS)
+    sums = warpgroup_mma_wait(0, deps=[summing])
+    sums = sums * gl.convert_layout(decay, gl.SliceLayout(1, SUMS))[:, None]
+    return next_pages, following_pages, narrow, sums, top, total
 
 
 @gluon.jit
@@ -100,21 +171,20 @@ def attend_pages(
     # Page numbers are asked for a tile before the copies that need them.
     table_ptr += begin // BLOCK_SIZE
     num_pages = (end - begin + BLOCK_SIZE - 1) // BLOCK_SIZE
-    pages = _pages(table_ptr, page, num_pages)
-    next_pages = _pages(table_ptr + PAGES, page, num_pages - PAGES)
-    _copy(keys.index(0), k_inner, pages, kv_block, lane, 0, False)
+    pages = _load_pages(table_ptr, page, num_pages)
+    next_pages = _load_pages(table_ptr + PAGES, page, num_pages - PAGES)
+    async_copy.async_copy_global_to_shared(keys.index(0), _places(k_inner, pages, kv_block))
     async_copy.commit_group()
-    _copy(values.index(0), v_inner, pages, kv_block, lane, end - begin, True)
-    _copy(keys.index(1), k_inner, next_pages, kv_block, lane, 0, False)
+    there = (lane < end - begin)[:, None]
+    async_copy.async_copy_global_to_shared(values.index(0), _places(v_inner, pages, kv_block), mask=there)
+    async_copy.async_copy_global_to_shared(keys.index(1), _places(k_inner, next_pages, kv_block))
     async_copy.commit_group()
-    pages = next_pages
     table_ptr += 2 * PAGES
     num_pages -= 2 * PAGES
-    next_pages = _pages(table_ptr, page, num_pages)
+    pages, next_pages = next_pages, _load_pages(table_ptr, page, num_pages)
 
     async_copy.wait_group(1)
     fence_async_shared()
-    gl.thread_barrier()
     zero = gl.zeros([TILE_M, TILE_N], gl.float32, layout=SCORES)
     scores = warpgroup_mma(q_smem, keys.index(0).permute((1, 0)), zero, use_acc=False)
     if begin + TILE_N > full:
@@ -126,45 +196,31 @@ def attend_pages(
     sums = gl.zeros([TILE_M, HEAD_DIM], gl.float32, layout=SUMS)
     stage = 0
     for start in range(begin + TILE_N, end, TILE_N):
-        # `stage` has the values of the tile before this one, the other buffers this tile's keys.
-        _copies_are_there()
-        _copy(values.index(1 - stage), v_inner, pages, kv_block, lane, end - start, True)
-        _copy(keys.index(stage), k_inner, next_pages, kv_block, lane, 0, False)
-        async_copy.commit_group()
-        pages = next_pages
         table_ptr += PAGES
         num_pages -= PAGES
-        next_pages = _pages(table_ptr, page, num_pages)
-        scoring = warpgroup_mma(q_smem, keys.index(1 - stage).permute((1, 0)), zero, use_acc=False, is_async=True)
-        summing = warpgroup_mma(narrow, values.index(stage), sums, is_async=True)
-        scores = warpgroup_mma_wait(1, deps=[scoring])
-        if start + TILE_N > full:
-            scores = gl.where((start + column)[None, :] <= last[:, None], scores, float("-inf"))
-        new_top = gl.maximum(top, gl.max(scores, 1) * scale_log2)
-        decay = gl.exp2(top - new_top)
-        weights = gl.exp2(scores * scale_log2 - new_top[:, None])
-        total = total * decay + gl.sum(weights, 1)
-        top = new_top
-        following = gl.convert_layout(weights.to(DTYPE), WEIGHTS)
-        sums = warpgroup_mma_wait(0, deps=[summing])
-        sums = sums * gl.convert_layout(decay, gl.SliceLayout(1, SUMS))[:, None]
-        narrow = following
+        pages, next_pages, narrow, sums, top, total = _next_tile(
+            stage, q_smem, keys, values, k_inner, v_inner, table_ptr, page, lane, column, pages, next_pages, num_pages,
+            start, full, end, last, narrow, sums, top, total, kv_block, scale_log2,
+            DTYPE, SCORES, SUMS, WEIGHTS, TILE_M, TILE_N,
+        )  # fmt: skip
         stage = 1 - stage
     _copies_are_there()
-    sums = warpgroup_mma(narrow, values.index(stage), sums)
+    tiles = (end - begin + TILE_N - 1) // TILE_N
+    sums = warpgroup_mma(narrow, values.index((tiles - 1) & 1), sums)
     return sums, top, total
 
 
-def constants(kv_heads: int, group: int, head_dim: int, block_size: int) -> dict[str, int]:
-    """What both kernels are compiled for."""
+def constants(kv_heads: int, group: int, head_dim: int, block_size: int, tile: tuple[int, int, int]) -> dict[str, int]:
+    """What both kernels are compiled for; a tile has so many query rows, tokens, and warps, four a warp group."""
+    tile_m, tile_n, warps = tile
     return {
         "KV_HEADS": kv_heads,
         "GROUP": group,
         "HEAD_DIM": head_dim,
         "BLOCK_SIZE": block_size,
         "LOG_BLOCK": block_size.bit_length() - 1,
-        "TILE_M": TILE_M,
-        "TILE_N": TILE_N,
-        "WARPS": WARPS,
-        "num_warps": WARPS,
+        "TILE_M": tile_m,
+        "TILE_N": tile_n,
+        "WARPS": warps,
+        "num_warps": warps,
     }

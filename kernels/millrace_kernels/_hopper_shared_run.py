@@ -6,8 +6,16 @@ import torch
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from ._hopper_attention import attend_pages, constants
+from ._hopper_attention import attend_pages, constants, fits
 from .decode_plan import DecodePlan
+
+#: Query rows, tokens, warps of a tile.
+_TILE = 128, 128, 8
+
+
+def takes_shared_runs(q: torch.Tensor, block_size: int, plan: DecodePlan) -> bool:
+    """Whether `launch_shared_runs` is the one for this plan."""
+    return plan.shape.tile_rows == _TILE[0] and fits(q, block_size, _TILE[1])
 
 
 @gluon.jit(do_not_specialize=["tables_ptr", "shared_ptr", "members_ptr", "slots_ptr", "table_line"])
@@ -96,7 +104,7 @@ def launch_shared_runs(
     partial: torch.Tensor,
     lse: torch.Tensor,
 ) -> None:
-    """What _shared_run.attend_shared computes, of a plan whose tiles have TILE_M rows; `fits`."""
+    """What _shared_run.attend_shared computes, of a plan that it takes."""
     assert plan.shared is not None
     _, heads, head_dim = q.shape
     _, _, kv_heads, block_size, _ = kv.shape
@@ -115,5 +123,5 @@ def launch_shared_runs(
         kv.stride(0),
         block_tables.stride(0),
         WIDTH=plan.shared.shape[1],
-        **constants(kv_heads, heads // kv_heads, head_dim, block_size),
+        **constants(kv_heads, heads // kv_heads, head_dim, block_size, _TILE),
     )

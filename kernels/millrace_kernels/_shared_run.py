@@ -6,10 +6,9 @@ import torch
 import triton
 import triton.language as tl
 
-from . import _hopper_attention
 from ._attention import attend, load_tile
 from ._dependent import await_inputs, dependent_launch
-from ._hopper_shared_run import launch_shared_runs
+from ._hopper_shared_run import launch_shared_runs, takes_shared_runs
 from .decode_plan import DecodePlan, PlanShape
 
 
@@ -92,7 +91,7 @@ def attend_shared(
         return
     _, heads, head_dim = q.shape
     _, _, kv_heads, block_size, _ = kv.shape
-    if plan.shape.tile_rows == _hopper_attention.TILE_M and _hopper_attention.fits(q, block_size):
+    if takes_shared_runs(q, block_size, plan):
         launch_shared_runs(q, kv, block_tables, plan, scale_log2, partial, lse)
         return
     dim_pad = max(16, triton.next_power_of_2(head_dim))

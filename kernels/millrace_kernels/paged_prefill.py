@@ -6,9 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
-from . import _hopper_attention
 from ._attention import attend, load_tile
-from ._hopper_prefill import launch_prefill
+from ._hopper_prefill import launch_prefill, takes_prefill
 from ._launch import check_dtype, check_queries, check_same_device, check_shape, use_triton
 
 _LOG2_E = 1.4426950408889634
@@ -214,7 +213,7 @@ def _launch_prefill(
     _, _, kv_heads, block_size, _ = kv.shape
     # Matrix products want 16 columns at least.
     seqs, group, dim_pad = context_lens.shape[0], heads // kv_heads, max(16, triton.next_power_of_2(head_dim))
-    if max_query_len * group > 64 and _hopper_attention.fits(q, block_size):
+    if takes_prefill(q, block_size, max_query_len, group):
         launch_prefill(q, kv, block_tables, lines, cu_seqlens_q, context_lens, scale * _LOG2_E, out)
         return
     programs = tokens * group // _TALLEST * kv_heads
