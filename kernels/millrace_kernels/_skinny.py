@@ -8,8 +8,8 @@ import triton.language as tl
 
 from ._dependent import await_inputs, dependent_launch, prefetch
 
-#: Most rows that this is for.
-MAX_ROWS = 64
+#: Most rows that this is for; and behind long rows of weights, with a gate, which saves its launch.
+MAX_ROWS, MAX_GATED_ROWS = 64, 128
 
 
 @triton.jit
@@ -101,14 +101,14 @@ def _sum_kernel(
 def worthwhile(columns: int, k: int, rows: int, gated: bool) -> bool:
     """Whether this is faster than the library's product, or as fast, as measured on an H200."""
     if rows > MAX_ROWS:
-        return False
+        return gated and k > 2048 and columns >= 8192 and rows <= MAX_GATED_ROWS
     return k <= 2048 or rows > 32 if gated else columns <= 4096 or columns >= 65536
 
 
 def _blocks(columns: int, k: int, rows: int, gated: bool) -> tuple[int, int, int, int, int, int]:
     """(BLOCK_N, BLOCK_K, splits, num_warps, num_stages, AHEAD); the same for all rows that share a ROWS_PAD."""
     if gated:
-        return 64, 64, 1, 4, 5, 4
+        return (64, 64, 1, 4, 5, 4) if rows <= MAX_ROWS else (128, 64, 1, 8, 4, 2)
     if rows > 32 and columns >= 65536:
         return 128, 64, 1, 4, 5, 4
     splits, programs = 1, triton.cdiv(columns, 64)
@@ -128,7 +128,7 @@ def skinny(
     out: torch.Tensor | None = None,
     blocks: tuple[int, int, int, int, int, int] | None = None,
 ) -> torch.Tensor:
-    """Give x [1 to MAX_ROWS, K] times weight [N, K], or [2 * N, K] when gated; checked, weights contiguous.
+    """Give x [1 to MAX_GATED_ROWS, K] times weight [N, K], or [2 * N, K] when gated; checked, weights contiguous.
 
     With `parts`, and without a bias, the float32 parts [splits, T, N] of a product that was cut along K.
     """
