@@ -6,7 +6,7 @@ from .apply_penalties import apply_penalties
 from .count_tokens import count_tokens
 from .decode_plan import DecodePlan, PlanShape, SharedReads, SharedRun, plan_decode
 from .embed import embed
-from .linear import linear, linear_parts, norm_gated_linear, norm_linear
+from .linear import linear, linear_added, linear_parts, norm_gated_linear, norm_linear
 from .logprobs import logprobs
 from .paged_decode import paged_decode
 from .paged_prefill import paged_prefill
@@ -24,6 +24,7 @@ __all__ = [
     "count_tokens",
     "embed",
     "linear",
+    "linear_added",
     "linear_parts",
     "logprobs",
     "norm_gated_linear",

@@ -22,6 +22,8 @@ from .silu_mul import silu_mul, silu_mul_reference
 
 #: Longest row whose norm every program of a product takes again, instead of a launch of its own.
 _LONGEST_JOINED = 2048
+#: Fewest rows whose residual sum a product takes along.
+_LEAST_ADDED = 512
 
 
 def linear_reference(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -71,6 +73,23 @@ def linear_parts(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
     if bias is None and not _is_row(x, weight) and _are_few(x, weight):
         return skinny(x, weight, None, parts=True)
     return linear(x, weight, bias)
+
+
+def linear_added(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """linear(x, weight, bias) and the residual [T, N] that is to be added, as norm_linear and its like take them.
+
+    They are (the product or parts of it, the residual), or for many rows (their sum, None): the sum then stands where
+    the residual stood, and the norm behind reads and writes half as much.
+    """
+    if bias is None and x.shape[0] >= _LEAST_ADDED:
+        _check(x, weight, bias)
+        check_shape("residual", residual, x.shape[0], weight.shape[0])
+        check_dtype("residual", residual, x.dtype)
+        check_same_device(x=x, residual=residual)
+        return residual.addmm_(x, weight.t()), None
+    return linear_parts(x, weight, bias), residual
 
 
 def norm_linear(

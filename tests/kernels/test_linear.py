@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kernel_cases import CUDA, DEVICE, DTYPES, INTERPRETED, assert_as_good, by_mode
-from millrace_kernels import linear, linear_parts, norm_gated_linear, norm_linear
+from millrace_kernels import linear, linear_added, linear_parts, norm_gated_linear, norm_linear
 
 #: rows, columns of the result, K
 SHAPES = by_mode(
@@ -16,6 +16,8 @@ SHAPES = by_mode(
         (17, 100, 200),
         (64, 6144, 1024),
         (65, 30, 64),
+        (100, 8192, 4096),
+        (128, 8200, 2100),
         (40, 66000, 128),
     ],
     interpreter=[(1, 6, 2050), (1, 5, 40), (3, 70, 300), (17, 64, 128)],
@@ -82,6 +84,26 @@ def test_parts_are_added_before_a_norm(parts: int, dtype: torch.dtype) -> None:
         assert_as_good(summed, whole.double() + case.residual.double(), (whole + case.residual).to(dtype))
         wanted = op(summed, torch.zeros_like(summed), case.norm, case.weight, case.bias, 1e-5)[0]
         assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("rows", "biased"), [(600, False), (600, True), (3, False)])
+def test_a_residual_is_added_by_the_product_or_left_to_the_norm(rows: int, biased: bool, dtype: torch.dtype) -> None:
+    case = Case(rows, 70, 90, dtype)
+    bias = case.bias if biased else None
+    residual = _between_nan(torch.randn(rows, 70), dtype)
+    product = case.exact(normed=False, added=False, biased=biased)
+    plain, exact = torch.nn.functional.linear(case.x, case.weight, bias) + residual, product + residual.double()
+    x, rest = linear_added(case.x, residual, case.weight, bias)
+    assert (rest is None) == (rows >= 512 and not biased)
+    if rest is None:
+        assert x.data_ptr() == residual.data_ptr()
+        assert_as_good(x, exact, plain)
+    else:
+        assert rest is residual
+        assert_as_good((x.sum(0) if x.dim() == 3 else x) + rest, exact, plain)
+    with pytest.raises(ValueError, match="residual has shape"):
+        linear_added(case.x.repeat(512, 1), residual, case.weight)
 
 
 @pytest.mark.parametrize("k", [300, 2048])

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch.nn.functional import embedding
 
-from millrace_kernels import embed, linear_parts, norm_gated_linear, norm_linear, rotary_store
+from millrace_kernels import embed, linear_added, norm_gated_linear, norm_linear, rotary_store
 
 from .attention import PagedAttention
 from .batch import ForwardBatch
@@ -18,7 +18,7 @@ from .rope import cos_sin_table
 class DecoderLayer:
     """One layer. Beside each part's result travels the residual sum of those before it, in the model's dtype.
 
-    A result may come as the float32 parts of which it is the sum; see linear_parts.
+    A result may come as the float32 parts of which it is the sum, or with the residual in it; see linear_added.
     """
 
     def __init__(self, config: ModelConfig, weights: Mapping[str, torch.Tensor]):
@@ -43,7 +43,7 @@ class DecoderLayer:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(rotated queries [T, Hq, D], x + residual [T, H]), after the keys and values are in the cache.
 
-        The first layer has no residual but x.
+        Without a residual, x is the sum.
         """
         qkv, residual = norm_linear(x, residual, self._input_norm, self._qkv_weight, self._qkv_bias, self._eps)
         heads = qkv.view(qkv.shape[0], -1, self._head_dim)
@@ -52,16 +52,18 @@ class DecoderLayer:
         rotary_store(q, k, v, kv, slots, cos_sin, positions, self._q_norm, self._k_norm, self._eps)
         return q, residual
 
-    def project(self, attended: torch.Tensor) -> torch.Tensor:
-        """Attention output [T, Hq, D] -> [T, H], or parts of it."""
-        return linear_parts(attended.flatten(1), self._o_weight, self._o_bias)
+    def after_attention(
+        self, attended: torch.Tensor, residual: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(the layer's result, the residual to be added), [T, H] each, of attention's output [T, Hq, D].
 
-    def mlp(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(the layer's result or parts of it, x + residual), [T, H] each, of the projected attention x."""
+        The memory of the residual that is given may come back with the sum.
+        """
+        x, rest = linear_added(attended.flatten(1), residual, self._o_weight, self._o_bias)
         gated, residual = norm_gated_linear(
-            x, residual, self._mlp_norm, self._gate_up_weight, self._gate_up_bias, self._eps
+            x, rest, self._mlp_norm, self._gate_up_weight, self._gate_up_bias, self._eps
         )
-        return linear_parts(gated, self._down_weight, self._down_bias), residual
+        return linear_added(gated, residual, self._down_weight, self._down_bias)
 
 
 class Decoder:
@@ -96,17 +98,18 @@ class Decoder:
         """
         attention = PagedAttention(batch, self.config.head_dim)
         last = self.config.num_layers - 1
-        x, residual = self._embedded(batch), None
+        x: torch.Tensor = self._embedded(batch)
+        residual: torch.Tensor | None = None
         for i, layer in enumerate(self._layers):
             kv = kv_cache[:, i]
-            q, residual = layer.queries(x, residual, kv, attention, self._cos_sin, batch.positions)
+            q, summed = layer.queries(x, residual, kv, attention, self._cos_sin, batch.positions)
             if i == last and not batch.logits_rows.shape[0]:
                 return x.new_empty(0, self.config.vocab_size)
             attended = attention.attend(q, kv)
             if i == last:
                 # What follows works on each token alone, so only the wanted ones go on.
-                attended, residual = attended[batch.logits_rows], residual[batch.logits_rows]
-            x, residual = layer.mlp(layer.project(attended), residual)
+                attended, summed = attended[batch.logits_rows], summed[batch.logits_rows]
+            x, residual = layer.after_attention(attended, summed)
         return norm_linear(x, residual, self._norm, self._lm_head, None, self.config.rms_norm_eps, out=logits)[0]
 
     def _embedded(self, batch: ForwardBatch) -> torch.Tensor:
