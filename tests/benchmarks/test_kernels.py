@@ -44,7 +44,7 @@ def figures_of(*, rows: tuple[int, ...] = (1, 3)) -> list[kernel_bench.Figure]:
 def test_every_kernel_of_a_step_has_its_figures(capsys: pytest.CaptureFixture[str]) -> None:
     figures = figures_of()
     once = ["norm_linear qkv", "linear o", "norm_gated_linear gate_up", "linear down", "norm_linear lm_head"]
-    once += ["rms_norm_residual", "silu_mul", "sample"]
+    once += ["rms_norm_residual", "silu_mul", "sample", "sample, top-k and top-p"]
     decode = [(f"paged_decode, 20{order}", rows) for rows in (1, 3) for order in ("", ", blocks in order")]
     assert [(f.kernel, f.rows) for f in figures] == [
         ("copy", 1), *((k, r) for r in (1, 3) for k in once), *decode, *ATTENTION.items(),
