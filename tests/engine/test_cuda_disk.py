@@ -144,7 +144,7 @@ def test_hits_in_host_memory_and_swaps_change_no_answer(
             max_num_seqs=24,
             max_num_batched_tokens=96,
             max_model_len=200,
-            kv_cache_memory_bytes=2**19,
+            kv_cache_memory_bytes=2**18,
             enforce_eager=eager,
             cpu_cache_gb=0.05,
         )
@@ -152,14 +152,18 @@ def test_hits_in_host_memory_and_swaps_change_no_answer(
     for turn in range(3):
         engine.reset_prefix_cache()
         answers: list[list[int]] = [[] for _ in asked]
-        for i, prompt in enumerate(asked):
-            params = SequenceParams(max_tokens=MAX_TOKENS, temperature=0.0)
-            engine.add(AddSequence(i, prompt, [], params, priority=i % 2))
-        while engine.has_work:
+        params = SequenceParams(max_tokens=MAX_TOKENS, temperature=0.0)
+        step = 0
+        while step < 30 or engine.has_work:
+            # Urgent ones come while the others have filled the cache.
+            for i in {0: range(1, len(asked), 2), 30: range(0, len(asked), 2)}.get(step, ()):
+                engine.add(AddSequence(i, asked[i], [], params, priority=i % 2))
             for seq_id, tokens in engine.step().tokens:
                 answers[seq_id] += tokens
             engine.scheduler.check_integrity()
+            step += 1
         assert answers == wanted, f"turn {turn}"
+    assert engine.scheduler.num_preemptions > 0
     assert engine.cache_stats.cpu_hit_tokens > 0
     assert engine.cache_stats.swapped_blocks > 0
     engine.close()
