@@ -38,12 +38,17 @@ def _load_pages(table_ptr, page, num_pages):
 
 
 @gluon.jit
-def _places(inner, pages, kv_block):
-    """Pointers to a tile's tokens. One instruction a page, where the compiler would multiply 64 bits by 64."""
+def _copy(smem, inner, pages, kv_block, lane, left, MASKED: gl.constexpr):
+    """Begins to copy a tile of tokens; with MASKED those from `left` on are zeros, else anything."""
+    # One instruction a page, where the compiler would multiply 64 bits by 64.
     eighth = gl.inline_asm_elementwise(
         "mul.wide.s32 $0, $1, $2;", "=l,r,r", [pages, kv_block // 8], dtype=gl.int64, is_pure=True, pack=1
     )
-    return inner + (eighth * 8)[:, None]
+    pointers = inner + (eighth * 8)[:, None]
+    if MASKED:
+        async_copy.async_copy_global_to_shared(smem, pointers, mask=(lane < left)[:, None])
+    else:
+        async_copy.async_copy_global_to_shared(smem, pointers)
 
 
 @gluon.jit
@@ -74,58 +79,6 @@ def _weigh(scores, top, total, scale_log2):
         pack=1,
     )
     return weights, new_top, total, decay
-
-
-@gluon.jit
-def _next_tile(
-    STAGE,
-    q_smem,
-    keys,
-    values,
-    k_inner,
-    v_inner,
-    table_ptr,
-    page,
-    lane,
-    column,
-    pages,
-    next_pages,
-    num_pages,
-    start,
-    full,
-    end,
-    last,
-    narrow,
-    sums,
-    top,
-    total,
-    kv_block,
-    scale_log2,
-    DTYPE: gl.constexpr,
-    SCORES: gl.constexpr,
-    SUMS: gl.constexpr,
-    WEIGHTS: gl.constexpr,
-    TILE_M: gl.constexpr,
-    TILE_N: gl.constexpr,
-):
-    """The tile from `start`: buffer STAGE has the values of the tile before it, the other one this tile's keys."""
-    _copies_are_there()
-    zero = gl.zeros([TILE_M, TILE_N], gl.float32, layout=SCORES)
-    scoring = warpgroup_mma(q_smem, keys.index(1 - STAGE).permute((1, 0)), zero, use_acc=False, is_async=True)
-    summing = warpgroup_mma(narrow, values.index(STAGE), sums, is_async=True)
-    async_copy.async_copy_global_to_shared(keys.index(STAGE), _places(k_inner, next_pages, kv_block))
-    there = (lane < end - start)[:, None]
-    async_copy.async_copy_global_to_shared(values.index(1 - STAGE), _places(v_inner, pages, kv_block), mask=there)
-    async_copy.commit_group()
-    following_pages = _load_pages(table_ptr, page, num_pages)
-    scores = warpgroup_mma_wait(1, deps=[scoring])
-    if start + TILE_N > full:
-        scores = gl.where((start + column)[None, :] <= last[:, None], scores, float("-inf"))
-    weights, top, total, decay = _weigh(scores, top, total, scale_log2)
-    narrow = gl.convert_layout(weights.to(DTYPE), WEIGHTS)
-    sums = warpgroup_mma_wait(0, deps=[summing])
-    sums = sums * gl.convert_layout(decay, gl.SliceLayout(1, SUMS))[:, None]
-    return next_pages, following_pages, narrow, sums, top, total
 
 
 @gluon.jit
@@ -173,11 +126,10 @@ def attend_pages(
     num_pages = (end - begin + BLOCK_SIZE - 1) // BLOCK_SIZE
     pages = _load_pages(table_ptr, page, num_pages)
     next_pages = _load_pages(table_ptr + PAGES, page, num_pages - PAGES)
-    async_copy.async_copy_global_to_shared(keys.index(0), _places(k_inner, pages, kv_block))
+    _copy(keys.index(0), k_inner, pages, kv_block, lane, 0, False)
     async_copy.commit_group()
-    there = (lane < end - begin)[:, None]
-    async_copy.async_copy_global_to_shared(values.index(0), _places(v_inner, pages, kv_block), mask=there)
-    async_copy.async_copy_global_to_shared(keys.index(1), _places(k_inner, next_pages, kv_block))
+    _copy(values.index(0), v_inner, pages, kv_block, lane, end - begin, True)
+    _copy(keys.index(1), k_inner, next_pages, kv_block, lane, 0, False)
     async_copy.commit_group()
     table_ptr += 2 * PAGES
     num_pages -= 2 * PAGES
@@ -198,15 +150,24 @@ def attend_pages(
     for start in range(begin + TILE_N, end, TILE_N):
         table_ptr += PAGES
         num_pages -= PAGES
-        pages, next_pages, narrow, sums, top, total = _next_tile(
-            stage, q_smem, keys, values, k_inner, v_inner, table_ptr, page, lane, column, pages, next_pages, num_pages,
-            start, full, end, last, narrow, sums, top, total, kv_block, scale_log2,
-            DTYPE, SCORES, SUMS, WEIGHTS, TILE_M, TILE_N,
-        )  # fmt: skip
+        # `stage` has the values of the tile before this one, the other buffers this tile's keys.
+        _copies_are_there()
+        scoring = warpgroup_mma(q_smem, keys.index(1 - stage).permute((1, 0)), zero, use_acc=False, is_async=True)
+        summing = warpgroup_mma(narrow, values.index(stage), sums, is_async=True)
+        _copy(keys.index(stage), k_inner, next_pages, kv_block, lane, 0, False)
+        _copy(values.index(1 - stage), v_inner, pages, kv_block, lane, end - start, True)
+        async_copy.commit_group()
+        pages, next_pages = next_pages, _load_pages(table_ptr, page, num_pages)
+        scores = warpgroup_mma_wait(1, deps=[scoring])
+        if start + TILE_N > full:
+            scores = gl.where((start + column)[None, :] <= last[:, None], scores, float("-inf"))
+        weights, top, total, decay = _weigh(scores, top, total, scale_log2)
+        narrow = gl.convert_layout(weights.to(DTYPE), WEIGHTS)
+        sums = warpgroup_mma_wait(0, deps=[summing])
+        sums = sums * gl.convert_layout(decay, gl.SliceLayout(1, SUMS))[:, None]
         stage = 1 - stage
     _copies_are_there()
-    tiles = (end - begin + TILE_N - 1) // TILE_N
-    sums = warpgroup_mma(narrow, values.index((tiles - 1) & 1), sums)
+    sums = warpgroup_mma(narrow, values.index(stage), sums)
     return sums, top, total
 
 
