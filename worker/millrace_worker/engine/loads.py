@@ -10,6 +10,7 @@ from itertools import islice
 
 import torch
 
+from .ahead import Ahead
 from .block_copies import BlockCopies, Copy
 from .block_pool import BlockPool
 from .disk_requests import Reading
@@ -70,11 +71,12 @@ class Loads:
         copies: BlockCopies,
         costs: LoadCosts,
         *,
+        block_size: int,
         host: HostTier | None,
         disk: DiskTier | None,
         misses: Counter[str],
     ) -> None:
-        self._pool, self._copies, self._costs = pool, copies, costs
+        self._pool, self._copies, self._costs, self._block_size = pool, copies, costs, block_size
         self._host, self._disk, self._misses = host, disk, misses
         #: By seq_id.
         self._loads: dict[int, _Load] = {}
@@ -87,6 +89,8 @@ class Loads:
         self._read_for: dict[int, dict[bytes, str]] = {}
         #: What threads may still fill, though nobody waits for it, with the slots for it.
         self._abandoned: list[tuple[Reading, list[int]]] = []
+        #: Those that have not started.
+        self.ahead = Ahead()
         self.copying_bytes = 0
         #: Loads that have ended, one way or another.
         self.num_ended = 0
@@ -102,6 +106,11 @@ class Loads:
         loads = (*self._loads.values(), *(inward.load for inward in self._inward))
         yield from (part.slots for load in loads for part in load.parts)
         yield from (slots for _, slots in self._abandoned)
+
+    @property
+    def num_copying(self) -> int:
+        """Blocks of the pool that something is copied to."""
+        return self.copying_bytes // self._copies.block_bytes
 
     @property
     def is_busy(self) -> bool:
@@ -127,6 +136,7 @@ class Loads:
         is_trial = plan.most_seconds is not None
         load = _Load(seq, seq.block_hashes[:first], parts, now, now + seconds, is_trial)
         self._held_back.add(seq.seq_id)
+        self.ahead.add(seq, -(-seq.num_tokens // self._block_size) - first)
         self._loading.update(load.hashes)
         if load.is_done:
             self._place(load)
@@ -134,11 +144,13 @@ class Loads:
             self._loads[seq.seq_id] = load
 
     def take_tiers(self, seq: Sequence) -> dict[bytes, str]:
-        """Which tier each block came from that was fetched for a sequence; once."""
+        """It starts: which tier each block came from that was fetched for it."""
+        self.ahead.remove(seq)
         return self._read_for.pop(seq.seq_id, {})
 
     def gone(self, seq: Sequence) -> None:
         """The sequence ended. What is being copied for it is kept."""
+        self.ahead.remove(seq)
         self._read_for.pop(seq.seq_id, None)
         self._held_back.discard(seq.seq_id)
         load = self._loads.pop(seq.seq_id, None)

@@ -23,6 +23,7 @@ from .kv_record import BlockName
 from .load_costs import LoadCosts
 from .load_plan import Store, plan_load
 from .loads import Loads
+from .lower_tier import Wait
 from .prefix_cache import root_of
 from .s3_cache import NoS3, S3Cache
 from .sequence import Sequence
@@ -71,7 +72,7 @@ class TieredCache:
         #: By reason.
         self._misses: Counter[str] = Counter()
         self._unwritten: Counter[str] = Counter()
-        self._loads = Loads(pool, copies, self.costs, host=host, disk=disk, misses=self._misses)
+        self._loads = Loads(pool, copies, self.costs, block_size=block_size, host=host, disk=disk, misses=self._misses)
         self._keeping = Keeping(pool, copies, host=host, disk=disk, name=self._name, unwritten=self._unwritten)
         self._swaps = None if host is None else Swaps(copies, host, self.costs, block_size)
         #: How many blocks a waiting sequence had when it was last looked up, by seq_id: not twice for the same.
@@ -115,17 +116,24 @@ class TieredCache:
     def news(self) -> int:
         return self._loads.num_ended + self.s3.num_ended + (0 if self._swaps is None else self._swaps.num_ended)
 
-    def hold_back(self, seq: Sequence, num_hits: int) -> bool:
+    def ahead(self, rank: int) -> tuple[int, int]:
+        sequences, blocks = self._loads.ahead.up_to(rank)
+        return sequences, max(0, blocks - self._loads.num_copying)
+
+    def hold_back(self, seq: Sequence, num_hits: int, *, may_load: bool) -> Wait:
         if self._loads.is_held_back(seq):
-            return True
+            return Wait.NEWS
         full = (seq.num_tokens - 1) // self._block_size
         if num_hits >= full or self._looked_up.get(seq.seq_id, -1) >= num_hits:
-            return False
+            return Wait.NONE
         first = seq.block_hashes[num_hits]
         if self._loads.is_loading(first) or (self._swaps is not None and self._swaps.is_leaving(first)):
-            return True
+            return Wait.NEWS
         if self.s3.hold_back(seq, seq.block_hashes[num_hits:full]):
-            return True
+            return Wait.NEWS
+        # Where nothing is on its way, those that it came for are passed over by others, whom it would keep waiting.
+        if not may_load and self._loads.is_busy and any(store.has(first) for store in self._stores):
+            return Wait.TURN
         again = seq.seq_id in self._looked_up
         self._looked_up[seq.seq_id] = num_hits
         plan = plan_load(
@@ -143,9 +151,9 @@ class TieredCache:
                 self._recomputes[plan.slow.name] += 1
             self._num_loads.update({segment.store.name for segment in plan.segments})
         if not plan.segments:
-            return False
+            return Wait.NONE
         self._loads.begin(seq, num_hits, plan, self._name)
-        return True
+        return Wait.NEWS
 
     def started(self, seq: Sequence, num_hits: int, *, first: bool) -> dict[str, int]:
         self._looked_up.pop(seq.seq_id, None)
