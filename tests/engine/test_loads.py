@@ -19,6 +19,8 @@ from millrace_worker.frames import AddSequence, SequenceParams
 MANY = [ids(60 + n % 3, 50 + n) for n in range(24)]
 #: So many of them are done before a long answer is.
 FEW = 8
+#: Blocks of a prompt that interrupts others.
+NEED = 18
 #: Blocks of all that can be found: the last token is computed.
 NUM_BLOCKS = sum((len(prompt) - 1) // BLOCK for prompt in MANY)
 
@@ -113,4 +115,49 @@ def test_no_more_is_fetched_than_there_are_rows_to_be_had(model: Path, copied_in
     assert found[:FEW] == answers[:FEW]
     assert engine.cache_stats.cpu_hit_tokens - before == len(names(MANY[:FEW])) * BLOCK
     assert 1 < most <= 1 + 2
+    engine.close()
+
+
+@pytest.mark.parametrize("late", [pytest.param(False, id="at-once"), pytest.param(True, id="late")])
+@pytest.mark.parametrize("tier", ["cpu", "disk"])
+@pytest.mark.parametrize("overlap", [pytest.param(False, id="one"), pytest.param(True, id="two-in-flight")])
+def test_an_urgent_sequence_finds_its_blocks_though_the_pool_is_full(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tier: str, overlap: bool, late: bool
+) -> None:
+    """Others go for them, as they would for blocks that it computes."""
+    if late:
+        monkeypatch.setattr(tier_setup, "BlockCopies", LateCopies)
+    urgent, batch = ids(NEED * BLOCK - 1, 90), MANY[:3]
+    long = SequenceParams(max_tokens=18, temperature=0.0)
+    alone = Engine(disk_config(model, None, blocks=500, enable_prefix_caching=False))
+    wanted = ask(alone, [urgent, *batch], long)
+    directory = tmp_path if tier == "disk" else None
+    engine = Engine(
+        disk_config(model, directory, blocks=64, cpu_cache_gb=0 if directory else 0.01),
+        overlap=overlap,
+    )
+    for _ in range(2):
+        ask(engine, [urgent])
+    assert engine.scheduler.tier.switches.wait_for(tier, names([urgent]), 10)  # type: ignore[attr-defined]
+    # The first half is on the device, unused for longer than anything else.
+    half = NEED // 2
+    engine.reset_prefix_cache()
+    ask(engine, [urgent[: half * BLOCK + 1]])
+    before = engine.cache_stats.hit_tokens
+    for number, prompt in enumerate(batch, start=1):
+        engine.add(AddSequence(number, prompt, [], long, priority=1))
+    answers: dict[int, list[int]] = {}
+    is_full = False
+    while engine.has_work:
+        if not is_full and len(engine.scheduler.running) == 3 and engine.scheduler.pool.num_free < NEED:
+            is_full = True
+            engine.add(AddSequence(0, urgent, [], long))
+        for number, tokens in engine.step().tokens:
+            answers.setdefault(number, []).extend(tokens)
+        engine.scheduler.check_integrity()
+    assert is_full
+    assert [answers[number] for number in range(4)] == wanted
+    assert engine.scheduler.num_preemptions > 0
+    found = {name: tokens - before.get(name, 0) for name, tokens in engine.cache_stats.hit_tokens.items()}
+    assert found == {"gpu": half * BLOCK, tier: (NEED - 1 - half) * BLOCK}
     engine.close()

@@ -111,6 +111,10 @@ class Admission:
                 if deferred == _MOST_DEFERRED:
                     break
                 continue
+            if wait is Wait.ROOM:
+                for _ in range(victims):
+                    self.preempt_last(filling)
+                self._tier.place(seq)
             if wait is not Wait.NONE:
                 line.hold(seq)
                 continue

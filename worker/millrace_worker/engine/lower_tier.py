@@ -18,6 +18,8 @@ class Wait(Enum):
     NONE = auto()
     #: What it waits for is on its way: there will be news, and until then it need not be asked again.
     NEWS = auto()
+    #: Blocks were fetched for it, and there is no room for them until those go that have to for it: see `place`.
+    ROOM = auto()
     #: Blocks are to be fetched for it, but not before others have started: to be asked again in the next step.
     TURN = auto()
 
@@ -40,10 +42,13 @@ class LowerTier(Protocol):
         """
 
     def hold_back(self, seq: Sequence, num_hits: int, *, may_load: bool) -> Wait:
-        """Whether `seq`, which could start now, waits for blocks after its first `num_hits`.
+        """Whether `seq`, which could start now or once others go for it, waits for blocks after its first `num_hits`.
 
         Unless `may_load`, nothing is fetched for it while something is on its way for others.
         """
+
+    def place(self, seq: Sequence) -> None:
+        """There is room now for what was fetched for it; it waits for news."""
 
     def started(self, seq: Sequence, num_hits: int, *, first: bool) -> dict[str, int]:
         """`seq` runs now, on so many blocks that were there; `first`: for the first time.
@@ -115,6 +120,8 @@ class NoLowerTier:
 
     def hold_back(self, seq: Sequence, num_hits: int, *, may_load: bool) -> Wait:
         return Wait.NONE
+
+    def place(self, seq: Sequence) -> None: ...
 
     def started(self, seq: Sequence, num_hits: int, *, first: bool) -> dict[str, int]:
         return {}

@@ -7,7 +7,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from .block_pool import BlockPool
 from .disk_tier import DiskTier
 from .host_tier import HostTier
 from .load_costs import LoadCosts
@@ -69,14 +68,13 @@ class S3Cache:
         self,
         tier: S3Tier,
         disk: DiskTier,
-        pool: BlockPool,
         costs: LoadCosts,
         *,
         block_size: int,
         host: HostTier | None = None,
     ) -> None:
         self.tier = tier
-        self._disk, self._host, self._pool, self._costs, self._block_size = disk, host, pool, costs, block_size
+        self._disk, self._host, self._costs, self._block_size = disk, host, costs, block_size
         self._fetches: list[_Fetch] = []
         #: By hash of a block that is on its way.
         self._on_way: dict[bytes, _Fetch] = {}
@@ -218,7 +216,7 @@ class S3Cache:
             return [], tier.why_not()
         if not tier.may_fetch:
             return [], "paused"
-        names, run = self._run_from(missing[here : self._pool.num_free])
+        names, run = self._run_from(missing[here:])
         if not names:
             return [], "no_room"
         costs, read = self._costs, self._disk.reading_bytes + run * self._disk.record_bytes

@@ -77,6 +77,8 @@ class TieredCache:
         self._swaps = None if host is None else Swaps(copies, host, self.costs, block_size)
         #: How many blocks a waiting sequence had when it was last looked up, by seq_id: not twice for the same.
         self._looked_up: dict[int, int] = {}
+        #: Those that had more of them then, and were looked up once more.
+        self._lost: set[int] = set()
         #: When beginnings of prompts, by the last block's hash, were found in all tiers.
         self._used: dict[bytes, float] = {}
         self.switches = TierSwitches(host, disk, self.s3, costs, self._used.clear)
@@ -123,8 +125,11 @@ class TieredCache:
     def hold_back(self, seq: Sequence, num_hits: int, *, may_load: bool) -> Wait:
         if self._loads.is_held_back(seq):
             return Wait.NEWS
+        if self._loads.lacks_room(seq):
+            return Wait.ROOM
         full = (seq.num_tokens - 1) // self._block_size
-        if num_hits >= full or self._looked_up.get(seq.seq_id, -1) >= num_hits:
+        looked_up = self._looked_up.get(seq.seq_id, -1)
+        if num_hits >= full or looked_up == num_hits or (looked_up > num_hits and seq.seq_id in self._lost):
             return Wait.NONE
         first = seq.block_hashes[num_hits]
         if self._loads.is_loading(first) or (self._swaps is not None and self._swaps.is_leaving(first)):
@@ -134,14 +139,15 @@ class TieredCache:
         # Where nothing is on its way, those that it came for are passed over by others, whom it would keep waiting.
         if not may_load and self._loads.is_busy and any(store.has(first) for store in self._stores):
             return Wait.TURN
-        again = seq.seq_id in self._looked_up
+        again = looked_up >= 0
+        if looked_up > num_hits:
+            self._lost.add(seq.seq_id)
         self._looked_up[seq.seq_id] = num_hits
         plan = plan_load(
             seq.block_hashes[num_hits:full],
             self._stores,
             self.costs,
             block_size=self._block_size,
-            room=self._pool.num_free,
             copying_bytes=self._loads.copying_bytes,
         )
         if not again:
@@ -153,10 +159,14 @@ class TieredCache:
         if not plan.segments:
             return Wait.NONE
         self._loads.begin(seq, num_hits, plan, self._name)
-        return Wait.NEWS
+        return Wait.ROOM if self._loads.lacks_room(seq) else Wait.NEWS
+
+    def place(self, seq: Sequence) -> None:
+        self._loads.place(seq)
 
     def started(self, seq: Sequence, num_hits: int, *, first: bool) -> dict[str, int]:
         self._looked_up.pop(seq.seq_id, None)
+        self._lost.discard(seq.seq_id)
         tiers = self._loads.take_tiers(seq)
         hashes = seq.block_hashes[: seq.num_prompt // self._block_size]
         on_disk = self._disk is not None and bool(hashes) and self._disk.has(hashes[0])
@@ -199,6 +209,7 @@ class TieredCache:
 
     def gone(self, seq: Sequence) -> None:
         self._looked_up.pop(seq.seq_id, None)
+        self._lost.discard(seq.seq_id)
         self._loads.gone(seq)
         self.s3.gone(seq)
         if self._swaps is not None:
