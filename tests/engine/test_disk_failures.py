@@ -241,6 +241,7 @@ def test_a_directory_that_cannot_be_used_is_none(model: Path, cold: list[list[in
     with capture_logs() as logged:
         engine = Engine(disk_config(model, tmp_path / "file"))
         assert ask(engine, PROMPTS) == cold
+        assert engine.cache_stats.open == {"disk": 0}
         engine.close()
     (line,) = (line for line in logged if line["event"] == "no disk cache")
     assert line["directory"] == str(tmp_path / "file")

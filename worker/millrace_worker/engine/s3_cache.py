@@ -33,6 +33,7 @@ class NoS3:
     name = "s3"
     is_busy = False
     stats: dict[str, Any] = {}
+    is_open: dict[str, int] = {}
     loads: Counter[str] = Counter()
     recomputes: Counter[str] = Counter()
     num_blocks = num_bytes = num_ended = 0
@@ -99,6 +100,11 @@ class S3Cache:
     def stats(self) -> dict[str, Any]:
         """Fields of CacheStats."""
         return {"s3_misses": dict(self._misses), "s3_failures": self.tier.failures, **self.tier.counts}
+
+    @property
+    def is_open(self) -> dict[str, int]:
+        """Whether the bucket is, under "s3"."""
+        return {"s3": int(self.tier.is_open)}
 
     @property
     def num_blocks(self) -> int:

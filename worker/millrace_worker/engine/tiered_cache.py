@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
 from collections.abc import Iterable
 from itertools import chain
-from typing import Any
 
 import numpy as np
 
@@ -28,6 +26,7 @@ from .prefix_cache import root_of
 from .s3_cache import NoS3, S3Cache
 from .sequence import Sequence
 from .swaps import Swaps
+from .tier_counts import TierCounts
 from .tier_switches import TierSwitches
 
 #: Blocks are kept once they were seen so often: a prompt that comes once is not.
@@ -64,16 +63,9 @@ class TieredCache:
         self._sketch = FrequencySketch()
         #: Hashes of blocks that are kept at the first sighting.
         self._protected: set[bytes] = set()
-        self._prompt_tokens = 0
-        #: By tier.
-        self._hit_tokens: Counter[str] = Counter()
-        self._num_loads: Counter[str] = Counter()
-        self._recomputes: Counter[str] = Counter()
-        #: By reason.
-        self._misses: Counter[str] = Counter()
-        self._unwritten: Counter[str] = Counter()
-        self._loads = Loads(pool, copies, self.costs, block_size=block_size, host=host, disk=disk, misses=self._misses)
-        self._keeping = Keeping(pool, copies, host=host, disk=disk, name=self._name, unwritten=self._unwritten)
+        self._counts = counts = TierCounts()
+        self._loads = Loads(pool, copies, self.costs, block_size=block_size, host=host, disk=disk, misses=counts.misses)
+        self._keeping = Keeping(pool, copies, host=host, disk=disk, name=self._name, unwritten=counts.unwritten)
         self._swaps = None if host is None else Swaps(copies, host, self.costs, block_size)
         #: How many blocks a waiting sequence had when it was last looked up, by seq_id: not twice for the same.
         self._looked_up: dict[int, int] = {}
@@ -89,30 +81,8 @@ class TieredCache:
 
     @property
     def stats(self) -> CacheStats:
-        host, disk = self._host, self._disk
-        index = None if disk is None else disk.index
-        blocks, sizes = {}, {}
-        if host is not None:
-            blocks["cpu"], sizes["cpu"] = host.num_blocks, host.used_bytes
-        if index is not None:
-            blocks["disk"], sizes["disk"] = index.num_records, index.used_bytes
-        totals: dict[str, Any] = {} if disk is None else dict(disk.totals)
-        totals |= self.s3.stats
-        if self.s3.num_blocks:
-            blocks["s3"], sizes["s3"] = self.s3.num_blocks, self.s3.num_bytes
-        return CacheStats(
-            blocks=blocks,
-            bytes=sizes,
-            prompt_tokens=self._prompt_tokens,
-            hit_tokens=dict(+self._hit_tokens),
-            loads=dict(self._num_loads + self.s3.loads),
-            recomputes=dict(self._recomputes + self.s3.recomputes),
-            swapped_blocks=0 if self._swaps is None else self._swaps.num_blocks,
-            misses=dict(self._misses),
-            unwritten=dict(self._unwritten + (Counter[str]() if disk is None else disk.unwritten)),
-            changed_identity=() if index is None else index.changed,
-            **totals,
-        )
+        swapped = 0 if self._swaps is None else self._swaps.num_blocks
+        return self._counts.stats(self._host, self._disk, self.s3, swapped_blocks=swapped)
 
     @property
     def news(self) -> int:
@@ -152,10 +122,10 @@ class TieredCache:
         )
         if not again:
             if plan.reason is not None and not seq.is_own:
-                self._misses[plan.reason] += 1
+                self._counts.misses[plan.reason] += 1
             if plan.slow is not None:
-                self._recomputes[plan.slow.name] += 1
-            self._num_loads.update({segment.store.name for segment in plan.segments})
+                self._counts.recomputes[plan.slow.name] += 1
+            self._counts.loads.update({segment.store.name for segment in plan.segments})
         if not plan.segments:
             return Wait.NONE
         self._loads.begin(seq, num_hits, plan, self._name)
@@ -186,9 +156,9 @@ class TieredCache:
             if tier is not None:
                 found[tier] = found.get(tier, 0) + max(0, min(size, cached - number * size))
         if not seq.is_own:
-            self._prompt_tokens += seq.num_prompt
-            self._hit_tokens.update(found)
-            self._hit_tokens["gpu"] += cached - sum(found.values())
+            self._counts.prompt_tokens += seq.num_prompt
+            self._counts.hit_tokens.update(found)
+            self._counts.hit_tokens["gpu"] += cached - sum(found.values())
         counts = self._sketch.add(hashes)
         if not lately:
             worth = self._worth_keeping(seq, hashes[:num_hits], counts[:num_hits])
