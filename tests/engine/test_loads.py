@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
+from copy_parts import Parts, block_name
 from disk_parts import BLOCK, GREEDY, LateCopies, LateCopy, ask, disk_config, ids
 from millrace_worker.engine import tier_setup
 from millrace_worker.engine.engine import Engine
 from millrace_worker.engine.load_costs import LoadCosts
+from millrace_worker.engine.load_plan import LoadPlan, Segment
 from millrace_worker.engine.prefix_cache import ChainHasher
 from millrace_worker.engine.sequence import Sequence
 from millrace_worker.frames import AddSequence, SequenceParams
@@ -161,3 +163,28 @@ def test_an_urgent_sequence_finds_its_blocks_though_the_pool_is_full(
     found = {name: tokens - before.get(name, 0) for name, tokens in engine.cache_stats.hit_tokens.items()}
     assert found == {"gpu": half * BLOCK, tier: (NEED - 1 - half) * BLOCK}
     engine.close()
+
+
+def test_who_goes_before_there_is_room_leaves_nothing() -> None:
+    parts = Parts()
+    slots = parts.host.take(2)
+    for slot, name in zip(slots, parts.seq.block_hashes, strict=True):
+        parts.host.put(slot, name)
+    parts.host.release(slots)
+    taken = parts.pool.allocate(3)
+    plan = LoadPlan([Segment(parts.host, 2)])
+    for _ in range(2):
+        parts.loads.begin(parts.seq, 0, plan, block_name)
+        assert parts.loads.lacks_room(parts.seq)
+        assert (list(parts.loads.held_slots), parts.loads.ahead.up_to(0)) == ([slots], (1, 3))
+        parts.loads.gone(parts.seq)
+        assert not parts.loads.lacks_room(parts.seq)
+        assert not parts.loads.is_loading(parts.first)
+        assert (list(parts.loads.held_slots), parts.loads.ahead.up_to(0)) == ([], (0, 0))
+    parts.loads.begin(parts.seq, 0, plan, block_name)
+    parts.pool.release(taken)
+    parts.loads.place(parts.seq)
+    assert [len(table) for table in parts.loads.held] == [2]
+    parts.loads.finish_copies()
+    assert all(parts.pool.lookup(name) is not None for name in parts.seq.block_hashes)
+    assert not list(parts.loads.held_slots)
