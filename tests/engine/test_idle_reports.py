@@ -111,3 +111,17 @@ def test_a_write_that_ends_later(front: Front, monkeypatch: pytest.MonkeyPatch) 
         if output.cache.disk_blocks >= SHARED:
             break
     assert output.cache.written_blocks == output.cache.disk_blocks
+
+
+def test_what_is_so_from_the_start_is_told_without_a_job(model: Path, tmp_path: Path) -> None:
+    """What the engine's first own steps reported, nobody has heard."""
+    (tmp_path / "file").touch()
+    engine = Engine(disk_config(model, tmp_path / "file", cpu_cache_gb=0.01))
+    assert engine.pause() == 0.0
+    output = engine.report()
+    assert output is not None
+    assert output.cache is not None
+    assert output.cache.open == {"cpu": 1, "disk": 0}
+    assert 0 < (engine.pause() or 0) <= 1
+    assert engine.report() is None
+    engine.close()

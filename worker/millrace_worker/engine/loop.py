@@ -226,8 +226,9 @@ class StepLoop:
         return None if self._reported == before else self._reported
 
     def _forget_times(self) -> None:
-        """Steps and times are counted from now on."""
+        """Steps and times are counted from now on; of what was reported nobody has heard."""
         self._steps, self._clock = 0, HostClock()
+        self._reported, self._reported_at = None, -math.inf
 
     def _refusal(self, new: AddSequence) -> Refusal | None:
         limit, prompt, answer = self.ready.max_model_len, len(new.prompt), new.params.max_tokens
