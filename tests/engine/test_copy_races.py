@@ -132,7 +132,7 @@ def test_room_for_what_is_read_is_not_made_of_what_comes_after_it(tmp_path: Path
 
 @held_or_not
 def test_a_slot_that_a_late_read_still_fills(held: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    disk = open_disk(tmp_path, read_seconds=0.01)
+    disk = open_disk(tmp_path, read_seconds=0.3)
     parts = Parts(disk)
     put_on_disk(disk, block_name(parts.seq, 0))
     go_on, done = threading.Event(), threading.Event()
