@@ -21,7 +21,7 @@ from .async_client import AsyncClient
 from .bulk.glance import BulkFiles, Paces
 from .cli_output import RedisUrl, print_json
 from .overview import Overview, Throughput, read_overview
-from .overview_rows import COLUMNS, NUMBERS, printable, rows_of, sharing_of, tiers_of, trouble_of
+from .overview_rows import COLUMNS, NUMBERS, closed_of, printable, rows_of, sharing_of, tiers_of, trouble_of
 from .termination import terminated_as_exit
 
 #: What 80 columns have no room for: the job of a failure, and of a batch what its file's name says well enough.
@@ -104,6 +104,9 @@ def render(overview: Overview, throughput: Throughput, problem: str = "") -> Ren
         parts.append(Text("no model is registered; start a worker: millrace worker --model NAME"))
     parts.append(Text(f"{count}{total}", style="bold"))
     parts += [Text(words, style="dim") for words in (sharing, tiers_of(workers)) if words]
+    closed = closed_of(workers)
+    if closed:
+        parts.append(Text(printable(closed), style="yellow"))
     for name, columns in COLUMNS.items():
         if rows[name]:
             parts.append(_table(columns, rows[name]))

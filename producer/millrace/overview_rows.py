@@ -87,6 +87,12 @@ def tiers_of(workers: Iterable[WorkerInfo]) -> str:
     return "by tier: " + ", ".join(f"{tier} {tokens / prompts:.1%}" for tier, tokens in hits.items() if tokens)
 
 
+def closed_of(workers: Iterable[WorkerInfo]) -> str:
+    """Which tiers of the cache these workers were told to have and cannot use; "" where that is none."""
+    closed = [f"{tier} of {worker.name}" for worker in workers for tier in worker.closed_tiers]
+    return f"cache tiers that are not open: {', '.join(closed)}" if closed else ""
+
+
 def _worker(worker: WorkerInfo, now: float, rate: float | None) -> list[str]:
     hits = f"{worker.cached_tokens / worker.prompt_tokens:.0%}" if worker.prompt_tokens else "-"
     return [

@@ -44,6 +44,8 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     cached_tokens: int = 0
     #: The latter by tier of the cache.
     cached_by_tier: dict[str, int] = {}
+    #: Tiers of the cache that it was told to have and that are not open.
+    closed_tiers: list[str] = []
     #: Of the engine, and those in which attention read KV blocks once for several sequences.
     steps: int = 0
     shared_steps: int = 0

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from copy_parts import ANOTHER, BLOCK, BLOCK_BYTES, IDENTITY, MINE, Parts, block_name
-from millrace_worker.engine import disk_tier
+from millrace_worker.engine import disk_readers, disk_tier
 from millrace_worker.engine.disk_requests import TierLimits
 from millrace_worker.engine.disk_tier import DiskTier
 from millrace_worker.engine.kv_record import BlockName, read_record, write_record
@@ -132,7 +132,7 @@ def test_room_for_what_is_read_is_not_made_of_what_comes_after_it(tmp_path: Path
 
 @held_or_not
 def test_a_slot_that_a_late_read_still_fills(held: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    disk = open_disk(tmp_path, read_seconds=0.01)
+    disk = open_disk(tmp_path, read_seconds=0.3)
     parts = Parts(disk)
     put_on_disk(disk, block_name(parts.seq, 0))
     go_on, done = threading.Event(), threading.Event()
@@ -142,7 +142,7 @@ def test_a_slot_that_a_late_read_still_fills(held: bool, tmp_path: Path, monkeyp
         read_record(*arguments)
         done.set()
 
-    monkeypatch.setattr(disk_tier, "read_record", read)
+    monkeypatch.setattr(disk_readers, "read_record", read)
     parts.loads.begin(parts.seq, 0, LoadPlan([Segment(disk, 1)]), block_name)
     while parts.loads.is_held_back(parts.seq):
         parts.loads.poll()

@@ -71,13 +71,28 @@ def test_an_engine_is_ready_before_its_host_memory_is_pinned(
     monkeypatch.setattr(tier_setup, "pin_for", lambda device: pin)
     engine = Engine(disk_config(model, None, cpu_cache_gb=0.01))
     assert ask(engine, PROMPTS) == cold
-    assert engine.cache_stats.blocks["cpu"] == 0
+    assert (engine.cache_stats.blocks["cpu"], engine.cache_stats.open) == (0, {"cpu": 0})
     assert engine.cache_stats.unwritten == {"no_room": SHARED}
     go_on.set()
     end = time.monotonic() + 10
     while engine.cache_stats.blocks["cpu"] < SHARED:
         assert time.monotonic() < end
         assert ask(engine, PROMPTS) == cold
+    assert engine.cache_stats.open == {"cpu": 1}
+    engine.close()
+
+
+def test_host_memory_that_cannot_be_pinned_is_not_open(
+    model: Path, cold: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pin(memory: Any) -> None:
+        raise RuntimeError("cudaHostRegister: error 2")
+
+    monkeypatch.setattr(tier_setup, "pin_for", lambda device: pin)
+    engine = Engine(disk_config(model, None, cpu_cache_gb=0.01))
+    assert engine.scheduler.tier.switches.wait_open(10) == []  # type: ignore[attr-defined]
+    assert ask(engine, PROMPTS) == cold
+    assert engine.cache_stats.open == {"cpu": 0}
     engine.close()
 
 

@@ -163,6 +163,7 @@ def test_a_directory_in_use_is_used_once_it_is_free(
     never = Engine(disk_config(model, stored))
     assert ask(engine, PROMPTS[:1]) == cold[:1]
     assert engine.cache_stats.misses == {"closed": 1}
+    assert (in_use.cache_stats.open, engine.cache_stats.open) == ({"disk": 1}, {"disk": 0})
     never.close()
     in_use.close()
     end = time.monotonic() + 10
@@ -172,6 +173,7 @@ def test_a_directory_in_use_is_used_once_it_is_free(
     engine.reset_prefix_cache()
     assert ask(engine, PROMPTS) == cold
     assert engine.cache_stats.disk_hit_tokens == len(SYSTEM)
+    assert engine.cache_stats.open == {"disk": 1}
     engine.close()
 
 

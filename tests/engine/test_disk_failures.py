@@ -15,7 +15,7 @@ import torch
 from structlog.testing import capture_logs
 
 from disk_parts import BLOCK, GREEDY, PROMPTS, SHARED, SYSTEM, ask, disk_config, ids, records, taken
-from millrace_worker.engine import disk_tier
+from millrace_worker.engine import disk_readers, disk_tier
 from millrace_worker.engine.disk_requests import Reading, TierLimits
 from millrace_worker.engine.disk_tier import DiskTier
 from millrace_worker.engine.engine import Engine
@@ -140,14 +140,14 @@ def test_a_read_that_hangs_is_given_up_and_others_go_on_meanwhile(
 def test_a_slow_disk_is_tried_with_a_few_blocks_for_no_longer_than_computing_takes(
     model: Path, cold: list[list[int]], stored: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    go_on, asked, plain = threading.Event(), [0], disk_tier.read_record
+    go_on, asked, plain = threading.Event(), [0], disk_readers.read_record
 
     def slow(*arguments: object) -> None:
         asked[0] += 1
         go_on.wait(30)
         plain(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(disk_tier, "read_record", slow)
+    monkeypatch.setattr(disk_readers, "read_record", slow)
     engine = Engine(disk_config(model, stored))
     costs = engine.scheduler.tier.costs  # type: ignore[attr-defined]
     costs.bytes_per_second["disk"], costs.tokens_per_second = 1000.0, 10_000.0
@@ -171,7 +171,7 @@ def test_several_that_waited_for_a_dead_disk_are_one_reason_to_leave_it_alone(
     limits = TierLimits(read_pause=0.05, most_read_pause=0.2)
     tier = DiskTier(tmp_path, 1, block_size=4, block_bytes=8, new_buffer=lambda: torch.empty(8), limits=limits)
     pauses: list[float] = []
-    monkeypatch.setattr(disk_tier.log, "warning", lambda _, seconds: pauses.append(seconds))
+    monkeypatch.setattr(disk_readers.log, "warning", lambda _, seconds: pauses.append(seconds))
     for _ in range(4):
         for _ in range(3):
             tier.give_up(Reading([]))
@@ -185,7 +185,7 @@ def test_the_head_that_was_read_in_time_is_kept(
     model: Path, cold: list[list[int]], stored: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hurry(monkeypatch, read_seconds=0.5)
-    go_on, read, plain = threading.Event(), [0], disk_tier.read_record
+    go_on, read, plain = threading.Event(), [0], disk_readers.read_record
 
     def slow(*arguments: object) -> None:
         read[0] += 1
@@ -193,8 +193,8 @@ def test_the_head_that_was_read_in_time_is_kept(
             go_on.wait(30)
         plain(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(disk_tier, "read_record", slow)
-    monkeypatch.setattr(disk_tier, "_READERS", 1)
+    monkeypatch.setattr(disk_readers, "read_record", slow)
+    monkeypatch.setattr(disk_readers, "_READERS", 1)
     engine = Engine(disk_config(model, stored))
     assert ask(engine, PROMPTS[:1]) == cold[:1]
     assert engine.cache_stats.disk_hit_tokens == 4 * BLOCK
@@ -241,6 +241,7 @@ def test_a_directory_that_cannot_be_used_is_none(model: Path, cold: list[list[in
     with capture_logs() as logged:
         engine = Engine(disk_config(model, tmp_path / "file"))
         assert ask(engine, PROMPTS) == cold
+        assert engine.cache_stats.open == {"disk": 0}
         engine.close()
     (line,) = (line for line in logged if line["event"] == "no disk cache")
     assert line["directory"] == str(tmp_path / "file")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from millrace_worker.engine import disk_index
 from millrace_worker.engine.disk_index import DirectoryInUse, DiskIndex
 from millrace_worker.engine.fingerprint import Identity
 from millrace_worker.engine.kv_record import on_disk
@@ -205,4 +208,27 @@ def test_a_chain_that_is_written_keeps_its_own_heads_before_protected_ones(tmp_p
     assert present(index, 1, 2, 11, 12, 13) == [11, 12, 13]
     assert put(index, 1, 2, 3, keep=(1, 2, 3))
     assert not put(index, 11, keep=(1, 2, 3, 11))
+    index.close()
+
+
+def test_a_file_that_vanishes_while_it_is_listed_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody cleans up by hand; a record and one that was half written go."""
+    index = DiskIndex(tmp_path, IDENTITY, 6 * SIZE)
+    put(index, 1, 2, 3)
+    gone, half = index.path(name(2)), index.path(name(1)).with_suffix(".kv.tmp")
+    index.close()
+    half.touch()
+    listed = os.walk
+
+    def walk(top: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+        for folder, folders, files in listed(top):
+            for path in (gone, half):
+                if path.name in files:
+                    path.unlink()
+            yield folder, folders, files
+
+    monkeypatch.setattr(disk_index.os, "walk", walk)
+    index = DiskIndex(tmp_path, IDENTITY, 6 * SIZE)
+    assert present(index, 1, 2, 3) == [1, 3]
+    assert (index.num_records, index.used_bytes) == (2, 2 * SIZE)
     index.close()

@@ -51,9 +51,9 @@ def costs(**blocks_per_second: float) -> LoadCosts:
     return found
 
 
-def plan(count: int, stores: list[FakeStore], known: LoadCosts, *, room: int = 1000, copying: int = 0) -> LoadPlan:
+def plan(count: int, stores: list[FakeStore], known: LoadCosts, *, copying: int = 0) -> LoadPlan:
     missing = [block(number) for number in range(count)]
-    return plan_load(missing, stores, known, block_size=SIZE, room=room, copying_bytes=copying * BLOCK_BYTES)
+    return plan_load(missing, stores, known, block_size=SIZE, copying_bytes=copying * BLOCK_BYTES)
 
 
 def shape(found: LoadPlan) -> list[tuple[str, int]]:
@@ -72,14 +72,12 @@ def test_without_the_first_block_there_is_a_reason() -> None:
     assert plan(3, [cpu, disk], LoadCosts()) == LoadPlan([], "not on disk")
     disk = FakeStore("disk", {0}, may_read=False)
     assert plan(3, [cpu, disk], LoadCosts()) == LoadPlan([], "paused")
-    assert plan(3, [cpu, FakeStore("disk", {0})], LoadCosts(), room=0) == LoadPlan([], "no_room")
     assert plan(3, [cpu, FakeStore("disk", {0}, read_room=0)], LoadCosts()) == LoadPlan([], "no_room")
 
 
-def test_room_in_the_pool_and_at_a_tier_ends_a_plan() -> None:
+def test_room_at_a_tier_ends_a_plan() -> None:
     cpu, disk = FakeStore("cpu", {0, 1}), FakeStore("disk", {2, 3, 4}, read_room=2)
     assert shape(plan(5, [cpu, disk], LoadCosts())) == [("cpu", 2), ("disk", 2)]
-    assert shape(plan(5, [cpu, disk], LoadCosts(), room=3)) == [("cpu", 2), ("disk", 1)]
 
 
 def test_a_segment_is_fetched_while_that_beats_computing() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from fake_model import FakeModel, Pipeline, answer, run_step, sequence
 from millrace_worker.engine.block_pool import BlockPool
-from millrace_worker.engine.lower_tier import NoLowerTier
+from millrace_worker.engine.lower_tier import NoLowerTier, Wait
 from millrace_worker.engine.scheduler import Scheduler
 from millrace_worker.engine.sequence import Sequence
 
@@ -126,9 +126,9 @@ class Reader(NoLowerTier):
         self.news = 0
         self.asked: list[int] = []
 
-    def hold_back(self, seq: Sequence, num_hits: int) -> bool:
+    def hold_back(self, seq: Sequence, num_hits: int, *, may_load: bool) -> Wait:
         self.asked.append(seq.seq_id)
-        return self.news == 0 and seq.seq_id >= 10
+        return Wait.NEWS if self.news == 0 and seq.seq_id >= 10 else Wait.NONE
 
 
 @pytest.mark.parametrize("prefix_wait", [0.0, 2.0])

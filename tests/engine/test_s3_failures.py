@@ -112,8 +112,10 @@ def test_a_bucket_that_cannot_be_listed_is_none_until_it_can(
     stats = engine.cache_stats
     assert stats.s3_failures[f"list_{reason}"] >= 1
     assert (stats.s3_misses, stats.s3_blocks) == ({"not_listed": 5}, 0)
+    assert stats.open == {"disk": 1, "s3": 0}
     faulty.heal()
     until(lambda: engine.cache_stats.s3_blocks == ALL)
+    until(lambda: engine.cache_stats.open["s3"] == 1)
     close(engine, tmp_path)
 
 

@@ -32,6 +32,7 @@ def test_metrics_of_tiers() -> None:
         CacheStats(
             blocks={"gpu": 9, "cpu": 7},
             bytes={"gpu": 900, "cpu": 700},
+            open={"cpu": 1, "disk": 0},
             loads={"cpu": 3},
             recomputes={"disk": 2},
             misses={"absent": 4},
@@ -46,6 +47,7 @@ def test_metrics_of_tiers() -> None:
     assert (page.value(f"{name}queries_total"), page.value(f"{name}hits_total")) == (200, 64)
     assert page.value(f"{name}tier_hits_total", tier="gpu") == page.value(f"{name}tier_hits_total", tier="cpu") == 32
     assert (page.value(f"{name}blocks", tier="cpu"), page.value(f"{name}bytes", tier="gpu")) == (7, 900)
+    assert (page.value(f"{name}tier_open", tier="cpu"), page.value(f"{name}tier_open", tier="disk")) == (1, 0)
     assert page.value(f"{name}loads_total", tier="cpu") == 3
     assert page.value(f"{name}recomputes_total", tier="disk") == 2
     assert page.value(f"{name}misses_total", reason="absent") == 4

@@ -19,7 +19,7 @@ from millrace import AsyncClient, Client, WorkerInfo
 from millrace.bulk.glance import Paces
 from millrace.embedded import EmbeddedRedis, free_port
 from millrace.overview import Overview, Throughput, read_overview
-from millrace.overview_rows import age, printable, sharing_of, tiers_of
+from millrace.overview_rows import age, closed_of, printable, sharing_of, tiers_of
 from millrace_schemas import QueueKeys, encode, queue_of
 from millrace_schemas.batch import BatchError, BatchStatus
 from terminal import environment, in_terminal, read_until
@@ -188,6 +188,15 @@ def test_hits_are_told_by_tier_where_there_are_several() -> None:
     assert tiers_of([]) == tiers_of([first]) == ""
     other = info("w-2", prompt_tokens=400, cached_tokens=105, cached_by_tier={"gpu": 60, "disk": 5, "cpu": 40})
     assert tiers_of([first, other]) == "by tier: gpu 36.0%, cpu 4.0%, disk 0.5%"
+
+
+def test_tiers_that_are_not_open_are_named(redis_url: str, raw: redis.Redis) -> None:
+    assert closed_of([info("w-1")]) == ""
+    register(redis_url, "m")
+    beat(raw, info("w-1", "m", beat_at=time.time(), closed_tiers=["disk", "s3"]))
+    beat(raw, info("w-2", "m", beat_at=time.time()))
+    done = top(redis_url, "--once")
+    assert "cache tiers that are not open: disk of w-1, s3 of w-1" in done.stdout
 
 
 def test_an_overview_is_of_all_queues(redis_url: str, raw: redis.Redis) -> None:

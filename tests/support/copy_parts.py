@@ -47,7 +47,7 @@ class Parts:
         self.seq = Sequence(1, list(range(10, 19)), [], SequenceParams(max_tokens=1))
         ChainHasher(BLOCK).extend(self.seq, 2)
         costs, both = LoadCosts(), {"host": self.host, "disk": disk}
-        self.loads = Loads(self.pool, self.copies, costs, **both, misses=Counter())
+        self.loads = Loads(self.pool, self.copies, costs, block_size=BLOCK, **both, misses=Counter())
         self.keeping = Keeping(self.pool, self.copies, **both, name=block_name, unwritten=Counter())
 
     @property

@@ -26,6 +26,12 @@ def cache_families(totals: Totals, cache: CacheTotals) -> Iterator[Family]:
     yield _by_tier("millrace_prefix_cache_blocks", "gauge", "Blocks that can be found.", now.blocks)
     yield _by_tier("millrace_prefix_cache_bytes", "gauge", "What these take.", now.bytes)
     yield _by_tier(
+        "millrace_prefix_cache_tier_open",
+        "gauge",
+        "Whether a lower tier that was asked for can be used: 1, or 0 while it is not open.",
+        now.open,
+    )
+    yield _by_tier(
         "millrace_prefix_cache_loads_total", "counter", "Sequences that a tier was read for.", cache.by_label("loads")
     )
     yield _by_tier(

@@ -6,11 +6,13 @@ import msgspec
 
 
 class CacheStats(msgspec.Struct, frozen=True, kw_only=True):
-    """Counts since the engine's start; the first two are of now."""
+    """Counts since the engine's start; the first three are of now."""
 
     #: Blocks that can be found and the bytes that they take, by tier.
     blocks: dict[str, int] = {}
     bytes: dict[str, int] = {}
+    #: Of the tiers below the device that were asked for: 1, or 0 while it cannot be used at all.
+    open: dict[str, int] = {}
     #: Tokens of prompts, when first started, and those of them whose KV was there, by tier.
     prompt_tokens: int = 0
     hit_tokens: dict[str, int] = {}

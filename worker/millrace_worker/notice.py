@@ -46,6 +46,7 @@ class Notice:
             prompt_tokens=totals.prompt_tokens,
             cached_tokens=totals.cached_tokens,
             cached_by_tier=dict(totals.cached_by_tier),
+            closed_tiers=[tier for tier, is_open in running.cache.now.open.items() if not is_open],
             steps=totals.steps,
             shared_steps=totals.shared_steps,
             latencies=totals.latencies(),

@@ -47,9 +47,9 @@ def main() -> int:
 
 
 def serve(engine: Engine, link: FrontLink) -> None:
-    """Steps while there is work; waits on the socket while there is none; ends with the front."""
+    """Steps while there is work; waits on the socket, and reports, while there is none; ends with the front."""
     while True:
-        for frame in link.receive(timeout=engine.rest()):
+        for frame in link.receive(timeout=engine.pause()):
             if frame is None or frame.shutdown:
                 return
             for pin_id in frame.unpin:
@@ -60,8 +60,9 @@ def serve(engine: Engine, link: FrontLink) -> None:
                 engine.abort(seq_id)
             for new in frame.add:
                 engine.add(new)
-        if engine.has_work:
-            link.send(pack(engine.step()))
+        output = engine.step() if engine.has_work else engine.report()
+        if output is not None:
+            link.send(pack(output))
 
 
 if __name__ == "__main__":

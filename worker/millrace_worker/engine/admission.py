@@ -11,7 +11,7 @@ from millrace_worker.frames import Started
 from .block_pool import BlockPool
 from .filling import Filling
 from .hit_ceiling import HitCeiling
-from .lower_tier import LowerTier
+from .lower_tier import LowerTier, Wait
 from .pins import Pins
 from .prefixes import Prefixes
 from .running import Running
@@ -20,6 +20,12 @@ from .waiting import Waiting
 
 #: Of the long prompts that had no share of a step, so many are looked at in the next one.
 _LONG_ONES = 8
+#: Blocks are fetched for so many sequences more than there are rows to be had: while these are on their way, steps go
+#: on and rows become free, and whoever takes one of them then has its blocks. They are few, as what was fetched is
+#: cached like anything else until its sequence starts, and others' blocks push it out.
+_LOOK_AHEAD = 2
+#: Once so many may not be fetched for yet, nobody behind them starts before them.
+_MOST_DEFERRED = 16
 
 
 class Admission:
@@ -72,7 +78,7 @@ class Admission:
         line.begin(_LONG_ONES if filling.bounds_long else None)
         started: list[Sequence] = []
         counts: list[int] = []
-        held_back = 0
+        held_back = deferred = 0
         while filling.most(rank) > 0 and line.num_held + held_back < self._running.max_num_seqs:
             seq = line.next(now)
             if seq is None:
@@ -98,7 +104,18 @@ class Admission:
                 held_back += 1
                 line.set_aside(seq)
                 continue
-            if self._tier.hold_back(seq, len(hits)):
+            wait = self._tier.hold_back(seq, len(hits), may_load=self._may_load(seq, hits))
+            if wait is Wait.TURN:
+                held_back, deferred = held_back + 1, deferred + 1
+                line.set_aside(seq)
+                if deferred == _MOST_DEFERRED:
+                    break
+                continue
+            if wait is Wait.ROOM:
+                for _ in range(victims):
+                    self.preempt_last(filling)
+                self._tier.place(seq)
+            if wait is not Wait.NONE:
                 line.hold(seq)
                 continue
             for _ in range(victims):
@@ -160,6 +177,18 @@ class Admission:
             if count >= rows and missing <= 0:
                 return count
         return None
+
+    def _may_load(self, seq: Sequence, hits: list[int]) -> bool:
+        """Whether rows and blocks will be left for `seq` by those that blocks are fetched for already."""
+        sequences, promised = self._tier.ahead(seq.rank)
+        if sequences == 0:
+            return True
+        stay = self._running.num_up_to(seq.rank)
+        if sequences >= self._running.max_num_seqs - stay + _LOOK_AHEAD:
+            return False
+        # At most: what they share is counted several times.
+        room = self._pool.num_free + sum(len(other.block_table) for other in self._running.seqs[stay:])
+        return self._blocks_for(seq.num_tokens) + stay + promised <= room + self._num_in_use(hits)
 
     def _num_in_use(self, blocks: list[int]) -> int:
         """How many of these have a reference."""

@@ -274,10 +274,11 @@ def _records(namespace: Path) -> Iterator[tuple[int, tuple[str, bytes], int]]:
             path = Path(folder) / name
             if _NAME.fullmatch(name):
                 chain_hash = bytes.fromhex(name.removesuffix(_SUFFIX))
-                state = path.stat()
-                yield state.st_mtime_ns, (namespace.name, chain_hash), on_disk(state.st_size)
+                with suppress(FileNotFoundError):  # others may delete what they like
+                    state = path.stat()
+                    yield state.st_mtime_ns, (namespace.name, chain_hash), on_disk(state.st_size)
             elif name != _IDENTITY:
-                path.unlink()
+                path.unlink(missing_ok=True)
 
 
 def _changed(namespace: Path, identity: Identity) -> tuple[str, ...]:

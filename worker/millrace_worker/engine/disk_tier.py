@@ -13,14 +13,13 @@ import structlog
 import torch
 
 from .disk_index import DirectoryInUse, DiskIndex
+from .disk_readers import DiskReaders
 from .disk_requests import Reading, TierLimits, Writing
 from .fingerprint import Identity, NoFingerprint
-from .kv_record import BadRecord, BlockName, read_record, record_bytes, write_record
+from .kv_record import BlockName, record_bytes, write_record
 
 log = structlog.get_logger()
 
-#: Records that are read at once.
-_READERS = 4
 #: Batches of writes and notes of use that may wait.
 _MOST_QUEUED = 1024
 
@@ -43,18 +42,15 @@ class DiskTier:
         self.limits = limits or TierLimits()
         self.record_bytes = record_bytes(block_size, block_bytes)
         self._directory, self._cap_bytes = directory, cap_bytes
-        self._new_buffer = new_buffer
         self._index: DiskIndex | None = None
         self._protected: set[bytes] = set()
-        self._opened, self._progress = threading.Event(), threading.Event()
+        self._opened = threading.Event()
         self._lock = threading.Lock()
-        self._to_read: queue.SimpleQueue[tuple[Reading, int] | None] = queue.SimpleQueue()
         self._to_write: queue.Queue[Writing | list[bytes] | None] = queue.Queue(_MOST_QUEUED)
         #: Hashes that are to be written.
         self._queued: set[bytes] = set()
-        self._reading_bytes = self._writing_bytes = 0
-        self._no_reads_until = self._no_writes_until = 0.0
-        self._read_pause = self.limits.read_pause
+        self._writing_bytes = 0
+        self._no_writes_until = 0.0
         #: When the write began that is under way.
         self._write_began: float | None = None
         self._writer: threading.Thread | None = None
@@ -65,6 +61,13 @@ class DiskTier:
         #: Called by threads: blocks of this chain were written; the record of this name was bad, and is deleted.
         self.on_written: Callable[[list[bytes]], None] = lambda chain: None
         self.on_bad: Callable[[bytes], None] = lambda chain_hash: None
+        self._readers = DiskReaders(
+            self.limits,
+            self.record_bytes,
+            new_buffer=new_buffer,
+            totals=self.totals,
+            on_bad=lambda chain_hash: self.on_bad(chain_hash),
+        )
 
     def start(self, identity: Callable[[], Identity]) -> None:
         """Opens the directory in the background, for what `identity` then finds; waits for a while."""
@@ -85,7 +88,7 @@ class DiskTier:
     @property
     def reading_bytes(self) -> int:
         """Of records that are asked for and not read yet."""
-        return self._reading_bytes
+        return self._readers.reading_bytes
 
     def has(self, chain_hash: bytes) -> bool:
         """Whether there is a record of this name that has not proved bad."""
@@ -122,12 +125,12 @@ class DiskTier:
 
     @property
     def may_read(self) -> bool:
-        return time.monotonic() >= self._no_reads_until
+        return self._readers.may_read
 
     @property
     def read_room(self) -> int:
         """Records that may be asked for now."""
-        return max(0, self.limits.most_read_bytes - self._reading_bytes) // self.record_bytes
+        return self._readers.room
 
     @property
     def write_room(self) -> int:
@@ -140,21 +143,11 @@ class DiskTier:
 
     def read(self, names: list[BlockName], into: list[torch.Tensor | None] | None = None) -> Reading:
         """Begins to read blocks that follow each other, no more than `read_room`; see Reading."""
-        reading = Reading(names, into)
-        with self._lock:
-            self._reading_bytes += len(names) * self.record_bytes
-        for number in range(len(names)):
-            self._to_read.put((reading, number))
-        return reading
+        return self._readers.read(names, into)
 
     def give_up(self, reading: Reading, *, leave_alone: bool = True) -> None:
         """What was not read by now is not wanted any more; with `leave_alone` nothing is read for a while."""
-        reading.end = len(reading.good)
-        if not leave_alone or not self.may_read:
-            return  # or it is one of several that waited for the same disk
-        self._no_reads_until = time.monotonic() + self._read_pause
-        log.warning("the disk cache does not answer; nothing is read from it for a while", seconds=self._read_pause)
-        self._read_pause = min(2 * self._read_pause, self.limits.most_read_pause)
+        self._readers.give_up(reading, leave_alone=leave_alone)
 
     def write(self, writing: Writing) -> None:
         """Begins to write blocks; no more than `write_room`."""
@@ -176,8 +169,7 @@ class DiskTier:
 
     def wait(self, seconds: float) -> None:
         """Until a read is done, but no longer than that."""
-        self._progress.wait(seconds)
-        self._progress.clear()
+        self._readers.wait(seconds)
 
     def close(self) -> None:
         """Writes what is waiting, as far as the time for it lasts, and lets go of the directory."""
@@ -189,8 +181,7 @@ class DiskTier:
             return  # it hangs; so would everything else
         if self._opened.is_set():  # else it reads all weights, or waits for a directory that hangs
             self._writer.join(self.limits.close_seconds)
-        for _ in range(_READERS):
-            self._to_read.put(None)
+        self._readers.close()
 
     def _run_writer(self, identity: Callable[[], Identity]) -> None:
         index: DiskIndex | None = None
@@ -207,7 +198,8 @@ class DiskTier:
                 self._index = index
             self._opened.set()
         if index is not None:
-            self._start_readers(index)
+            self._readers.start(index)
+            self._say_open(index)
         while (item := self._to_write.get()) is not None:
             if index is None:
                 continue
@@ -238,9 +230,7 @@ class DiskTier:
             except queue.Empty:
                 continue
 
-    def _start_readers(self, index: DiskIndex) -> None:
-        for number in range(_READERS):
-            threading.Thread(target=self._run_reader, args=(index,), name=f"kv-reader-{number}", daemon=True).start()
+    def _say_open(self, index: DiskIndex) -> None:
         log.info(
             "disk cache open",
             directory=str(self._directory),
@@ -303,55 +293,6 @@ class DiskTier:
         with self._lock:
             self._writing_bytes -= len(writing.names) * self.record_bytes
         writing.is_done = True
-
-    def _run_reader(self, index: DiskIndex) -> None:
-        while (item := self._to_read.get()) is not None:
-            reading, number = item
-            reason = None
-            if number < reading.end:
-                if reading.began is None:
-                    reading.began = time.monotonic()
-                reason = self._read_one(index, reading, number)
-            with self._lock:
-                self._reading_bytes -= self.record_bytes
-                reading.left -= 1
-                if reason is not None and number < reading.end:
-                    reading.end, reading.reason = number, reason
-                if reading.left == 0:
-                    reading.seconds = time.monotonic() - (reading.began or time.monotonic())
-                    reading.is_done = True
-                    self._progress.set()
-
-    def _read_one(self, index: DiskIndex, reading: Reading, number: int) -> str | None:
-        """Why the block was not read; None if it was. A record that proves bad is deleted."""
-        name = reading.names[number]
-        try:
-            buffer = reading.into[number]
-            if buffer is None:
-                buffer = self._new_buffer()
-            try:
-                read_record(index.path(name.chain_hash), name, buffer.numpy().data)
-            except BadRecord as e:
-                index.remove(name.chain_hash)
-                log.warning("a bad record of the disk cache was deleted", reason=e.reason)
-                self.on_bad(name.chain_hash)
-                return e.reason
-            except FileNotFoundError:
-                index.remove(name.chain_hash)
-                return "gone"
-        except (OSError, RuntimeError) as e:  # the disk, or no more host memory
-            log.warning("a record of the disk cache cannot be read", reason=str(e))
-            return "disk_error"
-        except Exception:
-            # The thread is to live on: others wait for what it reads.
-            log.exception("a record of the disk cache was not read")
-            return "disk_error"
-        reading.buffers[number] = buffer
-        self._read_pause = self.limits.read_pause
-        with self._lock:
-            self.totals["read_blocks"] += 1
-            self.totals["read_bytes"] += buffer.numel()
-        return None
 
 
 def _why(error: NoFingerprint | OSError) -> str:

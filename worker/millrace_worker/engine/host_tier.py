@@ -46,6 +46,11 @@ class HostTier:
         return self._slots.num_named * self.record_bytes
 
     @property
+    def is_open(self) -> bool:
+        """Whether there is any memory."""
+        return self._arena.num_slots > 0
+
+    @property
     def read_room(self) -> int:
         """Blocks that may be read at once: any number, there is no buffer to be filled."""
         return self._slots.num_blocks

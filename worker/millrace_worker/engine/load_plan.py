@@ -76,13 +76,13 @@ class LoadPlan:
 
 
 def plan_load(
-    missing: list[bytes], stores: Sequence[Store], costs: LoadCosts, *, block_size: int, room: int, copying_bytes: int
+    missing: list[bytes], stores: Sequence[Store], costs: LoadCosts, *, block_size: int, copying_bytes: int
 ) -> LoadPlan:
-    """The plan for blocks of these names, of which so many have room; so much is being copied to the device already.
+    """The plan for blocks of these names, which have room; so much is being copied to the device already.
 
     `stores` go from the fastest to the slowest.
     """
-    segments, reason = _segments(missing, stores, room)
+    segments, reason = _segments(missing, stores)
     if not segments:
         return LoadPlan([], reason)
     # Up to which segment do loads save most against computing? A slow one may be worth it for those behind it.
@@ -109,20 +109,20 @@ def plan_load(
     return LoadPlan(segments[:best], "slower", slow, seconds=best_seconds)
 
 
-def _segments(missing: list[bytes], stores: Sequence[Store], room: int) -> tuple[list[Segment], str | None]:
+def _segments(missing: list[bytes], stores: Sequence[Store]) -> tuple[list[Segment], str | None]:
     """Where the blocks are, up to the first that cannot be had, and why that is so if it is the very first."""
     segments: list[Segment] = []
     reason: str | None = None
     left = {store.name: store.read_room if store.may_read else 0 for store in stores}
     last: Store | None = None
     count = 0
-    for number, name in enumerate(missing):
+    for name in missing:
         store = next((store for store in stores if store.has(name)), None)
         if store is None:
             reason = stores[-1].why_not(name)
             break
-        if number == room or left[store.name] == 0:
-            reason = "no_room" if number == room or store.may_read else "paused"
+        if left[store.name] == 0:
+            reason = "no_room" if store.may_read else "paused"
             break
         if store is not last and last is not None:
             segments.append(Segment(last, count))

@@ -5,60 +5,27 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from itertools import islice
 
 import torch
 
-from .block_copies import BlockCopies, Copy
+from .ahead import Ahead
+from .block_copies import BlockCopies
 from .block_pool import BlockPool
 from .disk_requests import Reading
 from .disk_tier import DiskTier
 from .host_tier import HostTier
 from .kv_record import BlockName
+from .load import Inward, Load, Part
 from .load_costs import LoadCosts
 from .load_plan import LoadPlan, Store
-from .sequence import Sequence
+from .sequence import URGENT, Sequence
 from .side_by_side import side_by_side
 
 #: A read may take so many times what it should.
 _TIMES_ESTIMATE = 3.0
 #: Seconds after which a copy is looked at again while there is nothing else to do.
 _GLANCE = 0.0001
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """Blocks from one store; `slots` of the CPU tier hold them, or are to, the first ones first."""
-
-    store: Store
-    reading: Reading
-    slots: list[int]
-
-
-@dataclass(frozen=True, slots=True)
-class _Load:
-    seq: Sequence
-    #: Of the prompt's blocks before these.
-    heads: list[bytes]
-    parts: list[_Part]
-    began: float
-    deadline: float
-    is_trial: bool
-
-    @property
-    def hashes(self) -> list[bytes]:
-        return [name.chain_hash for part in self.parts for name in part.reading.names]
-
-    @property
-    def is_done(self) -> bool:
-        return all(part.reading.is_done for part in self.parts)
-
-
-@dataclass(frozen=True, slots=True)
-class _Inward:
-    load: _Load
-    copy: Copy
 
 
 class Loads:
@@ -70,15 +37,18 @@ class Loads:
         copies: BlockCopies,
         costs: LoadCosts,
         *,
+        block_size: int,
         host: HostTier | None,
         disk: DiskTier | None,
         misses: Counter[str],
     ) -> None:
-        self._pool, self._copies, self._costs = pool, copies, costs
+        self._pool, self._copies, self._costs, self._block_size = pool, copies, costs, block_size
         self._host, self._disk, self._misses = host, disk, misses
         #: By seq_id.
-        self._loads: dict[int, _Load] = {}
-        self._inward: list[_Inward] = []
+        self._loads: dict[int, Load] = {}
+        self._inward: list[Inward] = []
+        #: Of urgent sequences, which others make room for when they could start: what was read; by seq_id.
+        self._unplaced: dict[int, tuple[Load, list[torch.Tensor]]] = {}
         #: Waiting sequences whose blocks are being read or copied in, by seq_id.
         self._held_back: set[int] = set()
         #: Hashes that are being read or copied in.
@@ -87,21 +57,29 @@ class Loads:
         self._read_for: dict[int, dict[bytes, str]] = {}
         #: What threads may still fill, though nobody waits for it, with the slots for it.
         self._abandoned: list[tuple[Reading, list[int]]] = []
+        #: Those that have not started.
+        self.ahead = Ahead()
         self.copying_bytes = 0
-        #: Loads that have ended, one way or another.
+        #: Loads that have ended, one way or another, or lack room.
         self.num_ended = 0
 
     @property
     def held(self) -> Iterable[list[int]]:
         """Blocks of the pool, as tables."""
-        return (inward.copy.blocks for inward in self._inward)
+        return ([*inward.heads, *inward.copy.blocks] for inward in self._inward)
 
     @property
     def held_slots(self) -> Iterable[list[int]]:
         """Slots of the CPU tier."""
-        loads = (*self._loads.values(), *(inward.load for inward in self._inward))
+        unplaced = (load for load, _ in self._unplaced.values())
+        loads = (*self._loads.values(), *(inward.load for inward in self._inward), *unplaced)
         yield from (part.slots for load in loads for part in load.parts)
         yield from (slots for _, slots in self._abandoned)
+
+    @property
+    def num_copying(self) -> int:
+        """Blocks of the pool that something is copied to."""
+        return self.copying_bytes // self._copies.block_bytes
 
     @property
     def is_busy(self) -> bool:
@@ -110,6 +88,16 @@ class Loads:
 
     def is_held_back(self, seq: Sequence) -> bool:
         return seq.seq_id in self._held_back
+
+    def lacks_room(self, seq: Sequence) -> bool:
+        """Whether its blocks were read, and the pool had too few for them."""
+        return seq.seq_id in self._unplaced
+
+    def place(self, seq: Sequence) -> None:
+        """Copies what was read into the pool, as far as there is room now."""
+        load, good = self._unplaced.pop(seq.seq_id)
+        self._held_back.add(seq.seq_id)
+        self._copy_in(load, good)
 
     def is_loading(self, chain_hash: bytes) -> bool:
         return chain_hash in self._loading
@@ -125,8 +113,9 @@ class Loads:
             least = 0.0 if self._disk is None else self._disk.limits.read_seconds
             seconds = max(least, _TIMES_ESTIMATE * plan.seconds)
         is_trial = plan.most_seconds is not None
-        load = _Load(seq, seq.block_hashes[:first], parts, now, now + seconds, is_trial)
+        load = Load(seq, seq.block_hashes[:first], parts, now, now + seconds, is_trial)
         self._held_back.add(seq.seq_id)
+        self.ahead.add(seq, -(-seq.num_tokens // self._block_size) - first)
         self._loading.update(load.hashes)
         if load.is_done:
             self._place(load)
@@ -134,11 +123,13 @@ class Loads:
             self._loads[seq.seq_id] = load
 
     def take_tiers(self, seq: Sequence) -> dict[bytes, str]:
-        """Which tier each block came from that was fetched for a sequence; once."""
+        """It starts: which tier each block came from that was fetched for it."""
+        self.ahead.remove(seq)
         return self._read_for.pop(seq.seq_id, {})
 
     def gone(self, seq: Sequence) -> None:
         """The sequence ended. What is being copied for it is kept."""
+        self.ahead.remove(seq)
         self._read_for.pop(seq.seq_id, None)
         self._held_back.discard(seq.seq_id)
         load = self._loads.pop(seq.seq_id, None)
@@ -147,6 +138,9 @@ class Loads:
                 part.reading.end = 0
                 self._let_go(part, 0)
             self._end(load)
+        if seq.seq_id in self._unplaced:
+            load, _ = self._unplaced.pop(seq.seq_id)
+            self._give_up(load)
 
     def poll(self) -> None:
         """Begins to copy what was read, and takes in what was copied."""
@@ -192,7 +186,7 @@ class Loads:
             for inward in done:
                 self._arrived(inward)
 
-    def _read(self, wanted: list[tuple[Store, list[BlockName]]]) -> list[_Part]:
+    def _read(self, wanted: list[tuple[Store, list[BlockName]]]) -> list[Part]:
         host = self._host
         # First what is there is held: room for the others may otherwise be made of it.
         held = {
@@ -200,7 +194,7 @@ class Loads:
             for number, (store, names) in enumerate(wanted)
             if host is not None and store is host
         }
-        parts: list[_Part] = []
+        parts: list[Part] = []
         for number, (store, names) in enumerate(wanted):
             slots = held.get(number)
             if slots is None:
@@ -209,28 +203,39 @@ class Loads:
             into: list[torch.Tensor | None] = [None] * len(names)
             if host is not None:
                 into[: len(slots)] = [host.slot(slot) for slot in slots]
-            parts.append(_Part(store, store.read(names, into), slots))
+            parts.append(Part(store, store.read(names, into), slots))
         return parts
 
-    def _place(self, load: _Load) -> None:
+    def _place(self, load: Load) -> None:
+        good, seq = self._good(load), load.seq
+        room = self._pool.num_free - sum(map(self._pool.is_free, self._heads(load)))
+        if len(good) > room and seq.rank == URGENT:
+            self._unplaced[seq.seq_id] = load, good
+            self._held_back.discard(seq.seq_id)
+            self.num_ended += 1
+        else:
+            self._copy_in(load, good)
+
+    def _copy_in(self, load: Load, good: list[torch.Tensor]) -> None:
         """Gives what was read blocks of the pool, and begins to copy it there."""
-        good = self._good(load)
-        # What the sequence has in the pool is not given up for what comes after it.
-        found = (self._pool.lookup(block_hash) for block_hash in load.heads)
-        heads = [block for block in found if block is not None]
+        # What the sequence has in the pool is not given up for what comes after it, nor for others meanwhile.
+        heads = self._heads(load)
         self._pool.share(heads)
         good = good[: self._pool.num_free]
         blocks = side_by_side([buffer.data_ptr() for buffer in good], self._pool.allocate(len(good)))
-        self._pool.release(reversed(heads))
         if blocks:
             self.copying_bytes += len(blocks) * self._copies.block_bytes
-            self._inward.append(_Inward(load, self._copies.to_device(blocks, good)))
+            self._inward.append(Inward(load, heads, self._copies.to_device(blocks, good)))
         else:
-            for part in load.parts:
-                self._let_go(part, len(part.reading.good))
-            self._end(load)
+            self._pool.release(reversed(heads))
+            self._give_up(load)
 
-    def _good(self, load: _Load) -> list[torch.Tensor]:
+    def _heads(self, load: Load) -> list[int]:
+        """Blocks of the pool that hold what comes before it."""
+        found = (self._pool.lookup(block_hash) for block_hash in load.heads)
+        return [block for block in found if block is not None]
+
+    def _good(self, load: Load) -> list[torch.Tensor]:
         """What was read in time, up to the first block that was not; and what is to be learnt from it."""
         good: list[torch.Tensor] = []
         whole = True
@@ -251,7 +256,7 @@ class Loads:
                 whole = len(reading.good) == len(reading.names)
         return good
 
-    def _arrived(self, inward: _Inward) -> None:
+    def _arrived(self, inward: Inward) -> None:
         load, blocks = inward.load, inward.copy.blocks
         num_bytes = len(blocks) * self._copies.block_bytes
         self.copying_bytes -= num_bytes
@@ -260,7 +265,7 @@ class Loads:
         hashes = load.hashes[: len(blocks)]
         for block, block_hash in zip(blocks, hashes, strict=True):
             self._pool.register(block, block_hash)
-        self._pool.release(reversed(blocks))
+        self._pool.release(reversed([*inward.heads, *blocks]))
         if load.seq.seq_id in self._held_back:
             tiers = [part.store.name for part in load.parts for _ in part.reading.names]
             self._read_for.setdefault(load.seq.seq_id, {}).update(zip(hashes, tiers, strict=False))
@@ -270,7 +275,7 @@ class Loads:
             self._host.touch([*load.heads, *hashes])
         self._end(load)
 
-    def _let_go(self, part: _Part, count: int) -> None:
+    def _let_go(self, part: Part, count: int) -> None:
         """Keeps the first `count` blocks of a part in the CPU tier, and gives back its slots once nobody fills them."""
         if self._host is None:
             return
@@ -282,7 +287,13 @@ class Loads:
         else:
             self._abandoned.append((part.reading, part.slots))
 
-    def _end(self, load: _Load) -> None:
+    def _give_up(self, load: Load) -> None:
+        """Nothing of it is copied; the CPU tier keeps what was read."""
+        for part in load.parts:
+            self._let_go(part, len(part.reading.good))
+        self._end(load)
+
+    def _end(self, load: Load) -> None:
         self.num_ended += 1
         self._held_back.discard(load.seq.seq_id)
         self._loading.difference_update(load.hashes)

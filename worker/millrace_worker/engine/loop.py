@@ -25,7 +25,7 @@ log = structlog.get_logger()
 
 #: Seconds for which a step that has nothing to run waits for a lower tier before the front is listened to again.
 _LONGEST_WAIT = 0.005
-#: Seconds between two reports of the prefix cache: while steps run, and at least.
+#: Seconds between two reports of the prefix cache: while steps or tiers go on, and at least.
 _REPORT_EVERY, _REPORT_LEAST = 1.0, 0.1
 
 
@@ -56,6 +56,27 @@ class StepLoop:
     def rest(self) -> float | None:
         """Seconds until there is work, unless somebody brings some; None: there will be none."""
         return 0.0 if self.has_work else self.scheduler.pins.rest()
+
+    def pause(self) -> float | None:
+        """Seconds until there is work or it is time for `report`, unless somebody brings work; None: there is neither.
+
+        Tiers go on by themselves while no step runs.
+        """
+        rest = self.rest()
+        if isinstance(self.scheduler.tier, NoLowerTier):
+            return rest
+        due = max(0.0, self._reported_at + _REPORT_EVERY - time.monotonic())
+        return due if rest is None else min(rest, due)
+
+    def report(self) -> StepOutput | None:
+        """What tiers have done while there was nothing to run, once in a while; None: nothing."""
+        self.scheduler.tier.poll()
+        cache = self._cache_report()
+        if cache is None:
+            return None
+        # Slots are added up over steps, and this is none.
+        load = msgspec.structs.replace(self.scheduler.load(), allocated_slots=0, used_slots=0)
+        return StepOutput(self._steps, load=load, cache=cache)
 
     @property
     def host_times(self) -> HostTimes:
@@ -205,8 +226,9 @@ class StepLoop:
         return None if self._reported == before else self._reported
 
     def _forget_times(self) -> None:
-        """Steps and times are counted from now on."""
+        """Steps and times are counted from now on; of what was reported nobody has heard."""
         self._steps, self._clock = 0, HostClock()
+        self._reported, self._reported_at = None, -math.inf
 
     def _refusal(self, new: AddSequence) -> Refusal | None:
         limit, prompt, answer = self.ready.max_model_len, len(new.prompt), new.params.max_tokens

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from enum import Enum, auto
 from typing import Protocol
 
 from millrace_worker.cache_stats import CacheStats
 
 from .sequence import Sequence
+
+
+class Wait(Enum):
+    """Why a sequence that could start now does not."""
+
+    #: It starts.
+    NONE = auto()
+    #: What it waits for is on its way: there will be news, and until then it need not be asked again.
+    NEWS = auto()
+    #: Blocks were fetched for it, and there is no room for them until those go that have to for it: see `place`.
+    ROOM = auto()
+    #: Blocks are to be fetched for it, but not before others have started: to be asked again in the next step.
+    TURN = auto()
 
 
 class LowerTier(Protocol):
@@ -21,11 +35,20 @@ class LowerTier(Protocol):
     def news(self) -> int:
         """How often something that sequences are held back for was there, or given up: never less than before."""
 
-    def hold_back(self, seq: Sequence, num_hits: int) -> bool:
-        """Whether `seq`, which could start now, waits for blocks after its first `num_hits` that are being read.
+    def ahead(self, rank: int) -> tuple[int, int]:
+        """Sequences that were held back and have not started yet, of this rank and lower ones.
 
-        If so, there will be news, and until then it need not be asked again.
+        How many, and how many blocks that are free they will take.
         """
+
+    def hold_back(self, seq: Sequence, num_hits: int, *, may_load: bool) -> Wait:
+        """Whether `seq`, which could start now or once others go for it, waits for blocks after its first `num_hits`.
+
+        Unless `may_load`, nothing is fetched for it while something is on its way for others.
+        """
+
+    def place(self, seq: Sequence) -> None:
+        """There is room now for what was fetched for it; it waits for news."""
 
     def started(self, seq: Sequence, num_hits: int, *, first: bool) -> dict[str, int]:
         """`seq` runs now, on so many blocks that were there; `first`: for the first time.
@@ -92,8 +115,13 @@ class NoLowerTier:
     news = 0
     stats = CacheStats()
 
-    def hold_back(self, seq: Sequence, num_hits: int) -> bool:
-        return False
+    def ahead(self, rank: int) -> tuple[int, int]:
+        return 0, 0
+
+    def hold_back(self, seq: Sequence, num_hits: int, *, may_load: bool) -> Wait:
+        return Wait.NONE
+
+    def place(self, seq: Sequence) -> None: ...
 
     def started(self, seq: Sequence, num_hits: int, *, first: bool) -> dict[str, int]:
         return {}

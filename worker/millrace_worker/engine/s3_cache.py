@@ -7,7 +7,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from .block_pool import BlockPool
 from .disk_tier import DiskTier
 from .host_tier import HostTier
 from .load_costs import LoadCosts
@@ -34,6 +33,7 @@ class NoS3:
     name = "s3"
     is_busy = False
     stats: dict[str, Any] = {}
+    is_open: dict[str, int] = {}
     loads: Counter[str] = Counter()
     recomputes: Counter[str] = Counter()
     num_blocks = num_bytes = num_ended = 0
@@ -69,14 +69,13 @@ class S3Cache:
         self,
         tier: S3Tier,
         disk: DiskTier,
-        pool: BlockPool,
         costs: LoadCosts,
         *,
         block_size: int,
         host: HostTier | None = None,
     ) -> None:
         self.tier = tier
-        self._disk, self._host, self._pool, self._costs, self._block_size = disk, host, pool, costs, block_size
+        self._disk, self._host, self._costs, self._block_size = disk, host, costs, block_size
         self._fetches: list[_Fetch] = []
         #: By hash of a block that is on its way.
         self._on_way: dict[bytes, _Fetch] = {}
@@ -101,6 +100,11 @@ class S3Cache:
     def stats(self) -> dict[str, Any]:
         """Fields of CacheStats."""
         return {"s3_misses": dict(self._misses), "s3_failures": self.tier.failures, **self.tier.counts}
+
+    @property
+    def is_open(self) -> dict[str, int]:
+        """Whether the bucket is, under "s3"."""
+        return {"s3": int(self.tier.is_open)}
 
     @property
     def num_blocks(self) -> int:
@@ -218,7 +222,7 @@ class S3Cache:
             return [], tier.why_not()
         if not tier.may_fetch:
             return [], "paused"
-        names, run = self._run_from(missing[here : self._pool.num_free])
+        names, run = self._run_from(missing[here:])
         if not names:
             return [], "no_room"
         costs, read = self._costs, self._disk.reading_bytes + run * self._disk.record_bytes

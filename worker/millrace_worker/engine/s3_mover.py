@@ -38,6 +38,8 @@ class Mover:
         """`disk_bytes`: what a record takes of the disk."""
         #: The bucket was listed once; or that failed once.
         self.listed, self.known = threading.Event(), threading.Event()
+        #: The last listing was one.
+        self._is_listed = False
         #: Something that was fetched is there, or will not be.
         self.progress = threading.Event()
         #: Requests that failed, by what they were and why: "store_denied".
@@ -65,6 +67,11 @@ class Mover:
     def counts(self) -> dict[str, int]:
         """Blocks and bytes that were moved."""
         return {**self._downloads.counts, **self._uploads.counts}
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a courier, and the bucket was listed when that was last tried."""
+        return self._is_listed and self._link.is_ready
 
     @property
     def courier_pid(self) -> int | None:
@@ -204,9 +211,11 @@ class Mover:
                 if not self.listed.is_set():
                     log.info("S3 cache open", **self._place, blocks=len(self._names))
                 self.listed.set()
+                self._is_listed = True
                 self.known.set()
                 self._link.worked()
         if frame.unlisted is not None:
+            self._is_listed = False
             self.known.set()
             self._failed("list", frame.unlisted)
         for done in frame.fetched:

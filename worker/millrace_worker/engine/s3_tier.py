@@ -83,6 +83,11 @@ class S3Tier:
         return {} if self._mover is None else dict(self._mover.failures)
 
     @property
+    def is_open(self) -> bool:
+        """Whether the bucket could be listed when that was last tried."""
+        return self._mover is not None and self._mover.is_open
+
+    @property
     def courier_pid(self) -> int | None:
         return None if self._mover is None else self._mover.courier_pid
 

@@ -63,7 +63,7 @@ def open_tiers(
         length = file_bytes(config.block_size, copies.block_bytes)
         tier = S3Tier(config.s3_cache, config.s3_endpoint_url, disk, file_bytes=length)
         tier.start()
-        s3 = S3Cache(tier, disk, pool, costs, block_size=config.block_size, host=host)
+        s3 = S3Cache(tier, disk, costs, block_size=config.block_size, host=host)
     return TieredCache(pool, copies, costs, block_size=config.block_size, host=host, disk=disk, s3=s3)
 
 

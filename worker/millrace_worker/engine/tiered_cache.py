@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
 from collections.abc import Iterable
 from itertools import chain
-from typing import Any
 
 import numpy as np
 
@@ -23,10 +21,12 @@ from .kv_record import BlockName
 from .load_costs import LoadCosts
 from .load_plan import Store, plan_load
 from .loads import Loads
+from .lower_tier import Wait
 from .prefix_cache import root_of
 from .s3_cache import NoS3, S3Cache
 from .sequence import Sequence
 from .swaps import Swaps
+from .tier_counts import TierCounts
 from .tier_switches import TierSwitches
 
 #: Blocks are kept once they were seen so often: a prompt that comes once is not.
@@ -63,19 +63,14 @@ class TieredCache:
         self._sketch = FrequencySketch()
         #: Hashes of blocks that are kept at the first sighting.
         self._protected: set[bytes] = set()
-        self._prompt_tokens = 0
-        #: By tier.
-        self._hit_tokens: Counter[str] = Counter()
-        self._num_loads: Counter[str] = Counter()
-        self._recomputes: Counter[str] = Counter()
-        #: By reason.
-        self._misses: Counter[str] = Counter()
-        self._unwritten: Counter[str] = Counter()
-        self._loads = Loads(pool, copies, self.costs, host=host, disk=disk, misses=self._misses)
-        self._keeping = Keeping(pool, copies, host=host, disk=disk, name=self._name, unwritten=self._unwritten)
+        self._counts = counts = TierCounts()
+        self._loads = Loads(pool, copies, self.costs, block_size=block_size, host=host, disk=disk, misses=counts.misses)
+        self._keeping = Keeping(pool, copies, host=host, disk=disk, name=self._name, unwritten=counts.unwritten)
         self._swaps = None if host is None else Swaps(copies, host, self.costs, block_size)
         #: How many blocks a waiting sequence had when it was last looked up, by seq_id: not twice for the same.
         self._looked_up: dict[int, int] = {}
+        #: Those that had more of them then, and were looked up once more.
+        self._lost: set[int] = set()
         #: When beginnings of prompts, by the last block's hash, were found in all tiers.
         self._used: dict[bytes, float] = {}
         self.switches = TierSwitches(host, disk, self.s3, costs, self._used.clear)
@@ -86,69 +81,62 @@ class TieredCache:
 
     @property
     def stats(self) -> CacheStats:
-        host, disk = self._host, self._disk
-        index = None if disk is None else disk.index
-        blocks, sizes = {}, {}
-        if host is not None:
-            blocks["cpu"], sizes["cpu"] = host.num_blocks, host.used_bytes
-        if index is not None:
-            blocks["disk"], sizes["disk"] = index.num_records, index.used_bytes
-        totals: dict[str, Any] = {} if disk is None else dict(disk.totals)
-        totals |= self.s3.stats
-        if self.s3.num_blocks:
-            blocks["s3"], sizes["s3"] = self.s3.num_blocks, self.s3.num_bytes
-        return CacheStats(
-            blocks=blocks,
-            bytes=sizes,
-            prompt_tokens=self._prompt_tokens,
-            hit_tokens=dict(+self._hit_tokens),
-            loads=dict(self._num_loads + self.s3.loads),
-            recomputes=dict(self._recomputes + self.s3.recomputes),
-            swapped_blocks=0 if self._swaps is None else self._swaps.num_blocks,
-            misses=dict(self._misses),
-            unwritten=dict(self._unwritten + (Counter[str]() if disk is None else disk.unwritten)),
-            changed_identity=() if index is None else index.changed,
-            **totals,
-        )
+        swapped = 0 if self._swaps is None else self._swaps.num_blocks
+        return self._counts.stats(self._host, self._disk, self.s3, swapped_blocks=swapped)
 
     @property
     def news(self) -> int:
         return self._loads.num_ended + self.s3.num_ended + (0 if self._swaps is None else self._swaps.num_ended)
 
-    def hold_back(self, seq: Sequence, num_hits: int) -> bool:
+    def ahead(self, rank: int) -> tuple[int, int]:
+        sequences, blocks = self._loads.ahead.up_to(rank)
+        return sequences, max(0, blocks - self._loads.num_copying)
+
+    def hold_back(self, seq: Sequence, num_hits: int, *, may_load: bool) -> Wait:
         if self._loads.is_held_back(seq):
-            return True
+            return Wait.NEWS
+        if self._loads.lacks_room(seq):
+            return Wait.ROOM
         full = (seq.num_tokens - 1) // self._block_size
-        if num_hits >= full or self._looked_up.get(seq.seq_id, -1) >= num_hits:
-            return False
+        looked_up = self._looked_up.get(seq.seq_id, -1)
+        if num_hits >= full or looked_up == num_hits or (looked_up > num_hits and seq.seq_id in self._lost):
+            return Wait.NONE
         first = seq.block_hashes[num_hits]
         if self._loads.is_loading(first) or (self._swaps is not None and self._swaps.is_leaving(first)):
-            return True
+            return Wait.NEWS
         if self.s3.hold_back(seq, seq.block_hashes[num_hits:full]):
-            return True
-        again = seq.seq_id in self._looked_up
+            return Wait.NEWS
+        # Where nothing is on its way, those that it came for are passed over by others, whom it would keep waiting.
+        if not may_load and self._loads.is_busy and any(store.has(first) for store in self._stores):
+            return Wait.TURN
+        again = looked_up >= 0
+        if looked_up > num_hits:
+            self._lost.add(seq.seq_id)
         self._looked_up[seq.seq_id] = num_hits
         plan = plan_load(
             seq.block_hashes[num_hits:full],
             self._stores,
             self.costs,
             block_size=self._block_size,
-            room=self._pool.num_free,
             copying_bytes=self._loads.copying_bytes,
         )
         if not again:
             if plan.reason is not None and not seq.is_own:
-                self._misses[plan.reason] += 1
+                self._counts.misses[plan.reason] += 1
             if plan.slow is not None:
-                self._recomputes[plan.slow.name] += 1
-            self._num_loads.update({segment.store.name for segment in plan.segments})
+                self._counts.recomputes[plan.slow.name] += 1
+            self._counts.loads.update({segment.store.name for segment in plan.segments})
         if not plan.segments:
-            return False
+            return Wait.NONE
         self._loads.begin(seq, num_hits, plan, self._name)
-        return True
+        return Wait.ROOM if self._loads.lacks_room(seq) else Wait.NEWS
+
+    def place(self, seq: Sequence) -> None:
+        self._loads.place(seq)
 
     def started(self, seq: Sequence, num_hits: int, *, first: bool) -> dict[str, int]:
         self._looked_up.pop(seq.seq_id, None)
+        self._lost.discard(seq.seq_id)
         tiers = self._loads.take_tiers(seq)
         hashes = seq.block_hashes[: seq.num_prompt // self._block_size]
         on_disk = self._disk is not None and bool(hashes) and self._disk.has(hashes[0])
@@ -168,9 +156,9 @@ class TieredCache:
             if tier is not None:
                 found[tier] = found.get(tier, 0) + max(0, min(size, cached - number * size))
         if not seq.is_own:
-            self._prompt_tokens += seq.num_prompt
-            self._hit_tokens.update(found)
-            self._hit_tokens["gpu"] += cached - sum(found.values())
+            self._counts.prompt_tokens += seq.num_prompt
+            self._counts.hit_tokens.update(found)
+            self._counts.hit_tokens["gpu"] += cached - sum(found.values())
         counts = self._sketch.add(hashes)
         if not lately:
             worth = self._worth_keeping(seq, hashes[:num_hits], counts[:num_hits])
@@ -191,6 +179,7 @@ class TieredCache:
 
     def gone(self, seq: Sequence) -> None:
         self._looked_up.pop(seq.seq_id, None)
+        self._lost.discard(seq.seq_id)
         self._loads.gone(seq)
         self.s3.gone(seq)
         if self._swaps is not None:

@@ -1,0 +1,127 @@
+"""What tiers do while no step runs is told to the front, which says nothing meanwhile."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from disk_parts import GREEDY, PROMPTS, SHARED, disk_config
+from millrace_worker.engine import disk_tier, loop
+from millrace_worker.engine.__main__ import serve
+from millrace_worker.engine.disk_requests import TierLimits
+from millrace_worker.engine.engine import Engine
+from millrace_worker.engine.kv_record import write_record
+from millrace_worker.engine.link import FrontLink
+from millrace_worker.frames import AddSequence, StepOutput, ToEngine, pack, unpack_from_engine
+
+
+class Front:
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket, self._link = sock, FrontLink(sock)
+        sock.settimeout(20)  # a link makes its socket wait for ever
+
+    def tell(self, **what: Any) -> None:
+        self._link.send(pack(ToEngine(**what)))
+
+    def hear(self) -> StepOutput:
+        body = self._link.receive_body()
+        assert body is not None
+        output = unpack_from_engine(body)
+        assert isinstance(output, StepOutput)
+        return output
+
+    def hears_nothing(self, seconds: float) -> bool:
+        self._socket.settimeout(seconds)
+        try:
+            return self._link.receive_body() is None
+        except TimeoutError:
+            return True
+        finally:
+            self._socket.settimeout(20)
+
+    def ask(self) -> None:
+        """Until all are answered."""
+        self.tell(add=[AddSequence(number, prompt, [], GREEDY) for number, prompt in enumerate(PROMPTS)])
+        left = len(PROMPTS)
+        while left:
+            left -= len(self.hear().finished)
+
+
+@pytest.fixture
+def front(monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path) -> Iterator[Front]:
+    monkeypatch.setattr(loop, "_REPORT_EVERY", 0.1)
+    monkeypatch.setattr(disk_tier, "TierLimits", partial(TierLimits, open_seconds=0.01, lock_seconds=0.02))
+    engine = Engine(disk_config(model, tmp_path))
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        thread = threading.Thread(target=serve, args=(engine, FrontLink(theirs)))
+        thread.start()
+        front = Front(ours)
+        yield front
+        front.tell(shutdown=True)
+        thread.join(20)
+        assert not thread.is_alive()
+        engine.close()
+
+
+@pytest.fixture
+def user(model: Path, tmp_path: Path) -> Iterator[Engine]:
+    """Of the directory, before the engine of `front`."""
+    engine = Engine(disk_config(model, tmp_path))
+    assert engine.cache_stats.open == {"disk": 1}
+    yield engine
+    engine.close()
+
+
+def test_a_tier_that_opens_later(user: Engine, front: Front) -> None:
+    """And that it is not open is told before the first job."""
+    output = front.hear()
+    assert output.cache is not None
+    assert output.cache.open == {"disk": 0}
+    user.close()
+    output = front.hear()
+    assert output.cache is not None
+    assert output.cache.open == {"disk": 1}
+    assert (output.sequences, output.load.total_blocks, output.load.allocated_slots) == (0, 200, 0)
+    assert front.hears_nothing(0.5)
+
+
+def test_a_write_that_ends_later(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = threading.Event()
+
+    def write(*arguments: Any) -> None:
+        go_on.wait(30)
+        write_record(*arguments)
+
+    monkeypatch.setattr(disk_tier, "write_record", write)
+    front.ask()
+    front.ask()
+    while not front.hears_nothing(0.5):
+        pass
+    go_on.set()
+    while True:
+        output = front.hear()
+        assert output.cache is not None
+        if output.cache.disk_blocks >= SHARED:
+            break
+    assert output.cache.written_blocks == output.cache.disk_blocks
+
+
+def test_what_is_so_from_the_start_is_told_without_a_job(model: Path, tmp_path: Path) -> None:
+    """What the engine's first own steps reported, nobody has heard."""
+    (tmp_path / "file").touch()
+    engine = Engine(disk_config(model, tmp_path / "file", cpu_cache_gb=0.01))
+    assert engine.pause() == 0.0
+    output = engine.report()
+    assert output is not None
+    assert output.cache is not None
+    assert output.cache.open == {"cpu": 1, "disk": 0}
+    assert 0 < (engine.pause() or 0) <= 1
+    assert engine.report() is None
+    engine.close()
