@@ -16,7 +16,7 @@ from millrace import Client, Request, Sampling
 from millrace.demo_tasks import PROMPT_OF_TASK, make_example, system_prompt
 from millrace.embedded import EmbeddedRedis
 from millrace_schemas import JobState, Message, QueueKeys, Role
-from servers import ACCESS_KEY, SECRET_KEY, S3Server
+from servers import S3Server, set_credentials
 
 Start = Callable[..., subprocess.Popen[bytes]]
 GREEDY = Sampling(temperature=0.0, max_tokens=48)
@@ -48,9 +48,7 @@ def start_worker(redis_url: str) -> Iterator[Start]:
 def served(s3_server: S3Server) -> Iterator[Client]:
     """A client before a worker that all tests share to which nothing happens, with a Redis of its own."""
     with pytest.MonkeyPatch.context() as patch, EmbeddedRedis() as server:
-        patch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
-        patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        set_credentials(patch)
         worker = run_worker(server.url, "--s3-endpoint-url", s3_server.url)
         try:
             with Client(server.url, model="demo") as client:
