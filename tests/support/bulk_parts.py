@@ -103,10 +103,15 @@ class Batches:
 
     def ended(self, batch_id: str, timeout: float = 60.0) -> View:
         limit = time.monotonic() + timeout
-        while (view := self.view(batch_id)).batch.status not in BATCH_TERMINAL:
-            assert time.monotonic() < limit, view
-            time.sleep(0.03)
-        return view
+
+        # All looks over one connection: to make one takes longer than to look.
+        async def wait(store: BatchStore) -> View:
+            while (view := await store.view(batch_id)).batch.status not in BATCH_TERMINAL:
+                assert time.monotonic() < limit, view
+                await asyncio.sleep(0.03)
+            return view
+
+        return self.do(wait)
 
 
 def chat_line(custom_id: str, text: str = "hello", model: str = "demo", **body: Any) -> str:
