@@ -15,8 +15,9 @@ help: ## Show this help
 demo: $(INSTALLED) ## Run jobs through a private Redis and a worker, on any machine
 	@$(BIN)/millrace demo $(ARGS)
 
+# Whatever the environment says, Python keeps what it has compiled: the tests start some hundred processes.
 test: $(INSTALLED) ## Run the tests
-	@$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(INSTALLED) ## Check format, lint, types and import rules
 	@$(BIN)/ruff format --check .

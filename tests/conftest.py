@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from millrace.embedded import EmbeddedRedis
-from servers import ACCESS_KEY, SECRET_KEY, S3Server
+from servers import S3Server, set_credentials
 
 # What a shell starts in the background ignores SIGINT, and so would every process that the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -47,9 +47,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 @pytest.fixture
 def s3_env(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
     """The S3 server, with credentials where boto3 looks for them."""
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    set_credentials(monkeypatch)
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3_server.url)
     return s3_server
 

@@ -37,15 +37,16 @@ def rows_of(*flags: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
-def check(row: dict[str, Any]) -> None:
-    assert row["requests"] == 8
-    assert row["prompt_tokens"] == 2 * sum(PROMPTS)
-    assert row["output_tokens"] == 2 * (3 + 4 + 5 + 6)
+def check(row: dict[str, Any], times: int = 2) -> None:
+    """That each request was sent so many times, and that its figures go together."""
+    assert row["requests"] == 4 * times
+    assert row["prompt_tokens"] == times * sum(PROMPTS)
+    assert row["output_tokens"] == times * (3 + 4 + 5 + 6)
     assert 0 < row["ttft_p50_ms"] <= row["ttft_p95_ms"] <= row["ttft_p99_ms"]
     assert 0 < row["itl_p50_ms"] <= row["itl_p95_ms"] <= row["itl_p99_ms"]
     assert row["itl_p99_over_p50"] == pytest.approx(row["itl_p99_ms"] / row["itl_p50_ms"], abs=0.01)
     assert row["ttft_p99_ms"] < row["e2e_p99_ms"]
-    assert row["served_req_s"] == pytest.approx(8 / row["seconds"], rel=0.01)
+    assert row["served_req_s"] == pytest.approx(4 * times / row["seconds"], rel=0.01)
     assert row["goodput_req_s"] == row["served_req_s"]
     assert row["commit"]
 
@@ -62,17 +63,19 @@ def test_a_row_for_each_threshold_and_rate_on_one_engine(workload: str) -> None:
     assert rows[0]["seconds"] > rows[0]["arriving_seconds"] == rows[2]["arriving_seconds"] > 0
 
 
-def test_through_redis_every_request_has_its_tokens_too(workload: str) -> None:
-    flags = ("--workload", workload, "--requests", "8", "--goodput", "ttft:1e6,itl:1e6")
-    (row,) = rows_of(*flags, "--rates", "20", "--through-redis", "--long-prefill-token-thresholds", "32")
-    check(row)
-    assert (row["through_redis"], row["long_prefill_token_threshold"]) == (True, 32)
-    assert row["sent_late_p99_ms"] >= 0
+def test_through_redis_every_request_has_its_tokens_too_and_none_of_an_earlier_rate(workload: str) -> None:
+    flags = ("--workload", workload, "--requests", str(len(PROMPTS)), "--goodput", "ttft:1e6,itl:1e6")
+    rows = rows_of(*flags, "--rates", "20,inf", "--through-redis", "--long-prefill-token-thresholds", "32")
+    assert [row["rate"] for row in rows] == [20, "inf"]
+    for row in rows:
+        check(row, times=1)
+        assert (row["through_redis"], row["long_prefill_token_threshold"]) == (True, 32)
+        assert row["cached_tokens"] == 0
+    assert rows[0]["sent_late_p99_ms"] >= 0
 
 
-def test_a_run_through_redis_finds_nothing_of_the_one_before_in_the_cache(workload: str) -> None:
+def test_a_run_finds_nothing_of_the_one_before_in_the_cache(workload: str) -> None:
     flags = ("--workload", workload, "--requests", str(len(PROMPTS)), "--rates", "20,inf")
-    assert [row["cached_tokens"] for row in rows_of(*flags, "--through-redis")] == [0, 0]
     assert [row["cached_tokens"] for row in rows_of(*flags)] == [0, 0]
 
 

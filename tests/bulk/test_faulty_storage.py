@@ -40,7 +40,7 @@ def wait_for(what: str, found: Callable[[], Any], timeout: float = 30.0) -> Any:
     limit = time.monotonic() + timeout
     while not (value := found()):
         assert time.monotonic() < limit, f"no {what}"
-        time.sleep(0.02)
+        time.sleep(0.05)
     return value
 
 

@@ -32,8 +32,8 @@ def loaded(evaluation: Any) -> tuple[Any, Any]:
 
 
 def test_answers_held_out_questions(evaluation: Any, loaded: tuple[Any, Any]) -> None:
-    examples = [example for task in TASKS for example in make_examples(15, seed=2, task=task, split="held_out")]
-    given = evaluation.answers(*loaded, [(system_prompt(e.task), e.user) for e in examples], batch=15)
+    examples = [example for task in TASKS for example in make_examples(10, seed=2, task=task, split="held_out")]
+    given = evaluation.answers(*loaded, [(system_prompt(e.task), e.user) for e in examples], batch=10)
     wrong = [(e.user, e.answer, text) for e, text in zip(examples, given, strict=True) if e.answer != text]
     assert len(wrong) <= 0.05 * len(examples), wrong
 

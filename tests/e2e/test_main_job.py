@@ -16,7 +16,7 @@ from millrace import Client, Request, Sampling
 from millrace.demo_tasks import PROMPT_OF_TASK, make_example, system_prompt
 from millrace.embedded import EmbeddedRedis
 from millrace_schemas import JobState, Message, QueueKeys, Role
-from servers import ACCESS_KEY, SECRET_KEY, S3Server
+from servers import S3Server, set_credentials
 
 Start = Callable[..., subprocess.Popen[bytes]]
 GREEDY = Sampling(temperature=0.0, max_tokens=48)
@@ -48,9 +48,7 @@ def start_worker(redis_url: str) -> Iterator[Start]:
 def served(s3_server: S3Server) -> Iterator[Client]:
     """A client before a worker that all tests share to which nothing happens, with a Redis of its own."""
     with pytest.MonkeyPatch.context() as patch, EmbeddedRedis() as server:
-        patch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
-        patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        set_credentials(patch)
         worker = run_worker(server.url, "--s3-endpoint-url", s3_server.url)
         try:
             with Client(server.url, model="demo") as client:
@@ -100,18 +98,18 @@ def test_a_prompt_goes_through_the_queue_and_is_answered(served: Client) -> None
 
 def test_kill_9_of_the_worker_loses_and_repeats_nothing(redis_url: str, client: Client, start_worker: Start) -> None:
     """Answers of the survivors' taking over equal those of an undisturbed run, and each job has one result."""
-    long = Sampling(temperature=0.8, seed=5, max_tokens=60, ignore_eos=True)
-    requests, _ = demo_requests(30, long)
-    first = start_worker("--lease", "2", "--max-num-seqs", "12", "--checkpoint-tokens", "8")
+    long = Sampling(temperature=0.8, seed=5, max_tokens=40, ignore_eos=True)
+    requests, _ = demo_requests(14, long)
+    first = start_worker("--lease", "2", "--max-num-seqs", "6", "--checkpoint-tokens", "8")
     wait_for(client.models)
     jobs = client.submit_many(requests)
     wait_for(lambda: sum(job.state() is JobState.COMPLETED for job in jobs) >= 5)
     first.kill()
     assert any(job.state() is not JobState.COMPLETED for job in jobs)
-    start_worker("--lease", "2", "--max-num-seqs", "12", "--checkpoint-tokens", "8")
+    start_worker("--lease", "2", "--max-num-seqs", "6", "--checkpoint-tokens", "8")
     results = [job.result(timeout=120) for job in jobs]
     assert {r.state for r in results} == {JobState.COMPLETED}
-    assert all(r.usage.completion_tokens == 60 for r in results)
+    assert all(r.usage.completion_tokens == 40 for r in results)
     assert {r.attempts for r in results} == {1, 2}
     undisturbed = [job.result(timeout=120) for job in client.submit_many(requests)]
     assert [r.text for r in results] == [r.text for r in undisturbed]
@@ -119,7 +117,7 @@ def test_kill_9_of_the_worker_loses_and_repeats_nothing(redis_url: str, client: 
     with redis.Redis.from_url(redis_url) as server:
         wait_for(lambda: not any(server.xlen(lane) for lane in keys.lanes.values()))
         assert server.xlen(keys.dead) == 0
-        assert len(list(server.scan_iter(keys.result("*")))) == 60
+        assert len(list(server.scan_iter(keys.result("*")))) == 28
 
 
 def test_streamed_text_is_the_result(served: Client) -> None:
@@ -162,8 +160,8 @@ def test_results_go_to_s3(served: Client, s3_env: S3Server) -> None:
 def test_a_drained_worker_hands_over_and_exits_cleanly(client: Client, start_worker: Start) -> None:
     first = start_worker("--grace", "0", "--lease", "600")
     wait_for(client.models)
-    long = Sampling(temperature=0.8, seed=5, max_tokens=200, ignore_eos=True)
-    requests, _ = demo_requests(8, long)
+    long = Sampling(temperature=0.8, seed=5, max_tokens=120, ignore_eos=True)
+    requests, _ = demo_requests(4, long)
     jobs = client.submit_many(requests)
     wait_for(lambda: any(job.state() is JobState.IN_PROGRESS for job in jobs))
     first.terminate()

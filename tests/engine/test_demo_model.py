@@ -1,4 +1,4 @@
-"""The shipped model through the engine: 64 real prompts get the ids that transformers gives them."""
+"""The shipped model through the engine: 36 real prompts get the ids that transformers gives them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def prompts(tokenizer: Tokenizer) -> list[list[int]]:
-    return demo_prompts(tokenizer)
+    return demo_prompts(tokenizer, 36)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def wanted(prompts: list[list[int]], tokenizer: Tokenizer) -> list[list[int]]:
 @pytest.mark.parametrize(
     ("seqs", "budget", "a_step"),
     [
-        pytest.param(256, 8192, 64, id="one-batch"),
+        pytest.param(256, 8192, 36, id="one-batch"),
         pytest.param(5, 37, 1, id="small-chunks-one-arrival-a-step"),
     ],
 )

@@ -19,8 +19,8 @@ from millrace_worker.engine.engine import Engine
 from millrace_worker.engine.prefix_cache import ROOT, block_hash
 from millrace_worker.engine.s3_requests import S3Limits
 from millrace_worker.frames import AddSequence
-from s3_parts import Objects, s3_config, s3_of, until
-from servers import S3Server
+from s3_parts import Left, Objects, s3_config, s3_of, until
+from servers import S3Server, set_credentials
 
 
 @pytest.fixture
@@ -42,13 +42,22 @@ def names() -> list[bytes]:
     return found[1:]
 
 
+@pytest.fixture(scope="module")
+def left(model: Path, s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Left:
+    """The blocks of SYSTEM."""
+    objects = Objects(s3_server.url, "kv/" + secrets.token_hex(4))
+    with pytest.MonkeyPatch.context() as patch:
+        set_credentials(patch)
+        config = s3_config(model, tmp_path_factory.mktemp("left") / "first", objects, s3_server.url)
+        left = Left.by(config, objects, PROMPTS)
+    assert len(left.objects) == SHARED
+    return left
+
+
 @pytest.fixture
-def shared(config: Any, objects: Objects, cold: list[list[int]], tmp_path: Path) -> Objects:
+def shared(left: Left, objects: Objects, tmp_path: Path) -> Objects:
     """A place with the blocks of SYSTEM, which a worker has left there that is gone."""
-    engine = Engine(config(tmp_path / "first"))
-    assert ask(engine, PROMPTS) == cold
-    engine.close()
-    assert engine.cache_stats.stored_blocks == len(objects.listed()) == SHARED
+    left.put(objects, tmp_path / "first")
     return objects
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -20,8 +21,8 @@ from millrace_worker.engine import s3_tier
 from millrace_worker.engine.engine import Engine
 from millrace_worker.engine.s3_requests import S3Limits
 from millrace_worker.frames import AddSequence
-from s3_parts import BUCKET, Objects, courier_of, is_alive, kill, s3_config, s3_of, until
-from servers import S3Server
+from s3_parts import BUCKET, Left, Objects, courier_of, is_alive, kill, s3_config, s3_of, until
+from servers import S3Server, set_credentials
 
 #: A prompt that is in the bucket, too.
 SECOND = ids(60, 50)
@@ -67,14 +68,21 @@ def config(model: Path, tmp_path: Path, objects: Objects, faulty: FaultyS3) -> C
     return configure
 
 
+@pytest.fixture(scope="module")
+def left(model: Path, s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Left:
+    """Of a worker that was asked for PROMPTS, and for SECOND twice."""
+    objects = Objects(s3_server.url, "kv/" + secrets.token_hex(4))
+    with pytest.MonkeyPatch.context() as patch:
+        set_credentials(patch)
+        config = s3_config(model, tmp_path_factory.mktemp("left") / "first", objects, s3_server.url)
+        left = Left.by(config, objects, PROMPTS, [SECOND], [SECOND])
+    assert len(left.objects) == ALL
+    return left
+
+
 @pytest.fixture
-def shared(config: Configure, objects: Objects) -> Objects:
-    engine = Engine(config("first"))
-    ask(engine, PROMPTS)
-    for _ in range(2):
-        ask(engine, [SECOND])
-    engine.close()
-    assert len(objects.listed()) == ALL
+def shared(left: Left, objects: Objects, tmp_path: Path) -> Objects:
+    left.put(objects, tmp_path / "first")
     return objects
 
 

@@ -13,7 +13,11 @@ import schemathesis
 from hypothesis import settings
 from schemathesis.checks import CheckFunction
 from schemathesis.config import SchemathesisConfig
+from schemathesis.generation.feedback import FeedbackSources
+from schemathesis.generation.hypothesis.reporting import ignore_hypothesis_output
 from schemathesis.generation.meta import TestPhase
+from schemathesis.pytest._test_builder import build_operation_test
+from schemathesis.python._constants.orchestrator import make_constants_value_source
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from fake_worker import FakeWorker, register
@@ -120,8 +124,8 @@ def url() -> Iterator[str]:
         yield gateway.url
 
 
-# Not a fixture: schemathesis 4.32 cannot make subtests with pytest 9.2.
 schema = load(config(5))
+OPERATIONS = {operation.label: operation for operation in (found.ok() for found in schema.get_all_operations())}
 
 
 def test_what_was_made_can_be_read_and_cancelled(url: str, session: requests.Session) -> None:
@@ -150,7 +154,21 @@ def test_what_was_made_can_be_read_and_cancelled(url: str, session: requests.Ses
     assert len(links & {label for label, status in followed if status == 200}) >= 2, followed
 
 
-@schema.parametrize()
-def test_requests_of_the_document(case: schemathesis.Case, url: str, session: requests.Session) -> None:
-    if not skipped(case):
-        check(case, url, session)
+# Not by schema.parametrize(), which makes all requests of all operations in every process that only collects tests, and
+# under pytest 9.2 gives all of them one name, of which pytest-xdist runs one. Nor as subtests, which fail there.
+@pytest.mark.parametrize("label", OPERATIONS)
+def test_requests_of_the_document(label: str, url: str, session: requests.Session) -> None:
+    sent = itertools.count()
+
+    def judge(case: schemathesis.Case) -> None:
+        if not skipped(case):
+            check(case, url, session)
+            next(sent)
+
+    constants = FeedbackSources(constants_value_source=make_constants_value_source(schema))
+    judge_all = build_operation_test(
+        config=schema.config, operation=OPERATIONS[label], test_func=judge, given_kwargs={}, feedback=constants
+    )
+    with ignore_hypothesis_output():
+        judge_all()
+    assert next(sent) > 0

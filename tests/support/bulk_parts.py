@@ -6,8 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -24,29 +22,25 @@ from millrace.bulk.store import BatchStore, View
 from millrace.bulk.submitting import make_batch
 from millrace.connection import Connection
 from millrace_schemas.batch import BATCH_TERMINAL
+from nursery import Forked, producer_nursery
 
 T = TypeVar("T")
-_ROOT = Path(__file__).resolve().parents[2]
 
 
 class BulkProcess:
     """`millrace bulk`; the flags are such that a death is noticed soon."""
 
     def __init__(self, url: str, directory: Path, *flags: str):
-        self._command = [
-            *(sys.executable, "-m", "millrace", "bulk", "--redis-url", url),
+        self._arguments = [
+            *("-m", "millrace", "bulk", "--redis-url", url),
             *(flags or ("--lease", "2", "--flush", "0.3")),
         ]
         self._log = directory / "bulk.log"
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Forked | None = None
 
     def start(self) -> BulkProcess:
-        paths = os.pathsep.join(str(_ROOT / part) for part in ("schemas", "producer"))
-        with self._log.open("ab") as log:
-            # A session of its own: all of its processes can be killed at once.
-            self._process = subprocess.Popen(
-                self._command, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": paths}, start_new_session=True
-            )
+        # A session of its own: all of its processes can be killed at once.
+        self._process = producer_nursery.run(self._arguments, self._log, session=True)
         return self
 
     @property
@@ -109,10 +103,15 @@ class Batches:
 
     def ended(self, batch_id: str, timeout: float = 60.0) -> View:
         limit = time.monotonic() + timeout
-        while (view := self.view(batch_id)).batch.status not in BATCH_TERMINAL:
-            assert time.monotonic() < limit, view
-            time.sleep(0.03)
-        return view
+
+        # All looks over one connection: to make one takes longer than to look.
+        async def wait(store: BatchStore) -> View:
+            while (view := await store.view(batch_id)).batch.status not in BATCH_TERMINAL:
+                assert time.monotonic() < limit, view
+                await asyncio.sleep(0.03)
+            return view
+
+        return self.do(wait)
 
 
 def chat_line(custom_id: str, text: str = "hello", model: str = "demo", **body: Any) -> str:

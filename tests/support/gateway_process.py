@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,10 +10,9 @@ from pathlib import Path
 import httpx2
 
 from millrace.embedded import free_port
+from nursery import producer_nursery
 from queue_probe import MODEL
 
-_ROOT = Path(__file__).resolve().parents[2]
-_PATHS = os.pathsep.join(str(_ROOT / part) for part in ("schemas", "producer"))
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 SECRET = "kohlrabi"
 
@@ -25,9 +21,8 @@ SECRET = "kohlrabi"
 def running_gateway(redis_url: str, log: Path, *flags: str) -> Iterator[httpx2.Client]:
     """Its stderr goes to `log`."""
     port = free_port()
-    command = [sys.executable, "-m", "millrace", "gateway", "--redis-url", redis_url, "--port", str(port), *flags]
-    with log.open("wb") as out:
-        process = subprocess.Popen(command, stderr=out, env={**os.environ, "PYTHONPATH": _PATHS})
+    arguments = ["-m", "millrace", "gateway", "--redis-url", redis_url, "--port", str(port), *flags]
+    process = producer_nursery.run(arguments, log)
     try:
         with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as http:
             limit = time.monotonic() + 20

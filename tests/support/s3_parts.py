@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import boto3
 
-from disk_parts import disk_config
+from disk_parts import ask, disk_config
 from millrace_worker.config import EngineConfig
 from millrace_worker.engine.engine import Engine
 from millrace_worker.engine.s3_cache import S3Cache
@@ -56,6 +58,33 @@ class Objects:
 
     def remove(self, key: str) -> None:
         self._client.delete_object(Bucket=BUCKET, Key=key)
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a worker has left that is gone: its objects, by their keys behind the prefix, and its directory."""
+
+    objects: dict[str, bytes]
+    directory: Path
+
+    @classmethod
+    def by(cls, config: EngineConfig, objects: Objects, *batches: list[list[int]]) -> Left:
+        """By a worker that was asked for these."""
+        engine = Engine(config)
+        for prompts in batches:
+            ask(engine, prompts)
+        engine.close()
+        keys = objects.listed()
+        assert engine.cache_stats.stored_blocks == len(keys)
+        assert config.disk_cache_dir is not None
+        found = {key.removeprefix(objects.prefix): objects.read(key) for key in keys}
+        return cls(found, Path(config.disk_cache_dir))
+
+    def put(self, objects: Objects, directory: Path) -> None:
+        """Leaves the same in another place and another directory."""
+        for name, data in self.objects.items():
+            objects.write(objects.prefix + name, data)
+        shutil.copytree(self.directory, directory)
 
 
 def s3_config(model: Path, directory: Path, objects: Objects, url: str, **settings: Any) -> EngineConfig:

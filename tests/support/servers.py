@@ -9,9 +9,18 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from millrace.embedded import free_port
 
 ACCESS_KEY, SECRET_KEY = "millrace-test", "millrace-test-secret"
+
+
+def set_credentials(patch: pytest.MonkeyPatch) -> None:
+    """Where boto3 looks for them, here and in processes that are started."""
+    patch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+    patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+    patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
 
 
 class S3Server:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from types import TracebackType
 
+from nursery import Forked, worker_nursery
 from queue_probe import MODEL
 
 _SUPPORT = Path(__file__).parent
-_ROOT = _SUPPORT.parents[1]
-_PATHS = [str(_ROOT / part) for part in ("schemas", "kernels", "producer", "worker")] + [str(_SUPPORT)]
 
 
 class WorkerProcess:
@@ -34,12 +32,9 @@ class WorkerProcess:
             "log_level": "debug",
             **settings,
         }
-        self._command = [
-            *(sys.executable, str(_SUPPORT / "run_worker.py")),
-            *(f"{name}={value}" for name, value in chosen.items()),
-            *("--", *engine),
-        ]
-        self._process: subprocess.Popen[bytes] | None = None
+        script = str(_SUPPORT / "run_worker.py")
+        self._arguments = [script, *(f"{name}={value}" for name, value in chosen.items()), "--", *engine]
+        self._process: Forked | None = None
 
     @property
     def pid(self) -> int:
@@ -51,9 +46,9 @@ class WorkerProcess:
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
 
     def start(self, *, wait: bool = True) -> WorkerProcess:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(_PATHS)}
-        with self.log_path.open("wb") as log:
-            self._process = subprocess.Popen(self._command, stdout=log, stderr=log, env=environment)
+        # What an earlier one has said is no sign of this one.
+        self.log_path.write_bytes(b"")
+        self._process = worker_nursery.run(self._arguments, self.log_path)
         limit = time.monotonic() + 30
         while wait and '"serving"' not in self.log:
             assert self._process.poll() is None, self.log
