@@ -20,6 +20,7 @@ from millrace_kernels import (
     paged_prefill,
     plan_decode,
 )
+from millrace_kernels._hopper_prefill import takes_prefill
 from millrace_worker.engine.graphs import plan_fields
 from millrace_worker.engine.packed import PackedInputs, packed_bytes
 from millrace_worker.models.config import ModelConfig
@@ -151,6 +152,13 @@ def decode_case(
             return scaled_dot_product_attention(q[:, :, None], dense[i, 0], dense[i, 1], scale=scale, enable_gqa=True)
 
     return Case(contexts.name, seqs, float(size), "TB/s", ours, torchs, turns, wrong)
+
+
+def prefill_kinds(config: ModelConfig, device: torch.device, dtype: torch.dtype, tokens: int) -> tuple[bool, ...]:
+    """What `hopper` of `prefill_case` may be, for prompts of so many tokens: True where there is a kernel for them."""
+    q = torch.empty(1, config.num_heads, config.head_dim, device=device, dtype=dtype)
+    taken = takes_prefill(q, BLOCK_SIZE, tokens, config.num_heads // config.num_kv_heads)
+    return (False, True) if taken else (False,)
 
 
 def prefill_case(

@@ -22,7 +22,7 @@ from millrace_kernels import (
 from millrace_kernels.sample import sample_reference
 from millrace_worker.models.config import ModelConfig
 
-from .attention_cases import DecodeSizes, decode_case, decode_contexts, prefill_case
+from .attention_cases import DecodeSizes, decode_case, decode_contexts, prefill_case, prefill_kinds
 from .kernel_case import CHECKED_ROWS, Case, Work, difference
 
 #: Weights and caches of at least this many bytes take turns, so that no cache of the device holds them.
@@ -114,7 +114,7 @@ def _cases(
     for contexts in decode_contexts(rows, context, sizes):
         if contexts.hopper in kinds:
             yield decode_case(config, device, dtype, contexts, turns_bytes)
-    for hopper in kinds:
+    for hopper in prefill_kinds(config, device, dtype, context):
         yield prefill_case(config, device, dtype, 1, context, hopper=hopper)
     yield prefill_case(config, device, dtype, sizes.prompts, sizes.prompt, hopper=False)
 

@@ -18,14 +18,15 @@ from ._dependent import is_hopper
 enabled = True
 
 
-def fits(q: torch.Tensor, block_size: int, tile_tokens: int) -> bool:
-    """Whether these kernels take q [.., Hq, D] over blocks of this size, by tiles of so many tokens."""
+def fits(q: torch.Tensor, block_size: int, largest: int) -> bool:
+    """Whether these kernels take q [.., Hq, D] over blocks of this size: a power of two, up to the largest."""
     return (
         enabled
         and is_hopper(q)
         and q.dtype in (torch.bfloat16, torch.float16)
         and q.shape[-1] in (64, 128)
-        and 16 <= block_size <= tile_tokens
+        and 16 <= block_size <= largest
+        and block_size.bit_count() == 1
         # A row's head begins at a multiple of 16 bytes.
         and q.stride(0) % 8 == 0
         and q.stride(1) % 8 == 0

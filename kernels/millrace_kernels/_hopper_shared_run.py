@@ -7,7 +7,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from ._hopper_attention import attend_pages, constants, fits
-from .decode_plan import DecodePlan
+from .decode_plan import CUT, DecodePlan
 
 #: Query rows, tokens, warps of a tile.
 _TILE = 128, 128, 8
@@ -15,7 +15,8 @@ _TILE = 128, 128, 8
 
 def takes_shared_runs(q: torch.Tensor, block_size: int, plan: DecodePlan) -> bool:
     """Whether `launch_shared_runs` is the one for this plan."""
-    return plan.shape.tile_rows == _TILE[0] and fits(q, block_size, _TILE[1])
+    # Parts begin at multiples of CUT, which would be in the middle of a larger block.
+    return plan.shape.tile_rows == _TILE[0] and fits(q, block_size, CUT)
 
 
 @gluon.jit(do_not_specialize=["tables_ptr", "shared_ptr", "members_ptr", "slots_ptr", "table_line"])

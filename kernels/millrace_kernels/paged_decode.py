@@ -186,7 +186,8 @@ def paged_decode(
     read; `lines` [S] (int32) says which line is whose, None that line s is of row s. A context of 0 gives zeros.
 
     `plan` is of the same contexts and lines, and what kernels go by; rows that it does not name are not written. None
-    makes one, for which the context lengths are read on the host.
+    makes one, for which the context lengths are read on the host. Plan and tables are read before the launch ahead of
+    this one has ended, which therefore must not write them.
     """
     check_queries(q, kv, block_tables, out)
     seqs = q.shape[0]

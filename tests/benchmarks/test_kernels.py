@@ -14,6 +14,7 @@ from millrace_bench import attention_cases, kernel_bench, kernel_table, models
 from millrace_bench.attention_cases import Contexts, DecodeSizes, decode_case, decode_contexts
 from millrace_bench.cli import app
 from millrace_bench.kernel_case import difference
+from millrace_kernels import _hopper_attention
 from millrace_worker.models.config import ModelConfig, parse_config
 
 SIZES = DecodeSizes(spread=5, shortest=8, longest=64, alone=64, group=6, common=32, own=8, prompts=2, prompt=30)
@@ -97,6 +98,16 @@ def test_an_error_is_measured_by_torchs_own_in_that_dtype() -> None:
     assert difference(x.exp(), torch.exp, x) == ""
     assert difference(x.exp() * 1.1, torch.exp, x).startswith("off by ")
     assert difference(x[1:], torch.exp, x) == "its shape is [49], not [50]"
+
+
+def test_prefill_is_measured_for_hopper_where_that_kernel_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = parse_config(models.MODELS["qwen3_0_6b"])
+    cpu = torch.device("cpu")
+    assert attention_cases.prefill_kinds(config, cpu, torch.bfloat16, 1024) == (False,)
+    monkeypatch.setattr(_hopper_attention, "is_hopper", lambda tensor: True)
+    assert attention_cases.prefill_kinds(config, cpu, torch.bfloat16, 1024) == (False, True)
+    for dtype, tokens in ((torch.bfloat16, 4096), (torch.float32, 1024)):
+        assert attention_cases.prefill_kinds(config, cpu, dtype, tokens) == (False,)
 
 
 def test_contexts_lie_as_they_say() -> None:

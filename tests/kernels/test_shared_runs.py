@@ -92,6 +92,13 @@ def test_a_cut_run(spare_rows: int) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("block", [16, 32, 64, 128])
+def test_a_run_that_is_cut_where_no_large_block_begins(block: int) -> None:
+    case, runs = shared_case([(list(range(40)), 0, 1152)], [1200] * 40, 2, 128, block, torch.bfloat16)
+    check(case, runs, 8)
+
+
+@pytest.mark.gpu
 def test_a_full_batch() -> None:
     contexts = [2049 + i % 130 for i in range(1024)]
     prefixes = [(list(range(700)), 0, 1024), (list(range(100, 200)), 1024, 2048), (list(range(800, 900)), 0, 2048)]
