@@ -13,6 +13,7 @@ from millrace_worker.engine import tier_setup
 from millrace_worker.engine.engine import Engine
 from millrace_worker.engine.load_costs import LoadCosts
 from millrace_worker.engine.load_plan import LoadPlan, Segment
+from millrace_worker.engine.pace import Pace
 from millrace_worker.engine.prefix_cache import ChainHasher
 from millrace_worker.engine.sequence import Sequence
 from millrace_worker.frames import AddSequence, SequenceParams
@@ -28,9 +29,10 @@ NUM_BLOCKS = sum((len(prompt) - 1) // BLOCK for prompt in MANY)
 
 
 @pytest.fixture(autouse=True)
-def always_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """How quick this machine computes is not known, so fetching is always tried."""
+def any_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How quick this machine computes is not known, so fetching is always tried, and steps hold all that they can."""
     monkeypatch.setattr(LoadCosts, "observe_step", lambda *_: None)
+    monkeypatch.setattr(Pace, "observe", lambda self, *_: setattr(self, "allowance", self._most))
 
 
 @pytest.fixture
