@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from disk_parts import ask
 from greedy import VOCABULARY, greedy_answers, save
 from millrace_worker.config import EngineConfig
 from millrace_worker.engine.block_copies import BlockCopies
@@ -26,37 +28,40 @@ pytestmark = [
 MAX_TOKENS = 12
 
 
+def behind_heads(seed: int, *, heads: int, count: int) -> list[list[int]]:
+    """Prompts that begin with one of a few long beginnings."""
+    draw = random.Random(seed)
+    beginnings = [[draw.randrange(4, VOCABULARY) for _ in range(96)] for _ in range(heads)]
+    return [
+        [*draw.choice(beginnings), *(draw.randrange(4, VOCABULARY) for _ in range(1 + i % 30))] for i in range(count)
+    ]
+
+
+def make_engine(directory: Path, eager: bool, kv_bytes: int, **settings: Any) -> Engine:
+    values: dict[str, Any] = {
+        "model": str(directory),
+        "device": "cuda",
+        "dtype": "float32",
+        "max_num_seqs": 24,
+        "max_num_batched_tokens": 96,
+        "max_model_len": 200,
+        "kv_cache_memory_bytes": kv_bytes,
+        "enforce_eager": eager,
+    }
+    return Engine(EngineConfig(**values, **settings))
+
+
 @pytest.mark.parametrize("eager", [pytest.param(True, id="eager"), pytest.param(False, id="graphs")])
 @pytest.mark.parametrize("megabytes", [pytest.param(64, id="roomy"), pytest.param(0.5, id="preempting")])
 @pytest.mark.parametrize("cpu_gb", [pytest.param(0.0, id="disk"), pytest.param(0.002, id="cpu-and-disk")])
 def test_restarts_change_no_answer(eager: bool, megabytes: float, cpu_gb: float, tmp_path: Path) -> None:
     directory = save("llama3-tied", tmp_path)
-    draw = random.Random(1)
-    heads = [[draw.randrange(4, VOCABULARY) for _ in range(96)] for _ in range(4)]
-    asked = [[*draw.choice(heads), *(draw.randrange(4, VOCABULARY) for _ in range(1 + i % 30))] for i in range(64)]
+    asked = behind_heads(1, heads=4, count=64)
     wanted = greedy_answers(directory, asked, MAX_TOKENS, eos=None)
     for start in range(3):
-        engine = Engine(
-            EngineConfig(
-                model=str(directory),
-                device="cuda",
-                dtype="float32",
-                max_num_seqs=24,
-                max_num_batched_tokens=96,
-                max_model_len=200,
-                kv_cache_memory_bytes=int(megabytes * 2**20),
-                enforce_eager=eager,
-                disk_cache_dir=str(tmp_path / "cache"),
-                cpu_cache_gb=cpu_gb,
-            )
-        )
-        answers: list[list[int]] = [[] for _ in asked]
-        for i, prompt in enumerate(asked):
-            engine.add(AddSequence(i, prompt, [], SequenceParams(max_tokens=MAX_TOKENS, temperature=0.0)))
-        while engine.has_work:
-            for seq_id, tokens in engine.step().tokens:
-                answers[seq_id] += tokens
-            engine.scheduler.check_integrity()
+        directories = {"disk_cache_dir": str(tmp_path / "cache"), "cpu_cache_gb": cpu_gb}
+        engine = make_engine(directory, eager, int(megabytes * 2**20), **directories)
+        answers = ask(engine, asked, SequenceParams(max_tokens=MAX_TOKENS, temperature=0.0))
         engine.close()
         assert answers == wanted, f"start {start}"
         assert engine.cache_stats.written_blocks + start > 0
@@ -132,23 +137,9 @@ def test_hits_in_host_memory_and_swaps_change_no_answer(
     # So small a model is computed in no time; fetching is tried as long as that is not known.
     monkeypatch.setattr(LoadCosts, "observe_step", lambda *_: None)
     directory = save("llama3-tied", tmp_path)
-    draw = random.Random(2)
-    heads = [[draw.randrange(4, VOCABULARY) for _ in range(96)] for _ in range(3)]
-    asked = [[*draw.choice(heads), *(draw.randrange(4, VOCABULARY) for _ in range(1 + i % 30))] for i in range(48)]
+    asked = behind_heads(2, heads=3, count=48)
     wanted = greedy_answers(directory, asked, MAX_TOKENS, eos=None)
-    engine = Engine(
-        EngineConfig(
-            model=str(directory),
-            device="cuda",
-            dtype="float32",
-            max_num_seqs=24,
-            max_num_batched_tokens=96,
-            max_model_len=200,
-            kv_cache_memory_bytes=2**18,
-            enforce_eager=eager,
-            cpu_cache_gb=0.05,
-        )
-    )
+    engine = make_engine(directory, eager, 2**18, cpu_cache_gb=0.05)
     for turn in range(3):
         engine.reset_prefix_cache()
         answers: list[list[int]] = [[] for _ in asked]

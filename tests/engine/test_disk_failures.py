@@ -14,13 +14,12 @@ import pytest
 import torch
 from structlog.testing import capture_logs
 
-from disk_parts import BLOCK, GREEDY, PROMPTS, SHARED, SYSTEM, ask, disk_config, ids, records, taken
+from disk_parts import BLOCK, PROMPTS, SHARED, SYSTEM, ask, disk_config, ids, race, records, taken
 from millrace_worker.engine import disk_readers, disk_tier
 from millrace_worker.engine.disk_requests import Reading, TierLimits
 from millrace_worker.engine.disk_tier import DiskTier
 from millrace_worker.engine.engine import Engine
 from millrace_worker.engine.kv_record import write_record
-from millrace_worker.frames import AddSequence
 
 #: Prompts without a common beginning.
 MANY = [ids(60 + n, 50 + n) for n in range(24)]
@@ -111,16 +110,8 @@ def test_a_read_that_hangs_is_given_up_and_others_go_on_meanwhile(
         path.unlink()
         os.mkfifo(path)  # opening it waits for somebody who writes
     engine = Engine(disk_config(model, stored))
-    engine.add(AddSequence(0, PROMPTS[0], [], GREEDY))
-    engine.add(AddSequence(1, MANY[0], [], GREEDY))
-    answers: dict[int, list[int]] = {0: [], 1: []}
-    finished: list[int] = []
-    while engine.has_work:
-        output = engine.step()
-        finished += [seq_id for seq_id, _ in output.finished]
-        for seq_id, tokens in output.tokens:
-            answers[seq_id] += tokens
-    assert finished == [1, 0]
+    ended, answers = race(engine, [PROMPTS[0], MANY[0]])
+    assert ended == [1, 0]
     assert answers[0] == cold[0]
     assert engine.cache_stats.misses == {"deadline": 1, "absent": 1}
     assert "disk" in engine.scheduler.tier.costs.bytes_per_second  # type: ignore[attr-defined]

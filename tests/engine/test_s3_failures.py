@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from disk_parts import BLOCK, GREEDY, PROMPTS, SHARED, ask, ids, records, taken
+from disk_parts import BLOCK, GREEDY, PROMPTS, SHARED, ask, ids, race, records, taken
 from faulty_s3 import FaultyS3
 from millrace_worker.config import EngineConfig
 from millrace_worker.engine import s3_tier
@@ -211,16 +211,8 @@ def test_a_server_that_hangs_is_given_up_and_others_go_on_meanwhile(
     hurry(monkeypatch, fetch_seconds=1.0, request_seconds=240.0, pause=0.5)
     engine = Engine(config())
     os.kill(server.pid, signal.SIGSTOP)
-    engine.add(AddSequence(0, PROMPTS[0], [], GREEDY))
-    engine.add(AddSequence(1, OTHER, [], GREEDY))
-    answers: dict[int, list[int]] = {0: [], 1: []}
-    finished: list[int] = []
-    while engine.has_work:
-        output = engine.step()
-        finished += [seq_id for seq_id, _ in output.finished]
-        for seq_id, tokens in output.tokens:
-            answers[seq_id] += tokens
-    assert finished == [1, 0]
+    ended, answers = race(engine, [PROMPTS[0], OTHER])
+    assert ended == [1, 0]
     assert answers[0] == cold[0]
     stats = engine.cache_stats
     assert stats.s3_misses["deadline"] == 1

@@ -52,14 +52,24 @@ SHARED = len(SYSTEM) // BLOCK
 
 def ask(engine: Engine, prompts: list[list[int]], params: SequenceParams = GREEDY) -> list[list[int]]:
     """Answers of all, computed together."""
+    return race(engine, prompts, params)[1]
+
+
+def race(
+    engine: Engine, prompts: list[list[int]], params: SequenceParams = GREEDY
+) -> tuple[list[int], list[list[int]]]:
+    """Numbers of the prompts in the order in which their answers end, and the answers."""
     answers: list[list[int]] = [[] for _ in prompts]
+    ended: list[int] = []
     for number, prompt in enumerate(prompts):
         engine.add(AddSequence(number, prompt, [], params))
     while engine.has_work:
-        for number, tokens in engine.step().tokens:
+        output = engine.step()
+        ended += [number for number, _ in output.finished]
+        for number, tokens in output.tokens:
             answers[number] += tokens
         engine.scheduler.check_integrity()
-    return answers
+    return ended, answers
 
 
 def settle(engine: Engine, *, blocks: int, seconds: float = 10.0) -> None:
