@@ -8,6 +8,8 @@ import triton.language as tl
 from kernel_cases import DEVICE, DTYPES, INTERPRETED, KERNELS, by_mode
 from millrace_kernels import sample
 from millrace_kernels._gumbel import gumbel, gumbel_reference, philox_reference, philox_words
+from millrace_kernels._sample_groups import group_size
+from millrace_kernels._sample_limit import launch_limit
 from millrace_kernels.sample import sample_reference
 
 NEUTRAL = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seeds": 0, "positions": 0}
@@ -163,8 +165,8 @@ FILTERS = [
     (1.0, 1, 1.0, 0.0),
     (1.0, 3, 1.0, 0.0),
     (2.0, 50, 1.0, 0.0),
-    (1.0, 499, 1.0, 0.0),
-    (1.0, 500, 1.0, 0.0),
+    (1.0, 2599, 1.0, 0.0),
+    (1.0, 2600, 1.0, 0.0),
     (1.0, 100000, 1.0, 0.0),
     (1.0, 0, 0.9, 0.0),
     (0.7, 0, 0.5, 0.0),
@@ -183,7 +185,8 @@ FILTERS = [
 @pytest.mark.parametrize("shape", ["normal", "equal", "two levels", "steep", "flat"])
 def test_filters_keep_what_sorting_keeps(shape: str) -> None:
     """The noise of an id does not depend on the filters, so the draw is that over the kept tokens alone."""
-    vocab, repeats = 500, by_mode(gpu=[16], interpreter=[1], reference=[8])[0]
+    # Several groups of ids, of which those that a few tokens lie in are found by their largest.
+    vocab, repeats = 2600, by_mode(gpu=[16], interpreter=[1], reference=[8])[0]
     logits = {
         "normal": torch.randn(vocab) * 2,
         "equal": torch.zeros(vocab),
@@ -201,6 +204,39 @@ def test_filters_keep_what_sorting_keeps(shape: str) -> None:
     alone = logits.expand(rows, vocab).masked_fill(~kept, float("-inf"))
     expected = sample_reference(alone, **chosen, any_filter=False)
     assert torch.equal(sample(logits.expand(rows, vocab), **chosen), expected)
+
+
+@pytest.mark.skipif(not KERNELS, reason="the reference looks for no limits in groups")
+@pytest.mark.parametrize("shape", ["normal", "two levels", "steep", "flat"])
+def test_limits_and_groups_are_those_of_what_is_kept(shape: str) -> None:
+    """Every group's largest logit and weight, and not only what one draw shows of them."""
+    vocab, size = 2600, group_size(2600)
+    logits = {
+        "normal": torch.randn(vocab) * 2,
+        "two levels": torch.where(torch.arange(vocab) % 5 == 0, 2.0, -1.0),
+        "steep": torch.randn(vocab) * 30,
+        "flat": torch.randn(vocab) * 1e-3,
+    }[shape].to(DEVICE)
+    names = ("temperature", "top_k", "top_p", "min_p")
+    chosen = settings(len(FILTERS), **dict(zip(names, map(list, zip(*FILTERS, strict=True)), strict=True)))
+    kept = torch.stack([kept_by_sorting(logits, *setting) for setting in FILTERS])
+    heat = chosen["temperature"][:, None, None]
+
+    def groups_of(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        grouped = torch.nn.functional.pad(x, (0, -vocab % size), value=float("-inf")).view(len(x), -1, size)
+        top = grouped.amax(-1)
+        gap = (top.clamp(min=-1e30)[:, :, None] - grouped) / heat
+        return top, torch.exp(-gap).sum(-1)
+
+    rows = logits.expand(len(FILTERS), vocab)
+    top, mass = groups_of(rows)
+    limit = launch_limit(rows.contiguous(), None, None, tuple(chosen[name] for name in names), top, mass)
+    gap_bits = (logits.max() - rows).contiguous().view(torch.int32)
+    assert torch.equal(gap_bits <= limit[:, None], kept)
+    wanted_top, wanted_mass = groups_of(rows.masked_fill(~kept, float("-inf")))
+    assert torch.equal(top, wanted_top)
+    left = wanted_top > float("-inf")
+    torch.testing.assert_close(mass[left], wanted_mass[left], atol=1e-4, rtol=1e-4)
 
 
 def test_without_filters_their_passes_change_nothing() -> None:
