@@ -25,7 +25,7 @@ bench() { "$PYTHON" -m millrace_bench "$@"; }
 
 # Both kinds of tests at once: nothing is timed.
 stage_tests() {
-    local pytest=("$PYTHON" -m pytest -q -p no:cacheprovider -W ignore) spread=()
+    local pytest=("$PYTHON" -m pytest -q -p no:cacheprovider -p no:benchmark -W ignore) spread=()
     "$PYTHON" -c "import xdist" 2>/dev/null && spread=(-n 6)
     "${pytest[@]}" "${spread[@]}" tests/engine/test_cuda*.py >"$results/engine.log" 2>&1 &
     local engine=$! status=0
