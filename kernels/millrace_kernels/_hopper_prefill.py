@@ -5,33 +5,67 @@ from __future__ import annotations
 import torch
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared
 
-from ._hopper_attention import attend_pages, constants, fits
+from ._hopper_attention import TILE_M, TILE_N, allocate_tiles, attend_tiles, constants, fits, load_tiles
 
-#: Query rows, tokens, warps of a tile: two programs a multiprocessor overlap each other's products and exponentials.
-_TILE = 64, 64, 4
-#: Longest part of a prompt, in tokens, that this computes sooner than the portable kernel with its taller tiles, as
-#: measured on an H200.
-_MAX_QUERY_LEN = 1024
+#: Fewest rows of the longest sequence that are worth a program's tile.
+_LEAST_ROWS = 64
 
 
 def takes_prefill(q: torch.Tensor, block_size: int, max_query_len: int, group: int) -> bool:
     """Whether `launch_prefill` is the one for these queries."""
-    return max_query_len <= _MAX_QUERY_LEN and max_query_len * group > _TILE[0] and fits(q, block_size, _TILE[1])
+    return max_query_len * group > _LEAST_ROWS and fits(q, block_size, TILE_N)
 
 
 @gluon.jit
 def _find_sequence(cu_ptr, num_seqs, tile, GROUP: gl.constexpr, TILE_M: gl.constexpr):
     """Last sequence whose first tile is not past the given one; see paged_prefill."""
-    low = 0
-    high = num_seqs
-    while high - low > 1:
-        middle = (low + high) // 2
-        if gl.load(cu_ptr + middle) * GROUP // TILE_M + middle <= tile:
-            low = middle
-        else:
-            high = middle
-    return low
+    WIDTH: gl.constexpr = 128
+    lane = gl.arange(0, WIDTH, layout=gl.BlockedLayout([1], [32], [4], [0]))
+    begun = 0
+    # Many at once, where halving would wait for one read after another.
+    for first in range(0, num_seqs, WIDTH):
+        seq = first + lane
+        tokens = gl.load(cu_ptr + seq, mask=seq < num_seqs, other=0)
+        begun += gl.sum(((seq < num_seqs) & (tokens * GROUP // TILE_M + seq <= tile)).to(gl.int32), 0)
+    return gl.maximum(begun - 1, 0)
+
+
+@gluon.jit
+def _attend(
+    tiles,
+    q_smem,
+    first_row,
+    work,
+    tensors,
+    KV_HEADS: gl.constexpr,
+    GROUP: gl.constexpr,
+    HEAD_DIM: gl.constexpr,
+    ROWS: gl.constexpr,
+    TILE_N: gl.constexpr,
+    STAGES: gl.constexpr,
+):
+    """What a group does that multiplies: row r of a sequence is a head of its token r // GROUP."""
+    first_token, queries, past, full, end, kv_head = work
+    q_ptr, out_ptr, q_token, q_head, scale_log2 = tensors
+    DTYPE: gl.constexpr = q_ptr.dtype.element_ty
+    SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE_N, 16])
+    SUMS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HEAD_DIM, 16])
+    COPY: gl.constexpr = gl.BlockedLayout([1, 8], [256 // HEAD_DIM, HEAD_DIM // 8], [4, 1], [1, 0])
+    row = first_row + gl.arange(0, ROWS, layout=gl.SliceLayout(1, COPY))
+    dim = gl.arange(0, HEAD_DIM, layout=gl.SliceLayout(0, COPY))
+    query, head = row // GROUP, kv_head * GROUP + row % GROUP
+    live = (query < queries)[:, None]
+    token = (first_token + query).to(gl.int64)
+    q_smem.store(gl.load(q_ptr + (token * q_token + head * q_head)[:, None] + dim[None, :], mask=live, other=0.0))
+    fence_async_shared()
+    gl.thread_barrier()
+    last = past + (first_row + gl.arange(0, ROWS, layout=gl.SliceLayout(1, SCORES))) // GROUP
+    sums, _, total = attend_tiles(q_smem, tiles, 0, full, end, last, scale_log2, DTYPE, ROWS, TILE_N, HEAD_DIM, STAGES)
+    out = (sums / gl.convert_layout(total, gl.SliceLayout(1, SUMS))[:, None]).to(DTYPE)
+    place = (token * (KV_HEADS * GROUP) + head) * HEAD_DIM
+    gl.store(out_ptr + place[:, None] + dim[None, :], gl.convert_layout(out, COPY), mask=live)
 
 
 @gluon.jit(do_not_specialize=["tables_ptr", "lines_ptr", "cu_ptr", "context_ptr", "num_seqs", "table_line"])
@@ -49,21 +83,21 @@ def _prefill_kernel(
     q_head,
     kv_block,
     table_line,
+    LINES: gl.constexpr,
     KV_HEADS: gl.constexpr,
     GROUP: gl.constexpr,
     HEAD_DIM: gl.constexpr,
     BLOCK_SIZE: gl.constexpr,
     LOG_BLOCK: gl.constexpr,
-    LINES: gl.constexpr,
-    TILE_M: gl.constexpr,
+    ROWS: gl.constexpr,
     TILE_N: gl.constexpr,
-    WARPS: gl.constexpr,
+    STAGES: gl.constexpr,
+    SECOND: gl.constexpr,
+    LOADER: gl.constexpr,
 ):
-    """As paged_prefill's: one program a (KV head, tile of rows), r of a sequence being a head of token r // GROUP."""
+    """As paged_prefill's: one program a (KV head, tile of rows)."""
     DTYPE: gl.constexpr = q_ptr.dtype.element_ty
-    SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, TILE_N, 16])
-    SUMS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, HEAD_DIM, 16])
-    COPY: gl.constexpr = gl.BlockedLayout([1, 8], [256 // HEAD_DIM, HEAD_DIM // 8], [WARPS, 1], [1, 0])
+    TILE_M: gl.constexpr = 2 * ROWS
     kv_head = gl.program_id(0)
     # The last tiles of a sequence see the most tokens; they start first.
     tile = gl.num_programs(1) - 1 - gl.program_id(1)
@@ -74,41 +108,47 @@ def _prefill_kernel(
     if first_row < 0 or first_row >= queries * GROUP:
         return
     past = gl.load(context_ptr + seq) - queries
-    row = first_row + gl.arange(0, TILE_M, layout=gl.SliceLayout(1, COPY))
-    dim = gl.arange(0, HEAD_DIM, layout=gl.SliceLayout(0, COPY))
-    query, head = row // GROUP, kv_head * GROUP + row % GROUP
-    live = (query < queries)[:, None]
-    token = (first_token + query).to(gl.int64)
-    q = gl.load(q_ptr + (token * q_token + head * q_head)[:, None] + dim[None, :], mask=live, other=0.0)
-    Q_TILE: gl.constexpr = gl.NVMMASharedLayout.get_default_for([TILE_M, HEAD_DIM], DTYPE)
-    q_smem = gl.allocate_shared_memory(DTYPE, [TILE_M, HEAD_DIM], Q_TILE, q)
-    k_ptr = kv_ptr + kv_head.to(gl.int64) * (BLOCK_SIZE * HEAD_DIM)
     line = gl.load(lines_ptr + seq) if LINES else seq
+    table_ptr = tables_ptr + line.to(gl.int64) * table_line
+    k_ptr = kv_ptr + kv_head.to(gl.int64) * (BLOCK_SIZE * HEAD_DIM)
+    v_ptr = k_ptr + KV_HEADS * BLOCK_SIZE * HEAD_DIM
     full = (past + first_row // GROUP + 1) // TILE_N * TILE_N
     end = past + gl.minimum((first_row + TILE_M - 1) // GROUP + 1, queries)
-    last = past + (first_row + gl.arange(0, TILE_M, layout=gl.SliceLayout(1, SCORES))) // GROUP
-    sums, _, total = attend_pages(
-        q_smem,
-        k_ptr,
-        k_ptr + KV_HEADS * BLOCK_SIZE * HEAD_DIM,
-        tables_ptr + line.to(gl.int64) * table_line,
-        0,
-        full,
-        end,
-        last,
-        kv_block,
-        scale_log2,
-        DTYPE,
-        TILE_M,
-        TILE_N,
-        HEAD_DIM,
-        BLOCK_SIZE,
-        LOG_BLOCK,
-        WARPS,
+    Q_TILE: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, HEAD_DIM], DTYPE)
+    q_smem = gl.allocate_shared_memory(DTYPE, [2, ROWS, HEAD_DIM], Q_TILE)
+    tiles = allocate_tiles(DTYPE, TILE_N, HEAD_DIM, STAGES)
+    work = first_token, queries, past, full, end, kv_head
+    tensors = q_ptr, out_ptr, q_token, q_head, scale_log2
+    gl.warp_specialize(
+        [
+            (
+                _attend,
+                (tiles, q_smem.index(0), first_row, work, tensors, KV_HEADS, GROUP, HEAD_DIM, ROWS, TILE_N, STAGES),
+            ),
+            (
+                _attend,
+                (
+                    tiles,
+                    q_smem.index(1),
+                    first_row + ROWS,
+                    work,
+                    tensors,
+                    KV_HEADS,
+                    GROUP,
+                    HEAD_DIM,
+                    ROWS,
+                    TILE_N,
+                    STAGES,
+                ),
+            ),
+            (
+                load_tiles,
+                (tiles, k_ptr, v_ptr, table_ptr, 0, end, kv_block, TILE_N, HEAD_DIM, BLOCK_SIZE, LOG_BLOCK, STAGES),
+            ),
+        ],
+        [4, 4],
+        [SECOND, LOADER],
     )
-    out = (sums / gl.convert_layout(total, gl.SliceLayout(1, SUMS))[:, None]).to(DTYPE)
-    place = (token * (KV_HEADS * GROUP) + head) * HEAD_DIM
-    gl.store(out_ptr + place[:, None] + dim[None, :], gl.convert_layout(out, COPY), mask=live)
 
 
 def launch_prefill(
@@ -125,7 +165,7 @@ def launch_prefill(
     tokens, heads, head_dim = q.shape
     _, _, kv_heads, block_size, _ = kv.shape
     seqs, group = context_lens.shape[0], heads // kv_heads
-    _prefill_kernel[(kv_heads, tokens * group // _TILE[0] + seqs)](
+    _prefill_kernel[(kv_heads, tokens * group // TILE_M + seqs)](
         q,
         kv,
         block_tables,
@@ -140,5 +180,5 @@ def launch_prefill(
         kv.stride(0),
         block_tables.stride(0),
         LINES=lines is not None,
-        **constants(kv_heads, group, head_dim, block_size, _TILE),
+        **constants(kv_heads, group, head_dim, block_size),
     )

@@ -118,12 +118,12 @@ def test_attention_for_hopper(
     arrays = plan_decode(case.context_lens.numpy(), np.arange(rows), shape, [SharedRun(np.arange(rows), 0, 512)])
     plan = DecodePlan.of(shape, {name: torch.from_numpy(array) for name, array in arrays.items()})
     paged_decode(q[:rows], case.kv, case.block_tables, case.context_lens, 0.1, plan=plan)
-    for tokens in (1000, 3000):
+    for tokens in (8, 3000):
         bounds, lens = torch.tensor([0, tokens], dtype=torch.int32), torch.tensor([tokens], dtype=torch.int32)
         paged_prefill(q[:tokens], case.kv, case.block_tables[:1], bounds, lens, tokens, 0.1)
         paged_prefill(q[:tokens], case.kv, case.block_tables, bounds, lens, tokens, 0.1, lines=lens)
     decode = ["_shared_run_kernel", "_paged_decode_kernel"]
-    assert compiled == [*decode, *["_prefill_kernel"] * 2, *["_paged_prefill_kernel"] * 2]
+    assert compiled == [*decode, *["_paged_prefill_kernel"] * 2, *["_prefill_kernel"] * 2]
 
 
 @DTYPES

@@ -35,6 +35,6 @@ def test_every_part_of_a_run_that_is_taken_begins_with_a_block(block: int, *, ta
     assert not taken or (begins % block == 0).all()
 
 
-@pytest.mark.parametrize(("block", "taken"), [(8, False), (16, True), (64, True), (128, False), (48, False)])
+@pytest.mark.parametrize(("block", "taken"), [(8, False), (16, True), (128, True), (256, False), (48, False)])
 def test_a_prefill_that_is_taken_has_whole_blocks_in_a_tile(block: int, *, taken: bool) -> None:
     assert takes_prefill(Q, block, 40, 4) == taken
