@@ -141,6 +141,28 @@ def test_products(columns: int, k: int, rows: int, dtype: torch.dtype, compiled:
     assert ("_skinny_kernel" in compiled) == (rows > 1 and dtype != torch.float32)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "rows", "columns", "k", "kernel"),
+    [
+        (torch.bfloat16, 1030, 384, 1024, "_gated_linear_kernel"),
+        (torch.float16, 1024, 128, 64, "_gated_linear_kernel"),
+        (torch.bfloat16, 1023, 384, 1024, "_silu_mul_kernel"),
+        (torch.bfloat16, 1030, 320, 1024, "_silu_mul_kernel"),
+        (torch.float32, 1030, 384, 1024, "_silu_mul_kernel"),
+    ],
+    ids=str,
+)
+def test_gates_of_many_rows(
+    dtype: torch.dtype, rows: int, columns: int, k: int, kernel: str, compiled: list[str]
+) -> None:
+    x, norm, weight = torch.zeros(rows, k, dtype=dtype), torch.ones(k, dtype=dtype), torch.zeros(2 * columns, k)
+    result, _ = norm_gated_linear(x, None, norm, weight.to(dtype), None, 1e-6)
+    assert result.shape == (rows, columns)
+    assert compiled == ["_rms_norm_kernel", kernel]
+    norm_gated_linear(x, None, norm, weight.to(dtype), torch.zeros(2 * columns, dtype=dtype), 1e-6)
+    assert compiled[2:] == ["_rms_norm_kernel", "_silu_mul_kernel"]
+
+
 @DTYPES
 def test_the_rest(dtype: torch.dtype, compiled: list[str]) -> None:
     x = torch.zeros(6, 8, 128, dtype=dtype)
