@@ -6,7 +6,7 @@ import torch
 
 from ._dependent import is_hopper
 from ._gemv import gemv
-from ._hopper_gated import gated_linear, takes_gated
+from ._hopper_gated import gated_linear, pays_gated
 from ._launch import (
     INTERPRETED,
     check_contiguous,
@@ -25,8 +25,6 @@ from .silu_mul import silu_mul, silu_mul_reference
 _LONGEST_JOINED = 2048
 #: Fewest rows whose residual sum a product takes along.
 _LEAST_ADDED = 512
-#: Fewest rows whose gates and values one kernel for Hopper multiplies and joins.
-_LEAST_GATED = 1024
 
 
 def linear_reference(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -147,7 +145,7 @@ def norm_gated_linear(
         return gemv(normed, weight, bias, gated=True)[0], summed
     if _are_few(normed, weight, gated=True):
         return skinny(normed, weight, bias, gated=True), summed
-    if bias is None and normed.shape[0] >= _LEAST_GATED and takes_gated(normed, weight):
+    if bias is None and pays_gated(normed, weight):
         return gated_linear(normed, weight), summed
     return silu_mul(_product(normed, weight, bias)), summed
 

@@ -144,11 +144,11 @@ def test_products(columns: int, k: int, rows: int, dtype: torch.dtype, compiled:
 @pytest.mark.parametrize(
     ("dtype", "rows", "columns", "k", "kernel"),
     [
-        (torch.bfloat16, 1030, 384, 1024, "_gated_linear_kernel"),
-        (torch.float16, 1024, 128, 64, "_gated_linear_kernel"),
-        (torch.bfloat16, 1023, 384, 1024, "_silu_mul_kernel"),
-        (torch.bfloat16, 1030, 320, 1024, "_silu_mul_kernel"),
-        (torch.float32, 1030, 384, 1024, "_silu_mul_kernel"),
+        (torch.bfloat16, 1030, 3840, 1024, "_gated_linear_kernel"),
+        (torch.float16, 4096, 1152, 64, "_gated_linear_kernel"),
+        (torch.bfloat16, 1023, 3840, 1024, "_silu_mul_kernel"),
+        (torch.bfloat16, 1030, 3904, 1024, "_silu_mul_kernel"),
+        (torch.float32, 1030, 3840, 1024, "_silu_mul_kernel"),
     ],
     ids=str,
 )

@@ -7,7 +7,7 @@ import torch
 
 from kernel_cases import CUDA, assert_as_good
 from millrace_kernels import _hopper_gated, norm_gated_linear
-from millrace_kernels._hopper_gated import gated_linear, takes_gated
+from millrace_kernels._hopper_gated import gated_linear, pays_gated, takes_gated
 from millrace_kernels.linear import norm_gated_linear_reference
 
 on_hopper = pytest.mark.skipif(
@@ -28,14 +28,15 @@ def _strided(rows: int, k: int, dtype: torch.dtype) -> torch.Tensor:
 @DTYPES
 @pytest.mark.parametrize(("columns", "k"), [(3072, 1024), (384, 4096), (3072, 4096), (128, 64)])
 @pytest.mark.parametrize("rows", [1024, 1025, 1151, 2048])
-def test_a_norm_and_gates(rows: int, columns: int, k: int, dtype: torch.dtype) -> None:
+def test_a_norm_and_gates(rows: int, columns: int, k: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_hopper_gated, "_LEAST_TILES", 0)
     x, residual = (torch.randn(rows, k, device="cuda").to(dtype) for _ in range(2))
     weight = (torch.randn(2 * columns, k, device="cuda") * (2 / k**0.5)).to(dtype)
     norm = torch.randn(k, device="cuda").to(dtype)
     wide = (tensor.float() for tensor in (x, residual, norm, weight))
     exact, _ = norm_gated_linear_reference(*wide, None, 1e-5)
     plain, summed = norm_gated_linear_reference(x, residual, norm, weight, None, 1e-5)
-    assert takes_gated(summed, weight)
+    assert pays_gated(summed, weight)
     got, got_sum = norm_gated_linear(x, residual, norm, weight, None, 1e-5)
     assert_as_good(got, exact.double(), plain)
     assert torch.equal(got_sum, summed)
@@ -99,3 +100,15 @@ def test_what_is_taken(monkeypatch: pytest.MonkeyPatch, x: torch.Tensor, weight:
     assert not takes_gated(x.float(), weight.float())
     monkeypatch.setattr(_hopper_gated, "is_hopper", lambda tensor: False)
     assert not takes_gated(x, weight)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "pays"), [(1023, 14336, False), (1024, 14336, True), (1024, 4096, False), (1921, 2304, True)]
+)
+def test_few_rows_and_few_tiles_do_not_pay(
+    monkeypatch: pytest.MonkeyPatch, rows: int, columns: int, *, pays: bool
+) -> None:
+    monkeypatch.setattr(_hopper_gated, "is_hopper", lambda tensor: True)
+    monkeypatch.setattr(_hopper_gated, "multiprocessors", lambda tensor: 132)
+    x, weight = (torch.empty(number, 64, dtype=torch.bfloat16) for number in (rows, 2 * columns))
+    assert pays_gated(x, weight) == pays
