@@ -88,7 +88,7 @@ def drive(engine: Engine, coming: list[Arrival], temperature: float) -> list[Tim
         if not engine.has_work:
             time.sleep(max(0.0, coming[added].due - now))
             continue
-        output = engine.step()
+        output = engine.advance()
         if output.refused:
             raise ValueError(f"request {output.refused[0].seq_id} was refused: {output.refused[0].message}")
         now = time.perf_counter() - start
@@ -96,6 +96,8 @@ def drive(engine: Engine, coming: list[Arrival], temperature: float) -> list[Tim
             timelines[started.seq_id].cached = started.cached
         for seq_id, tokens in output.tokens:
             timelines[seq_id].add(now, len(tokens))
+        # As in a worker, where outputs are on their way by then.
+        engine.tend()
     for number, timeline in enumerate(timelines):
         timeline.check(number)
     return timelines

@@ -5,20 +5,44 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from disk_parts import GREEDY, PROMPTS, SHARED, disk_config
-from millrace_worker.engine import disk_tier, loop
+from disk_parts import GREEDY, PROMPTS, SHARED, LateCopies, LateCopy, disk_config
+from millrace_worker.engine import disk_tier, loop, tier_setup
 from millrace_worker.engine.__main__ import serve
 from millrace_worker.engine.disk_requests import TierLimits
 from millrace_worker.engine.engine import Engine
 from millrace_worker.engine.kv_record import write_record
 from millrace_worker.engine.link import FrontLink
 from millrace_worker.frames import AddSequence, StepOutput, ToEngine, pack, unpack_from_engine
+
+
+class _HeldCopy(LateCopy):
+    """Not done before a test says so; waiting for it takes as long."""
+
+    @property
+    def is_done(self) -> bool:
+        if not _Held.go_on.is_set():
+            return False
+        super().wait()
+        return True
+
+    def wait(self) -> None:
+        assert _Held.go_on.wait(30)
+        super().wait()
+
+
+class _Held(LateCopies):
+    go_on = threading.Event()
+
+    def _copy(self, blocks: list[int], host: list[torch.Tensor], pairs: list[Any], stream: Any) -> Any:
+        return _HeldCopy(blocks, host, pairs, 0)
 
 
 class Front:
@@ -57,7 +81,12 @@ class Front:
 def front(monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path) -> Iterator[Front]:
     monkeypatch.setattr(loop, "_REPORT_EVERY", 0.1)
     monkeypatch.setattr(disk_tier, "TierLimits", partial(TierLimits, open_seconds=0.01, lock_seconds=0.02))
-    engine = Engine(disk_config(model, tmp_path))
+    with _served(Engine(disk_config(model, tmp_path))) as front:
+        yield front
+
+
+@contextmanager
+def _served(engine: Engine) -> Iterator[Front]:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         thread = threading.Thread(target=serve, args=(engine, FrontLink(theirs)))
@@ -111,6 +140,23 @@ def test_a_write_that_ends_later(front: Front, monkeypatch: pytest.MonkeyPatch) 
         if output.cache.disk_blocks >= SHARED:
             break
     assert output.cache.written_blocks == output.cache.disk_blocks
+
+
+def test_answers_do_not_wait_for_what_is_copied_out(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
+    monkeypatch.setattr(loop, "_REPORT_EVERY", 0.1)
+    monkeypatch.setattr(tier_setup, "BlockCopies", _Held)
+    monkeypatch.setattr(_Held, "go_on", threading.Event())
+    with _served(Engine(disk_config(model, None, cpu_cache_gb=0.01))) as front:
+        front.ask()
+        front.ask()
+        # Copies that never end hold nobody up, and the front hears nothing of them.
+        front.ask()
+        while not front.hears_nothing(0.5):
+            pass
+        _Held.go_on.set()
+        output = front.hear()
+        assert output.cache is not None
+        assert output.cache.blocks["cpu"] >= SHARED
 
 
 def test_what_is_so_from_the_start_is_told_without_a_job(model: Path, tmp_path: Path) -> None:

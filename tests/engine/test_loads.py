@@ -79,10 +79,11 @@ def run(engine: Engine) -> tuple[list[list[int]], int]:
     answers: dict[int, list[int]] = {}
     loads, most = engine.scheduler.tier._loads, 0  # type: ignore[attr-defined]
     while engine.has_work:
-        for number, tokens in engine.step().tokens:
+        for number, tokens in engine.advance().tokens:
             answers.setdefault(number, []).extend(tokens)
         engine.scheduler.check_integrity()
         most = max(most, len(loads._loads) + len(loads._inward))
+        engine.tend()
     return [answers[number] for number in sorted(answers)], most
 
 

@@ -60,9 +60,10 @@ def serve(engine: Engine, link: FrontLink) -> None:
                 engine.abort(seq_id)
             for new in frame.add:
                 engine.add(new)
-        output = engine.step() if engine.has_work else engine.report()
+        output = engine.advance() if engine.has_work else engine.report()
         if output is not None:
             link.send(pack(output))
+        engine.tend()
 
 
 if __name__ == "__main__":

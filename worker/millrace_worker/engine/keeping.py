@@ -84,6 +84,11 @@ class Keeping:
         yield from (leaving.slots for leaving in self._outward)
         yield from (slots for _, slots in self._writing)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether anything is wanted that has not been copied."""
+        return bool(self._wanted or self._outward)
+
     def is_leaving(self, chain_hash: bytes) -> bool:
         return chain_hash in self._hashes
 

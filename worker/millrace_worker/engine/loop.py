@@ -25,6 +25,8 @@ log = structlog.get_logger()
 
 #: Seconds for which a step that has nothing to run waits for a lower tier before the front is listened to again.
 _LONGEST_WAIT = 0.005
+#: Seconds until copies are looked at again while no step runs.
+_GLANCE = 0.001
 #: Seconds between two reports of the prefix cache: while steps or tiers go on, and at least.
 _REPORT_EVERY, _REPORT_LEAST = 1.0, 0.1
 
@@ -66,6 +68,8 @@ class StepLoop:
         if isinstance(self.scheduler.tier, NoLowerTier):
             return rest
         due = max(0.0, self._reported_at + _REPORT_EVERY - time.monotonic())
+        if self.scheduler.tier.is_copying:
+            due = min(due, _GLANCE)
         return due if rest is None else min(rest, due)
 
     def report(self) -> StepOutput | None:
@@ -134,6 +138,23 @@ class StepLoop:
             self.scheduler.abort(own)
 
     def step(self) -> StepOutput:
+        """All of a step, for those who drive it in their own process: when nothing is left to run, tiers are done.
+
+        Others send what `advance` gives on its way before they `tend`.
+        """
+        output = self.advance()
+        self.tend()
+        if not self.has_work:
+            self.scheduler.tier.settle()
+        return output
+
+    def tend(self) -> None:
+        """Begins to copy out what tiers keep; with outputs on their way, nobody waits for that."""
+        self._clock.start()
+        self.scheduler.tier.flush()
+        self._clock.lap("report")
+
+    def advance(self) -> StepOutput:
         """Launches one forward pass, if anything can run, and reports what came of the one before, or of this one."""
         began, clock = time.perf_counter(), self._clock
         clock.start()
@@ -167,10 +188,7 @@ class StepLoop:
             logprobs = {seq_id: [found[seq_id]] for seq_id, _ in tokens if seq_id in found} if found else {}
             clock.lap("complete")
         pins = self._pins_report()
-        tier.flush()
-        if not self.has_work:
-            tier.settle()  # nobody asks after the copies until there is work again
-        elif step is None and launched is None:
+        if step is None and launched is None and self.has_work:
             tier.wait(_LONGEST_WAIT)
         refused, self._refused = self._refused, []
         self._steps += 1

@@ -68,6 +68,10 @@ class LowerTier(Protocol):
     def give_back(self) -> None:
         """Lets go of all blocks at once."""
 
+    @property
+    def is_copying(self) -> bool:
+        """Whether blocks are still to be copied out, or on their way."""
+
     def settle(self) -> None:
         """Finishes all copies: there is nothing to run for now."""
 
@@ -113,6 +117,7 @@ class NoLowerTier:
 
     held: Iterable[list[int]] = ()
     news = 0
+    is_copying = False
     stats = CacheStats()
 
     def ahead(self, rank: int) -> tuple[int, int]:

@@ -189,6 +189,10 @@ class TieredCache:
         self._keeping.give_back()
         self._loads.finish_copies()
 
+    @property
+    def is_copying(self) -> bool:
+        return self._keeping.is_busy
+
     def settle(self) -> None:
         self._keeping.flush(all_of_it=True)
         self._keeping.finish_copies()
