@@ -41,8 +41,9 @@ stage_latency() {
     bench latency "${model[@]}" --workload mixed8k --rates 4 --seconds 15 --long-prefill-token-thresholds 0,256,512,1024
 }
 stage_prefix() {
-    local cells=(${VLLM:+--vs-cells 64x2048x1,256x2048x1,256x8192x1,1024x512x1,256x512x0})
-    bench prefix "${model[@]}" --repeats 2 --groups 4,64,256,1024 --tiers none "${vs[@]}" "${cells[@]}" "${record[@]}"
+    local cells=(${VLLM:+--vs-cells 64x2048x1,256x2048x1,256x8192x1,256x512x0})
+    bench prefix "${model[@]}" --repeats 2 --groups 4,64,256 --systems 1 --tiers none "${vs[@]}" "${cells[@]}" \
+        "${record[@]}"
 }
 # First tokens and copies, with pinned memory of its own; no bucket here.
 stage_tiers() {
