@@ -157,7 +157,8 @@ def decode_case(
 def prefill_kinds(config: ModelConfig, device: torch.device, dtype: torch.dtype, tokens: int) -> tuple[bool, ...]:
     """What `hopper` of `prefill_case` may be, for prompts of so many tokens: True where there is a kernel for them."""
     q = torch.empty(1, config.num_heads, config.head_dim, device=device, dtype=dtype)
-    taken = takes_prefill(q, BLOCK_SIZE, tokens, config.num_heads // config.num_kv_heads)
+    kv = torch.empty(1, 2, config.num_kv_heads, BLOCK_SIZE, config.head_dim, device=device, dtype=dtype)
+    taken = takes_prefill(q, kv, tokens)
     return (False, True) if taken else (False,)
 
 

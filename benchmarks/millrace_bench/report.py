@@ -69,7 +69,8 @@ def _section(results: Results) -> str:
         sequences = f"{figures['sequences_per_step']:.1f}" if "sequences_per_step" in figures else ""
         table.append(_line([*line, host, sequences]))
     failed = [f"- {TITLES[row.engine]}, {row.workload}: {row.failed}" for row in rows if row.failed]
-    parts = [f"## {results.model}, {results.device}, {results.date[:10]}", _setting(results), "\n".join(table)]
+    queue = ", through Redis" if results.what.endswith("through-redis") else ""
+    parts = [f"## {results.model}, {results.device}, {results.date[:10]}{queue}", _setting(results), "\n".join(table)]
     others = [_seconds(row) for row in every if not row.has_rate and not row.failed]
     return "\n\n".join([*parts, *(["\n".join([*others, *failed])] if others or failed else [])]) + "\n"
 

@@ -31,8 +31,9 @@ _STAGES = 2
 _REGISTERS = 216, 72
 
 
-def fits(q: torch.Tensor, block_size: int, largest: int) -> bool:
-    """Whether these kernels take q [.., Hq, D] over blocks of this size: a power of two, up to the largest."""
+def fits(q: torch.Tensor, kv: torch.Tensor, largest: int) -> bool:
+    """Whether these kernels take q [T, Hq, D] over kv [.., Hkv, B, D], B a power of two and `largest` at most."""
+    block_size = kv.shape[-2]
     return (
         enabled
         and is_hopper(q)
@@ -40,9 +41,10 @@ def fits(q: torch.Tensor, block_size: int, largest: int) -> bool:
         and q.shape[-1] in (64, 128)
         and 16 <= block_size <= largest
         and block_size.bit_count() == 1
-        # A row's head begins at a multiple of 16 bytes.
+        # A row's head and a block begin at multiples of 16 bytes.
         and q.stride(0) % 8 == 0
         and q.stride(1) % 8 == 0
+        and kv.stride(0) % 8 == 0
     )
 
 
@@ -145,7 +147,6 @@ def load_tiles(
         if stage == STAGES:
             stage = 0
             turn ^= 1
-    async_copy.wait_group(0)
 
 
 @gluon.jit

@@ -9,13 +9,13 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared
 
 from ._hopper_attention import TILE_M, TILE_N, allocate_tiles, attend_tiles, constants, fits, load_tiles
 
-#: Fewest rows of the longest sequence that are worth a program's tile.
-_LEAST_ROWS = 64
+#: So many rows of the longest sequence, and fewer, are not worth a program's tile.
+_FEW_ROWS = 64
 
 
-def takes_prefill(q: torch.Tensor, block_size: int, max_query_len: int, group: int) -> bool:
+def takes_prefill(q: torch.Tensor, kv: torch.Tensor, max_query_len: int) -> bool:
     """Whether `launch_prefill` is the one for these queries."""
-    return max_query_len * group > _LEAST_ROWS and fits(q, block_size, TILE_N)
+    return max_query_len * (q.shape[1] // kv.shape[2]) > _FEW_ROWS and fits(q, kv, TILE_N)
 
 
 @gluon.jit

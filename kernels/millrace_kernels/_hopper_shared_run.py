@@ -11,10 +11,10 @@ from ._hopper_attention import TILE_M, allocate_tiles, attend_tiles, constants, 
 from .decode_plan import CUT, DecodePlan
 
 
-def takes_shared_runs(q: torch.Tensor, block_size: int, plan: DecodePlan) -> bool:
+def takes_shared_runs(q: torch.Tensor, kv: torch.Tensor, plan: DecodePlan) -> bool:
     """Whether `launch_shared_runs` is the one for this plan."""
     # Parts begin at multiples of CUT, which would be in the middle of a larger block.
-    return plan.shape.tile_rows == TILE_M and fits(q, block_size, CUT)
+    return plan.shape.tile_rows == TILE_M and fits(q, kv, CUT)
 
 
 @gluon.jit

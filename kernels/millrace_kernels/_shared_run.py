@@ -91,7 +91,7 @@ def attend_shared(
         return
     _, heads, head_dim = q.shape
     _, _, kv_heads, block_size, _ = kv.shape
-    if takes_shared_runs(q, block_size, plan):
+    if takes_shared_runs(q, kv, plan):
         launch_shared_runs(q, kv, block_tables, plan, scale_log2, partial, lse)
         return
     dim_pad = max(16, triton.next_power_of_2(head_dim))

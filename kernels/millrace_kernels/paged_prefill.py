@@ -213,7 +213,7 @@ def _launch_prefill(
     _, _, kv_heads, block_size, _ = kv.shape
     # Matrix products want 16 columns at least.
     seqs, group, dim_pad = context_lens.shape[0], heads // kv_heads, max(16, triton.next_power_of_2(head_dim))
-    if takes_prefill(q, block_size, max_query_len, group):
+    if takes_prefill(q, kv, max_query_len):
         launch_prefill(q, kv, block_tables, lines, cu_seqlens_q, context_lens, scale * _LOG2_E, out)
         return
     programs = tokens * group // _TALLEST * kv_heads

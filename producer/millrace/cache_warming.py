@@ -21,6 +21,16 @@ from .prefix_file import Prefix
 _EVERY = 0.2
 #: Seconds in which a worker says what became of a pin: mostly before the job ends, but nothing waits for that.
 _NOTE_TIMEOUT = 3.0
+#: What can be done about a worker's word for why it does not hold a pin.
+_WHY_NOT = {
+    "no_room": "pins may take a quarter of a worker's KV blocks; evict some, or give the cache more memory",
+    "gave_way": "jobs needed its blocks; it comes back when there is room",
+    "too_short": "it is shorter than a block of a worker's cache (--block-size)",
+    "too_long": "it is longer than a worker's --max-model-len",
+    "other_model": "it has token ids that a worker's model does not have",
+    "off": "a worker runs with --enable-prefix-caching false",
+    "engine_died": "engines died while they loaded it; restart the worker",
+}
 
 
 class Warmed(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,9 +98,13 @@ def _warmed(where: str, job: str, problem: str, pin: PinView | None) -> Warmed:
     if not pin.workers:
         problem = "no worker is there"
     elif not pin.is_resident:
-        told = [held.problem for held in pin.workers.values() if held is not None and held.problem]
-        problem = ", ".join(sorted(set(told))) or "not every worker holds it yet"
+        told = {held.problem for held in pin.workers.values() if held is not None and held.problem}
+        problem = "; ".join(_explained(word) for word in sorted(told)) or "not every worker holds it yet"
     return Warmed(where=where, job=job, pin=pin, problem=problem)
+
+
+def _explained(word: str) -> str:
+    return f"{word}: {_WHY_NOT[word]}" if word in _WHY_NOT else word
 
 
 def _named(error: InvalidRequest, prefixes: Sequence[Prefix]) -> InvalidRequest:

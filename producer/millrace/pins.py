@@ -49,8 +49,10 @@ class PinView(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_resident(self) -> bool:
-        """Whether every worker holds it in its fastest tier."""
-        return bool(self.workers) and all(held is not None and held.tier == FASTEST for held in self.workers.values())
+        """Whether every worker holds it in its fastest tier, and not only happens to have its blocks there."""
+        return bool(self.workers) and all(
+            held is not None and held.tier == FASTEST and not held.problem for held in self.workers.values()
+        )
 
 
 class PinReader:

@@ -106,7 +106,8 @@ def test_prefill_is_measured_for_hopper_where_that_kernel_takes_it(monkeypatch: 
     assert attention_cases.prefill_kinds(config, cpu, torch.bfloat16, 1024) == (False,)
     monkeypatch.setattr(_hopper_attention, "is_hopper", lambda tensor: True)
     assert attention_cases.prefill_kinds(config, cpu, torch.bfloat16, 1024) == (False, True)
-    for dtype, tokens in ((torch.bfloat16, 4096), (torch.float32, 1024)):
+    assert attention_cases.prefill_kinds(config, cpu, torch.bfloat16, 4096) == (False, True)
+    for dtype, tokens in ((torch.bfloat16, 32), (torch.float32, 1024)):
         assert attention_cases.prefill_kinds(config, cpu, dtype, tokens) == (False,)
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
 from disk_parts import GREEDY, PROMPTS, SHARED, LateCopies, LateCopy, disk_config
-from millrace_worker.engine import disk_tier, loop, tier_setup
+from millrace_worker.engine import disk_tier, keeping, loop, tier_setup
 from millrace_worker.engine.__main__ import serve
 from millrace_worker.engine.disk_requests import TierLimits
 from millrace_worker.engine.engine import Engine
@@ -43,6 +45,14 @@ class _Held(LateCopies):
 
     def _copy(self, blocks: list[int], host: list[torch.Tensor], pairs: list[Any], stream: Any) -> Any:
         return _HeldCopy(blocks, host, pairs, 0)
+
+
+class _HeldUp(_Held):
+    """They do not even begin before."""
+
+    def to_host(self, blocks: list[int], host: list[torch.Tensor]) -> Any:
+        assert self.go_on.wait(30)
+        return super().to_host(blocks, host)
 
 
 class Front:
@@ -92,11 +102,13 @@ def _served(engine: Engine) -> Iterator[Front]:
         thread = threading.Thread(target=serve, args=(engine, FrontLink(theirs)))
         thread.start()
         front = Front(ours)
-        yield front
-        front.tell(shutdown=True)
-        thread.join(20)
-        assert not thread.is_alive()
-        engine.close()
+        try:
+            yield front
+        finally:
+            front.tell(shutdown=True)
+            thread.join(40)
+            assert not thread.is_alive()
+            engine.close()
 
 
 @pytest.fixture
@@ -154,9 +166,35 @@ def test_answers_do_not_wait_for_what_is_copied_out(monkeypatch: pytest.MonkeyPa
         while not front.hears_nothing(0.5):
             pass
         _Held.go_on.set()
-        output = front.hear()
-        assert output.cache is not None
-        assert output.cache.blocks["cpu"] >= SHARED
+        while (cache := front.hear().cache) is None or cache.blocks["cpu"] < SHARED:
+            pass
+
+
+def test_answers_do_not_wait_until_copies_have_begun(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
+    monkeypatch.setattr(tier_setup, "BlockCopies", _HeldUp)
+    monkeypatch.setattr(_Held, "go_on", threading.Event())
+    params = msgspec.structs.replace(GREEDY, max_tokens=1)
+    with _served(Engine(disk_config(model, None, cpu_cache_gb=0.01))) as front:
+        for number in range(2):
+            front.tell(add=[AddSequence(number, PROMPTS[0], [], params)])
+            while not front.hear().finished:
+                pass
+        _Held.go_on.set()
+
+
+def test_an_idle_engine_copies_all_that_is_wanted(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
+    """A block at a time, as if much more time had to pass between two; and no report is due that would wake it."""
+    monkeypatch.setattr(loop, "_REPORT_EVERY", 1000.0)
+    monkeypatch.setattr(keeping, "GROUP_BYTES", 1)
+    monkeypatch.setattr(keeping, "_BYTES_PER_SECOND", 1.0)
+    engine = Engine(disk_config(model, None, cpu_cache_gb=0.01))
+    tier, end = engine.scheduler.tier, time.monotonic() + 20
+    with _served(engine) as front:
+        front.ask()
+        front.ask()
+        while tier.is_copying or tier.stats.blocks["cpu"] < SHARED:
+            assert time.monotonic() < end
+            time.sleep(0.01)
 
 
 def test_what_is_so_from_the_start_is_told_without_a_job(model: Path, tmp_path: Path) -> None:

@@ -86,8 +86,23 @@ def test_gates_far_from_zero() -> None:
         (False, torch.zeros(40, 64), torch.zeros(384, 64)),
         (False, torch.zeros(40, 96), torch.zeros(256, 96)),
         (False, torch.zeros(40, 64), torch.zeros(256, 128)[:, :64]),
+        (False, torch.zeros(40, 64), torch.zeros(256 * 64 + 1)[1:].view(256, 64)),
+        (False, torch.zeros(1, 64).expand(40, 64), torch.zeros(256, 64)),
+        (False, torch.zeros(40, 64), torch.zeros(0, 64)),
     ],
-    ids=["whole", "strided", "stride of 68", "begins at 1", "no rows", "192 columns", "K of 96", "strided weight"],
+    ids=[
+        "whole",
+        "strided",
+        "stride of 68",
+        "begins at 1",
+        "no rows",
+        "192 columns",
+        "K of 96",
+        "strided weight",
+        "weight at 1",
+        "one row for all",
+        "no weight",
+    ],
 )
 def test_what_is_taken(monkeypatch: pytest.MonkeyPatch, x: torch.Tensor, weight: torch.Tensor, *, taken: bool) -> None:
     monkeypatch.setattr(_hopper_gated, "is_hopper", lambda tensor: True)
@@ -103,7 +118,7 @@ def test_what_is_taken(monkeypatch: pytest.MonkeyPatch, x: torch.Tensor, weight:
 
 
 @pytest.mark.parametrize(
-    ("rows", "columns", "pays"), [(1023, 14336, False), (1024, 14336, True), (1024, 4096, False), (1921, 2304, True)]
+    ("rows", "columns", "pays"), [(1023, 14336, False), (1024, 14336, True), (1024, 4096, False), (1921, 2176, True)]
 )
 def test_few_rows_and_few_tiles_do_not_pay(
     monkeypatch: pytest.MonkeyPatch, rows: int, columns: int, *, pays: bool

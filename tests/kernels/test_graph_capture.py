@@ -91,7 +91,7 @@ def test_a_captured_step_follows_its_inputs() -> None:
 
 def test_captured_parts_are_merged_by_the_last_task_of_a_row() -> None:
     """Layer after layer, replay after replay, with runs that sequences share and without."""
-    rows, layers = 20, 4
+    rows, layers = 40, 4
     case = paged([300 + 97 * i for i in range(rows)], KV_HEADS, DIM, 16, torch.bfloat16)
     tables = case.block_tables.clone()
     tables[5:13, :16] = tables[5, :16]
@@ -134,3 +134,29 @@ def test_captured_parts_are_merged_by_the_last_task_of_a_row() -> None:
             alone = paged_decode(q[:number], case.kv, tables[:number], case.context_lens[:number], 0.125)
             torch.testing.assert_close(captured[layer][:number], alone + queries[layer][:number], atol=2e-2, rtol=2e-2)
             q = captured[layer]
+
+
+def test_a_captured_prefill_follows_its_bounds() -> None:
+    """Sequences may be longer and shorter than those of the capture, and all behind the last one may have no tokens."""
+    case = paged([90, 200, 41, 64], KV_HEADS, 128, 16, torch.bfloat16)
+    q, out = (torch.randn(128, HEADS, 128, device=DEVICE).bfloat16() for _ in range(2))
+    bounds = torch.tensor([0, 64, 104, 128, 128], device=DEVICE, dtype=torch.int32)
+
+    def step() -> torch.Tensor:
+        out.fill_(7.0)
+        return paged_prefill(q, case.kv, case.block_tables, bounds, case.context_lens, 64, 0.125, out=out)
+
+    step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    for ends in ([3, 20, 84, 90, 90], [0, 64, 64, 64, 128], [5, 5, 69, 69, 70]):
+        q.copy_(torch.randn_like(q))
+        bounds.copy_(torch.tensor(ends, device=DEVICE))
+        out.fill_(float("nan"))
+        graph.replay()
+        got = out.clone()
+        assert torch.equal(got, step())
+        assert (torch.cat((got[: ends[0]], got[ends[-1] :])) == 7.0).all()
+        assert not (got[ends[0] : ends[-1]] == 7.0).all()

@@ -32,7 +32,7 @@ def test_blocks_past_two_to_the_31st_element(layer: torch.Tensor) -> None:
     assert torch.equal(layer[BLOCKS - 1, 0, :, 0], k[0])
     assert torch.equal(layer[BLOCKS - 3, 1, :, 4], v[context - 1])
 
-    q, scale = torch.randn(20, HEADS, DIM, device=DEVICE).half(), DIM**-0.5
+    q, scale = torch.randn(20, 4 * HEADS, DIM, device=DEVICE).half(), DIM**-0.5
     exact, plain = (dense_attention(*(x.to(t) for x in (q, k, v)), scale) for t in (torch.float64, torch.float16))
     lens = torch.tensor([context], dtype=torch.int32, device=DEVICE)
     cu = torch.tensor([0, 20], dtype=torch.int32, device=DEVICE)

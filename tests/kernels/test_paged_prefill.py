@@ -85,20 +85,22 @@ def test_one_token_each_equals_decode() -> None:
     torch.testing.assert_close(prefill, decode, atol=1e-5, rtol=1e-5)
 
 
-def test_takes_queries_out_of_a_fused_projection() -> None:
-    case = paged([30, 40], 2, 64, 16, torch.float32)
-    fused = torch.randn(35, 8 + 4, 64, device=DEVICE)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_takes_queries_out_of_a_fused_projection(dtype: torch.dtype) -> None:
+    case = paged([30, 40], 2, 64, 16, dtype)
+    fused = torch.randn(35, 8 + 4, 64, device=DEVICE).to(dtype)
     q = fused[:, :8]
     result = paged_prefill(q, case.kv, case.block_tables, offsets([30, 5]), case.context_lens, 30, 0.125)
     assert_as_good(result, *expect(case, q, [30, 5], 0.125))
 
 
-def test_rows_of_no_sequence_stay() -> None:
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rows_of_no_sequence_stay(dtype: torch.dtype) -> None:
     """Decodes lie before the prefills of a step, padding lies behind them, and so do sequences without tokens."""
     lengths, contexts = [5, 21, 0, 0], [18, 21, 0, 0]
-    case = paged(contexts, 2, 64, 16, torch.float32)
+    case = paged(contexts, 2, 64, 16, dtype)
     for before, behind in ((3, 4), (70, 0), (0, 40)):
-        q = torch.full((before + 26 + behind, 8, 64), float("nan"), device=DEVICE)
+        q = torch.full((before + 26 + behind, 8, 64), float("nan"), dtype=dtype, device=DEVICE)
         own = slice(before, before + 26)
         q[own] = torch.randn(26, 8, 64, device=DEVICE)
         out = torch.full_like(q, 7.0)
@@ -109,9 +111,13 @@ def test_rows_of_no_sequence_stay() -> None:
         assert (torch.cat((out[:before], out[before + 26 :])) == 7.0).all()
 
 
-def test_lines_say_whose_blocks_are_where() -> None:
-    case = paged([33, 70, 5], 2, 64, 16, torch.float32)
-    q, lines = torch.randn(40, 8, 64, device=DEVICE), torch.tensor([4, 0, 2], dtype=torch.int32, device=DEVICE)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_lines_say_whose_blocks_are_where(dtype: torch.dtype) -> None:
+    case = paged([33, 70, 5], 2, 64, 16, dtype)
+    q, lines = (
+        torch.randn(40, 8, 64, device=DEVICE).to(dtype),
+        torch.tensor([4, 0, 2], dtype=torch.int32, device=DEVICE),
+    )
     tables = torch.full((6, case.block_tables.shape[1]), -(2**31), dtype=torch.int32, device=DEVICE)
     tables[lines.long()] = case.block_tables
     lengths = [5, 30, 5]
@@ -130,7 +136,7 @@ def test_no_tokens_give_no_rows() -> None:
 def test_long_prompts_and_many_sequences() -> None:
     check([(4096, 4096), (512, 9000), (1, 5000)], 32, 8, 128, 16, torch.bfloat16)
     check([(300, 4096), (512, 900), (1, 5000)], 32, 8, 128, 16, torch.bfloat16)
-    check([(3, 50 + n) for n in range(300)], 32, 8, 128, 16, torch.bfloat16)
+    check([(20, 50 + n) for n in range(300)], 32, 8, 128, 16, torch.bfloat16)
 
 
 def test_wrong_arguments_are_named() -> None:

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import pytest
 import redis
 
-from millrace import Client, WorkerInfo, cli
+from millrace import Client, WorkerInfo, cache_warming, cli
+from millrace.pins import PinView
 from millrace.prefix_file import read_prefixes
 from millrace_schemas import HeldPin, InvalidRequest, Pin, QueueKeys, WorkerCache, encode, pin_id
 from queue_probe import QueueProbe
@@ -125,6 +126,17 @@ def test_warm_says_what_is_not_pinned_and_fails(redis_url: str, run: Run, tmp_pa
         assert "it is shorter (5) than a block of 16 tokens" in found.out
         assert "not every worker holds it yet" in found.out
         assert "the prompt has 5000 tokens, and prompt and answer together may have 4096" in found.out
+
+
+def test_blocks_that_are_there_but_not_kept_are_not_a_pin() -> None:
+    """They go when others need room."""
+    kept = HeldPin(id="p", tier="gpu")
+    seconds = {"age": 1.0, "ttl": 9.0, "expires_in": 8.0}
+    for problem, words in (("no_room", "no_room: pins may take a quarter of a worker's"), ("new word", "new word")):
+        workers = {"a": kept, "b": HeldPin(id="p", tier="gpu", problem=problem)}
+        view = PinView(id="p", tenant="", tokens=16, bytes=1, hits=0, workers=workers, **seconds)
+        assert (view.is_settled, view.is_resident) == (True, False)
+        assert cache_warming._warmed("line 1", "job", "", view).problem.startswith(words)
 
 
 def test_warm_without_a_worker(redis_url: str, run: Run, tmp_path: Path) -> None:

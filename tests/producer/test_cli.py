@@ -89,6 +89,18 @@ def test_submit_and_wait(redis_url: str, run: Run) -> None:
         assert (found.code, json.loads(found.out)["error"]["message"]) == (1, "told to fail")
 
 
+def test_a_prompt_that_was_not_pinned_is_told_beside_its_answer(
+    redis_url: str, run: Run, raw: redis.Redis, keys: QueueKeys
+) -> None:
+    with FakeWorker(redis_url):
+        assert run("submit", "hello", "--pin", "--wait", "--idempotency-key", "k") == Ended(0, "HELLO\n", "")
+        job = run("submit", "hello", "--pin", "--idempotency-key", "k").out.strip()
+        raw.hset(keys.job(job), "pin_problem", "it is shorter (5) than a block")
+        for flags in ((), ("--json",)):
+            found = run("submit", "hello", "--pin", "--wait", "--idempotency-key", "k", *flags)
+            assert (found.code, found.err) == (0, "not pinned: it is shorter (5) than a block\n")
+
+
 def test_one_key_makes_one_job(client: Client, run: Run) -> None:
     assert run("submit", "a", "--idempotency-key", "k").out == run("submit", "a", "--idempotency-key", "k").out
 

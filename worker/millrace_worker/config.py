@@ -243,13 +243,18 @@ def _check(config: WorkerConfig, sources: Mapping[str, str]) -> None:
             "must be positive",
         ),
         ("prefix_wait", 0 <= engine.prefix_wait < math.inf, "must not be negative"),
-        ("cpu_cache_gb", 0 <= engine.cpu_cache_gb < math.inf, "must not be negative"),
+        ("cpu_cache_gb", 0 <= engine.cpu_cache_gb < math.inf, "must be 0, or a number above it"),
         (
             "cpu_cache_gb",
             engine.cpu_cache_gb <= _memory_gb(),
             f"must be less than the {_memory_gb():.1f} GB of this machine's memory, and leave room for the rest",
         ),
-        ("disk_cache_gb", 0 < engine.disk_cache_gb < math.inf, "must be positive"),
+        ("disk_cache_gb", 0 < engine.disk_cache_gb < math.inf, "must be a number above 0"),
+        (
+            "disk_cache_dir",
+            engine.disk_cache_dir is None or bool(engine.disk_cache_dir.strip()),
+            "must name a directory; without the setting there is no disk cache",
+        ),
         ("s3_cache", engine.s3_cache is None or _has_bucket(engine.s3_cache), "must be s3://bucket/prefix"),
         (
             "s3_cache",

@@ -35,7 +35,7 @@ class HostClock:
         self._last = 0
 
     def start(self) -> None:
-        """A step begins; what lies before it belongs to no phase."""
+        """A step begins, or goes on; what lies before it belongs to no phase."""
         self._last = time.perf_counter_ns()
 
     def lap(self, phase: str) -> None:

@@ -212,7 +212,8 @@ class TieredCache:
         self._loads.take_copies()
 
     def wait(self, seconds: float) -> None:
-        if self._swaps is not None and self._swaps.is_busy:
+        copying = self._keeping.is_busy and not self._loads.is_busy
+        if copying or (self._swaps is not None and self._swaps.is_busy):
             time.sleep(min(seconds, _GLANCE))
         elif self.s3.is_busy and not self._loads.is_busy:
             self.s3.wait(seconds)
