@@ -19,6 +19,8 @@ _BYTES = 10**9
 _REPEATS = 5
 #: Of the link's rate.
 LEAST_SHARE = 0.8
+#: How the reason begins of rows that this machine has no figures for.
+NOT_MEASURED = "not measured"
 OUT, IN = "copies: to the host", "copies: to the device"
 
 
@@ -26,7 +28,7 @@ def copy_rates(engine: Engine) -> Iterator[Row]:
     """A row each way. The engine has no work, and nothing in its cache that is needed."""
     kv_cache = engine.runner.kv_cache
     if kv_cache.device.type != "cuda":
-        failed = "not measured: on a CPU device there is no link to copy over"
+        failed = f"{NOT_MEASURED}: on a CPU device there is no link to copy over"
         yield from (Row(engine=ENGINE, workload=name, failed=failed) for name in (OUT, IN))
         return
     from millrace_worker.engine.block_copies import BlockCopies

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from rich.table import Table
 
-from .copy_bench import LEAST_SHARE
+from .copy_bench import LEAST_SHARE, NOT_MEASURED
 from .first_token import TIERS
 from .restart_bench import MOST_DELAY, MOST_OF_COLD
 from .results import Row
@@ -43,7 +43,8 @@ def _table(title: str, rows: Sequence[Row], what: Callable[[Row], str]) -> Table
     table.add_column("")
     for row in rows:
         if row.failed:
-            table.add_row(row.workload, "failed")
+            # Why stands below the table.
+            table.add_row(row.workload, "-" if row.failed.startswith(NOT_MEASURED) else "failed")
         else:
             values = (row.seconds, min(row.all_seconds), max(row.all_seconds))
             table.add_row(row.workload, *(f"{value * 1000:,.1f}" for value in values), what(row))
@@ -94,7 +95,8 @@ def _loss(row: Row) -> str:
         for name in ("with", "without")
     )
     loss = figures["loss"]
-    return f"{on}, {off}: loss {loss:.2%}, at most {MOST_LOSS:.0%}: {_verdict(loss <= MOST_LOSS)}"
+    words = f"{loss:.2%} slower" if loss > 0 else f"{-loss:.2%} faster"
+    return f"{on}, {off}: {words}, at most {MOST_LOSS:.0%} slower: {_verdict(loss <= MOST_LOSS)}"
 
 
 def _verdict(met: bool) -> str:
