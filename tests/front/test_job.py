@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from front_parts import job_of
-from millrace_schemas import FinishReason, Sampling
+from millrace_schemas import FinishReason, Sampling, Timings
+from millrace_worker.front.outcome import Signature
 
 
 def text(*ids: int) -> str:
@@ -83,3 +86,13 @@ def test_a_sequence_does_not_grow_after_it_was_made() -> None:
     job.take([1], ended_by_token=False)
     assert sequence.generated == []
     assert job.sequence(5).generated == [1]
+
+
+@pytest.mark.parametrize(("now", "total"), [(2.25, 2.0), (9.0, 8.0)])
+def test_an_answer_never_ends_before_its_first_token(now: float, total: float) -> None:
+    """Redis's time is known as well as its replies are quick."""
+    job = job_of()
+    job.take([1, 2], ended_by_token=False)
+    job.ttft = 1.0
+    ending = asyncio.run(Signature("letters", "w").completed(job, FinishReason.LENGTH, now))
+    assert ending.result.timings == Timings(queued=1.0, ttft=1.0, total=total)

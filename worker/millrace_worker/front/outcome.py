@@ -105,4 +105,5 @@ def _usage(job: Job) -> Usage:
 
 def _timings(leased: LeasedJob, now: float, ttft: float | None) -> Timings:
     queued = max(0.0, leased.started_at - leased.created_at)
-    return Timings(queued, ttft, max(0.0, now - leased.created_at))
+    # `now` is as good as the last reply of Redis was quick: a job of a few ms may have ended before its first token.
+    return Timings(queued, ttft, max(queued + (ttft or 0.0), now - leased.created_at))

@@ -163,8 +163,10 @@ class Heartbeat:
             args: list[str | int] = [GROUP, self._name, self._keys.prefix]
             for lease in leases[start : start + _CHUNK]:
                 args += (lanes[lease.lane], lease.entry, lease.job_id, lease.attempt)
+            asked_at = time.time()
             now, gone, asked = run_sync(self._client, Call(BEAT, streams, args))
-            self._offset = float(now) - time.time()
+            # Redis looked at its clock somewhere in between.
+            self._offset = float(now) - (asked_at + time.time()) / 2
             lost += (held[job.decode()] for job in gone)
             cancelled += (job.decode() for job in asked)
         return Report(lost, cancelled, self._offset, outage)
