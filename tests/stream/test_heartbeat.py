@@ -65,6 +65,8 @@ def test_reports_losses_and_cancellations(redis_url: str, probe: QueueProbe) -> 
         reports: list[Report] = []
         beat = heartbeat(redis_url, parts, Watchdog(60.0, 60.0), reports)
         beat.start()
+        assert await asyncio.to_thread(beat.wait_registered, 20)
+        assert probe.redis.exists(probe.keys.model)
         while not reports:
             await asyncio.sleep(0.01)
         await asyncio.to_thread(beat.stop)

@@ -64,6 +64,8 @@ log = structlog.get_logger(__name__)
 _REDIS_TRIES = 10.0
 #: Seconds for the writes of a drain, beyond `grace`.
 _LAST_WRITES = 10.0
+#: Longest wait for producers to be able to find the model, before it is said that the worker serves.
+_REGISTERED = 1.0
 
 
 class Service:
@@ -156,6 +158,8 @@ class Service:
             asyncio.create_task(work) for work in (self._listen(), self._upkeep_loop(), self._pins.run())
         ]
         self._front.open()
+        # Whoever submits once this is said finds the model; without Redis it is said all the same.
+        await asyncio.to_thread(heartbeat.wait_registered, _REGISTERED)
         log.info("serving", model=self.model, worker=self.name, device=ready.device, blocks=ready.num_blocks)
         try:
             stopped = asyncio.create_task(self._stop.wait())

@@ -100,11 +100,16 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._renew_at = self._info_at = self._register_at = 0.0
         self._offset = 0.0
+        self._registered = threading.Event()
 
     def start(self) -> None:
         """Call from the loop that takes the reports."""
         self._loop = asyncio.get_running_loop()
         self._thread.start()
+
+    def wait_registered(self, seconds: float) -> bool:
+        """Whether by then producers can find the model."""
+        return self._registered.wait(seconds)
 
     def stop(self) -> None:
         """Ends the thread and removes the worker's notice; blocks for at most a few seconds."""
@@ -189,6 +194,7 @@ class Heartbeat:
     def _register(self) -> None:
         self._client.set(self._keys.model, encode(self._model), px=int(self._model_ttl * 1000))
         self._client.zadd(MODELS, {self._model.name: time.time() + self._offset + self._model_ttl})
+        self._registered.set()
 
     def _farewell(self) -> None:
         try:
