@@ -147,6 +147,8 @@ def load_tiles(
         if stage == STAGES:
             stage = 0
             turn ^= 1
+    # What was copied is waited for where it is used; this keeps the group's warps together until all is under way.
+    async_copy.wait_group(0)
 
 
 @gluon.jit

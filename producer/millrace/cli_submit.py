@@ -106,10 +106,9 @@ def submit(
         if stream:
             _print_stream(job, as_json)
         elif wait:
-            result = job.wait(timeout)
+            _print_result(job.wait(timeout), as_json)
             if pin and (problem := job.record().pin_problem):
                 typer.echo(f"not pinned: {problem}", err=True)
-            _print_result(result, as_json)
         elif as_json:
             print_json({"id": job.id})
         else:

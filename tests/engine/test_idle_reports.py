@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from disk_parts import GREEDY, PROMPTS, SHARED, LateCopies, LateCopy, disk_config
-from millrace_worker.engine import disk_tier, keeping, loop, tier_setup
+from millrace_worker.engine import disk_tier, keeping, loop, tier_setup, tiered_cache
 from millrace_worker.engine.__main__ import serve
 from millrace_worker.engine.disk_requests import TierLimits
 from millrace_worker.engine.engine import Engine
@@ -180,6 +180,27 @@ def test_answers_do_not_wait_until_copies_have_begun(monkeypatch: pytest.MonkeyP
             while not front.hear().finished:
                 pass
         _Held.go_on.set()
+
+
+def test_a_job_that_waits_for_blocks_held_by_copies_does_not_spin(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
+    """Where nothing else runs there is nothing to wait for but the time until a copy is looked at again."""
+    monkeypatch.setattr(tier_setup, "BlockCopies", _Held)
+    monkeypatch.setattr(_Held, "go_on", threading.Event())
+    engine = Engine(disk_config(model, None, cpu_cache_gb=0.01))
+    for _ in range(2):
+        engine.add(AddSequence(0, PROMPTS[0], [], GREEDY))
+        while engine.has_work:
+            engine.advance()
+            engine.tend()
+    tier, slept = engine.scheduler.tier, []
+    assert tier.is_copying
+    monkeypatch.setattr(tiered_cache.time, "sleep", slept.append)
+    tier.wait(0.005)
+    assert len(slept) == 1
+    assert 0 < slept[0] <= 0.005
+    monkeypatch.undo()
+    _Held.go_on.set()
+    engine.close()
 
 
 def test_an_idle_engine_copies_all_that_is_wanted(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:

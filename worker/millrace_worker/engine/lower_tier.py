@@ -73,7 +73,7 @@ class LowerTier(Protocol):
         """Whether blocks are still to be copied out, or on their way."""
 
     def settle(self) -> None:
-        """Finishes all copies: there is nothing to run for now."""
+        """Begins all copies that are wanted, and waits for them. While nothing runs."""
 
     def poll(self) -> None:
         """Takes in what was read and copied meanwhile. Before a step is scheduled."""
