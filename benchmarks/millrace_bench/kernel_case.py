@@ -32,7 +32,8 @@ class Case(msgspec.Struct, frozen=True):
 def difference(actual: torch.Tensor, function: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> str:
     """How `actual` differs from the function of these tensors; "" when it is as good as torch in their dtype.
 
-    The error may be twice torch's own, and some units in the last place: both against the function in a wider dtype.
+    The error may be twice torch's own, some units in the last place, and what another order of float32 sums and
+    exponentials changes: torch's may happen to be nearly exact. All against the function in a wider dtype.
     """
     wide = torch.float64 if actual.dtype == torch.float32 else torch.float32
     exact = function(*(tensor.to(wide) for tensor in tensors))
@@ -44,5 +45,5 @@ def difference(actual: torch.Tensor, function: Callable[..., torch.Tensor], *ten
     plain = function(*tensors)
     error = float((actual.to(wide) - exact).abs().max())
     allowed = 2 * float((plain.to(wide) - exact).abs().max())
-    allowed += 4 * torch.finfo(actual.dtype).eps * float(exact.abs().max())
+    allowed += (4 * torch.finfo(actual.dtype).eps + 16 * torch.finfo(torch.float32).eps) * float(exact.abs().max())
     return "" if error <= allowed else f"off by {error:.2e}, where {allowed:.2e} is allowed"
