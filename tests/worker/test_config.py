@@ -49,7 +49,7 @@ def test_every_setting_can_come_from_the_environment_and_from_a_flag() -> None:
             is_place = field.name in ("result_s3", "s3_cache")
             value = "s3://bucket/results" if is_place else "text" if value is None else value
             # What it needs besides.
-            more = {"disk_cache_dir": "kv"} if field.name == "s3_cache" else {}
+            more = {"disk_cache_dir": "kv"} if field.name in ("s3_cache", "disk_cache_gb") else {}
             variable = f"MILLRACE_{field.name.upper()}"
             for config in (load({field.name: value, **more}, {}), load(more, {variable: str(value)})):
                 holder: Any = next(part for part in (config.engine, config.stream, config) if hasattr(part, field.name))
@@ -98,7 +98,8 @@ BAD = [
     ("cpu_cache_gb", "-1", "a number above it"),
     ("cpu_cache_gb", "nan", "a number above it"),
     ("disk_cache_dir", "", "must name a directory"),
-    ("cpu_cache_gb", "1000000", r"less than the \d+\.\d GB of this machine's memory"),
+    ("cpu_cache_gb", "1000000", r"less than the \d+\.\d GB that this machine or container has"),
+    ("disk_cache_gb", "5", "needs --disk-cache-dir"),
     ("s3_cache", "bucket/prefix", "s3://bucket/prefix"),
     ("s3_cache", "s3://", "s3://bucket/prefix"),
     ("s3_cache", "s3://bucket/prefix", "needs --disk-cache-dir"),

@@ -17,6 +17,7 @@ from msgspec import Meta
 from millrace_schemas.telemetry import wants_traces
 
 from .errors import ConfigError
+from .memory_limit import memory_limit
 
 ENV_PREFIX = "MILLRACE_"
 
@@ -229,7 +230,7 @@ SETTINGS = _settings()
 
 
 def _check(config: WorkerConfig, sources: Mapping[str, str]) -> None:
-    engine, stream = config.engine, config.stream
+    engine, stream, memory_gb = config.engine, config.stream, memory_limit() / 10**9
     rules = (
         ("max_num_seqs", engine.max_num_seqs is None or engine.max_num_seqs >= 1, "must be at least 1"),
         ("max_num_batched_tokens", engine.max_num_batched_tokens >= 1, "must be at least 1"),
@@ -246,10 +247,15 @@ def _check(config: WorkerConfig, sources: Mapping[str, str]) -> None:
         ("cpu_cache_gb", 0 <= engine.cpu_cache_gb < math.inf, "must be 0, or a number above it"),
         (
             "cpu_cache_gb",
-            engine.cpu_cache_gb <= _memory_gb(),
-            f"must be less than the {_memory_gb():.1f} GB of this machine's memory, and leave room for the rest",
+            engine.cpu_cache_gb <= memory_gb,
+            f"must be less than the {memory_gb:.1f} GB that this machine or container has, and leave room for the rest",
         ),
         ("disk_cache_gb", 0 < engine.disk_cache_gb < math.inf, "must be a number above 0"),
+        (
+            "disk_cache_gb",
+            engine.disk_cache_dir is not None or "disk_cache_gb" not in sources,
+            "needs --disk-cache-dir: without a directory there is no disk cache",
+        ),
         (
             "disk_cache_dir",
             engine.disk_cache_dir is None or bool(engine.disk_cache_dir.strip()),
@@ -285,11 +291,6 @@ def _check(config: WorkerConfig, sources: Mapping[str, str]) -> None:
         if not ok:
             part = next(part for part in (engine, stream, config) if hasattr(part, name))
             raise ConfigError(f"{sources.get(name, name)}={getattr(part, name)!r} {what}")
-
-
-def _memory_gb() -> float:
-    """Of this machine, in 10^9 bytes."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 10**9
 
 
 def _has_bucket(url: str) -> bool:
