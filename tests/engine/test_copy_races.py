@@ -14,7 +14,7 @@ import torch
 
 from copy_parts import ANOTHER, BLOCK, BLOCK_BYTES, IDENTITY, MINE, Parts, block_name
 from millrace_worker.engine import disk_readers, disk_tier
-from millrace_worker.engine.disk_requests import TierLimits
+from millrace_worker.engine.disk_requests import Reading, TierLimits
 from millrace_worker.engine.disk_tier import DiskTier
 from millrace_worker.engine.kv_record import BlockName, read_record, write_record
 from millrace_worker.engine.load_plan import LoadPlan, Segment
@@ -158,3 +158,37 @@ def test_a_slot_that_a_late_read_still_fills(held: bool, tmp_path: Path, monkeyp
     while list(parts.loads.held_slots):  # a read is over a moment after its last byte
         assert time.monotonic() < end
         parts.loads.poll()
+
+
+class EndsBetween(Reading):
+    """Its thread ends it once `looks` is 1: between that look and the next."""
+
+    looks = 10**9
+
+    @property
+    def is_done(self) -> bool:  # type: ignore[override]
+        self.looks -= 1
+        return self.looks < 0
+
+    @is_done.setter
+    def is_done(self, done: bool) -> None:
+        pass
+
+
+def test_slots_of_a_read_that_ends_while_it_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = open_disk(tmp_path, read_seconds=0.01)
+    parts = Parts(disk)
+    reading = EndsBetween([block_name(parts.seq, 0)])
+    monkeypatch.setattr(disk, "read", lambda names, into: reading)
+    parts.loads.begin(parts.seq, 0, LoadPlan([Segment(disk, 1)]), block_name)
+    end = time.monotonic() + 10
+    while parts.loads.is_held_back(parts.seq):
+        assert time.monotonic() < end
+        parts.loads.poll()
+    assert len(list(parts.loads.held_slots)) == 1
+    reading.looks = 1
+    parts.loads.poll()
+    parts.loads.poll()
+    assert not list(parts.loads.held_slots)
+    parts.host.check_integrity([])
+    disk.close()

@@ -152,11 +152,13 @@ class Loads:
                     self._place(load)
         self.take_copies()
         if self._abandoned and self._host is not None:
-            left = [(reading, slots) for reading, slots in self._abandoned if not reading.is_done]
-            for reading, slots in self._abandoned:
+            abandoned, self._abandoned = self._abandoned, []
+            for reading, slots in abandoned:
+                # Looked at once: its thread may end it at any moment, and slots are given back once.
                 if reading.is_done:
                     self._host.release(slots)
-            self._abandoned = left
+                else:
+                    self._abandoned.append((reading, slots))
 
     def finish_copies(self) -> None:
         """Waits for what is being copied."""
