@@ -183,26 +183,40 @@ class ResultWaiter:
 
     async def _lookup(self, ids: list[str]) -> list[Result | Exception | None]:
         """For each id its result, why there will be none, or None: not yet."""
-        if not ids:
-            return []
+        found = await self._stored(ids)
+        missing = [job_id for job_id in ids if found[job_id] is None]
+        states = await self._connection.run(*(("HGET", _keys(job_id).job(job_id), "state") for job_id in missing))
+        state_of = {
+            job_id: None if state is None else state.decode() for job_id, state in zip(missing, states, strict=True)
+        }
+        # Those that ended between the two reads.
+        found |= await self._stored([job_id for job_id, state in state_of.items() if state in TERMINAL])
+        return [_judge(job_id, state_of.get(job_id), found[job_id]) for job_id in ids]
 
-        commands: list[Command] = []
+    async def _stored(self, ids: list[str]) -> dict[str, bytes | None]:
+        """What is stored as their results, in one command a queue."""
+        by_queue: dict[str, list[str]] = {}
         for job_id in ids:
-            keys = QueueKeys(queue_of_job(job_id))
-            # State first: a job that ends between the two reads then shows its result.
-            commands += [("HGET", keys.job(job_id), "state"), ("GET", keys.result(job_id))]
-        replies = await self._connection.run(*commands)
-        return [
-            _judge(job_id, state, data) for job_id, state, data in zip(ids, replies[::2], replies[1::2], strict=True)
+            by_queue.setdefault(queue_of_job(job_id), []).append(job_id)
+        commands: list[Command] = [
+            ("MGET", *(QueueKeys(queue).result(job_id) for job_id in some)) for queue, some in by_queue.items()
         ]
+        found: dict[str, bytes | None] = {}
+        for some, replies in zip(by_queue.values(), await self._connection.run(*commands), strict=True):
+            found.update(zip(some, replies, strict=True))
+        return found
 
 
-def _judge(job_id: str, state: bytes | None, data: bytes | None) -> Result | Exception | None:
+def _keys(job_id: str) -> QueueKeys:
+    return QueueKeys(queue_of_job(job_id))
+
+
+def _judge(job_id: str, state: str | None, data: bytes | None) -> Result | Exception | None:
     try:
         result = None if data is None else decode(data, Result)
     except DecodeError as e:
         return e
-    return judge(job_id, None if state is None else state.decode(), result)
+    return judge(job_id, state, result)
 
 
 def judge(job_id: str, state: str | None, result: Result | None) -> Result | JobNotFound | None:

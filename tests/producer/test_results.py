@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import redis
@@ -12,6 +13,7 @@ import redis
 from fake_worker import FakeWorker, register
 from millrace import AsyncClient, AsyncJob, Client, ClientClosed, JobState, QueueUnavailable, Result, ResultTimeout
 from millrace import waiter as waiter_module
+from millrace.connection import Connection
 from millrace.embedded import EmbeddedRedis
 from millrace_schemas import QueueKeys, encode
 
@@ -93,6 +95,22 @@ def test_asking_again_is_answered_at_once(redis_url: str, monkeypatch: pytest.Mo
         for _ in range(3):
             # The channel of the first wait is still subscribed, so no confirmation will make the second one look.
             assert job.result(timeout=20).text == "HI"
+
+
+def test_a_job_that_ends_between_two_reads_of_one_look(
+    client: Client, raw: redis.Redis, keys: QueueKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its result is not there, and then its state says that it has ended."""
+    job = client.submit("hi")
+    run = Connection.run
+
+    async def ends_before_its_state_is_read(self: Connection, *commands: Any, size: int = 0) -> list[Any]:
+        if commands and commands[0][0] == "HGET":
+            finish(raw, keys, job.id, tell=False)
+        return await run(self, *commands, size=size)
+
+    monkeypatch.setattr(Connection, "run", ends_before_its_state_is_read)
+    assert job.result(timeout=0).state == JobState.COMPLETED
 
 
 def test_a_lost_message_is_made_good(

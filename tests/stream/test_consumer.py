@@ -6,7 +6,7 @@ import time
 import pytest
 
 from millrace_schemas import GROUP, Lane, Request, encode
-from millrace_worker.stream.consumer import BATCH_FIRST_EVERY, MOST_BATCH
+from millrace_worker.stream.consumer import BATCH_FIRST_EVERY, MOST_AT_ONCE
 from millrace_worker.stream.lease import Verdict
 from millrace_worker.stream.room import Room
 from queue_probe import QueueProbe
@@ -48,7 +48,7 @@ def test_batch_is_not_starved(redis_url: str, probe: QueueProbe) -> None:
 def test_a_read_brings_few_batch_jobs_and_what_each_lane_has_room_for(redis_url: str, probe: QueueProbe) -> None:
     async def body(parts: Parts) -> None:
         for lane in (Lane.BATCH, Lane.INTERACTIVE):
-            for _ in range(MOST_BATCH + 5):
+            for _ in range(MOST_AT_ONCE[Lane.BATCH] + 5):
                 probe.submit([1], lane=lane)
         assert await parts.consumer.next(Room(0, {Lane.INTERACTIVE: 3, Lane.BATCH: 2}), wait=False) == 5
         assert await parts.consumer.next(Room(1, {Lane.INTERACTIVE: 1, Lane.BATCH: 1}), wait=False) == 2
@@ -56,7 +56,25 @@ def test_a_read_brings_few_batch_jobs_and_what_each_lane_has_room_for(redis_url:
         assert await parts.consumer.next(Room(0, {Lane.INTERACTIVE: 1}, frozenset({Lane.INTERACTIVE})), wait=True) == 0
         lanes = [job.lease.lane for job in parts.taken]
         assert (lanes.count(Lane.INTERACTIVE), lanes.count(Lane.BATCH)) == (5, 3)
-        assert await parts.consumer.next(100, wait=False) == MOST_BATCH * 2
+        assert await parts.consumer.next(100, wait=False) == MOST_AT_ONCE[Lane.BATCH] * 2
+
+    with_parts(redis_url, body)
+
+
+def test_what_waits_is_leased_in_lots_of_one_round_trip_each(redis_url: str, probe: QueueProbe) -> None:
+    most = MOST_AT_ONCE[Lane.INTERACTIVE]
+
+    async def body(parts: Parts) -> None:
+        for _ in range(most + 3):
+            probe.submit([1])
+        probe.redis.config_resetstat()
+        assert await parts.consumer.next(Room(most + 50, full=frozenset({Lane.BATCH})), wait=True) == most
+        calls = probe.redis.info("commandstats")
+        assert "cmdstat_evalsha" in calls or "cmdstat_eval" in calls
+        # The script's own, and no other that waits.
+        assert calls["cmdstat_xreadgroup"]["calls"] == 1
+        assert "cmdstat_xrange" not in calls
+        assert await parts.consumer.next(most + 50, wait=True) == 3
 
     with_parts(redis_url, body)
 

@@ -53,7 +53,8 @@ def test_the_cursor_reaches_entries_behind_many_live_ones(redis_url: str, probe:
     async def body(live: Parts) -> None:
         for _ in range(100):
             probe.submit([1])
-        await live.consumer.next(100, wait=False)
+        while len(live.taken) < 100:
+            await live.consumer.next(100, wait=False)
         job = probe.submit([1])
         dead = live.other("w3")
         await dead.consumer.next(1, wait=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import redis
 import redis.asyncio
@@ -23,8 +22,9 @@ log = structlog.get_logger(__name__)
 
 #: Every this many reads the batch lane is asked first, so that interactive jobs never starve it.
 BATCH_FIRST_EVERY = 8
-#: Most batch jobs of one read, so that what comes of a read never keeps an interactive job for long.
-MOST_BATCH = 32
+#: Most jobs of one read of each lane: while one lot is prepared, Redis leases the next; and what comes of a batch read
+#: never keeps an interactive job for long.
+MOST_AT_ONCE = {Lane.INTERACTIVE: 64, Lane.BATCH: 32}
 #: Most seconds that an idle read blocks, and seconds where only one lane is read: the other may soon have room.
 _LONGEST_BLOCK, _ONE_LANE_BLOCK = 2.0, 0.02
 
@@ -88,48 +88,30 @@ class JobConsumer:
     async def next(self, room: Room | int, *, wait: bool) -> int:
         """Leases as many new jobs as there is room for, and returns how many; with `wait` it blocks for the first one.
 
-        At most MOST_BATCH of the batch lane. It blocks for `block` seconds, less where only one lane has room.
+        At most MOST_AT_ONCE of each lane. It blocks for `block` seconds, less where only one lane has room.
         Raises redis.RedisError and OSError. A group that is gone (FLUSHALL, a failover) is created again, with a pause.
         """
+        room = room if isinstance(room, Room) else Room(room)
+        self._reads += 1
+        order = _LANES if self._reads % BATCH_FIRST_EVERY else _LANES[::-1]
+        lanes = tuple(lane for lane in order if room.of(lane))
         try:
-            found = await self._read(room if isinstance(room, Room) else Room(room), wait)
+            leased = await self._lease_new(lanes, room)
+            if not leased and wait and lanes:
+                leased = await self._lease_awaited(lanes, room)
         except redis.ResponseError as e:
-            if not str(e).startswith("NOGROUP"):
+            if "NOGROUP" not in str(e):
                 raise
             log.warning("consumer group is gone; creating it again", queue=self._keys.queue)
             await self._group_backoff.sleep()
             await self.ensure_group()
             return 0
         self._group_backoff.reset()
-        return sum([await self.lease(entries) for entries in found])
+        return leased
 
     async def lease(self, entries: Entries) -> int:
         """Leases delivered entries; those whose job is gone or ended are removed, malformed ones quarantined."""
-        if not entries.ids:
-            return 0
-        keys = self._keys
-        args: tuple[str | int, ...] = (
-            GROUP,
-            self.name,
-            keys.prefix,
-            entries.lane,
-            self._max_attempts,
-            LIVE_TTL,
-            *entries.ids,
-        )
-        lane = keys.lanes[entries.lane]
-        now, *rows = await run(self._client, Call(LEASE, (lane, keys.deadlines, keys.dead), args))
-        leased = 0
-        for row in rows:
-            if row[1] == b"malformed":
-                self.malformed += 1
-                log.error("malformed entry moved to the dead stream", entry=_text(row[0]), lane=str(entries.lane))
-                continue
-            job = _leased(row, entries.lane, float(now))
-            self._leases.add(job.lease)
-            self._take(job)
-            leased += 1
-        return leased
+        return await self._lease(entries.lane, 0, entries.ids) if entries.ids else 0
 
     async def wake(self) -> None:
         """Ends a blocking read early."""
@@ -147,42 +129,55 @@ class JobConsumer:
                 if "NOGROUP" not in str(e):
                     raise
 
-    async def _read(self, room: Room, wait: bool) -> list[Entries]:
-        self._reads += 1
-        order = _LANES if self._reads % BATCH_FIRST_EVERY else _LANES[::-1]
-        lanes = tuple(lane for lane in order if room.of(lane))
-        if wait and len(lanes) == 1:
-            return await self._wait(lanes, _most(room, lanes[0]), min(self._block, _ONE_LANE_BLOCK))
-        found: list[Entries] = []
+    async def _lease_new(self, lanes: Sequence[Lane], room: Room) -> int:
+        """Of what is in these lanes now."""
+        total = 0
         for lane in lanes:
             if count := _most(room, lane):
-                entries = await self._group_read(self._client, (lane,), count, None)
-                room = room.less(lane, sum(len(e.ids) for e in entries))
-                found += entries
-        if found or not wait or not lanes:
-            return found
-        # COUNT is for each stream: with room for one job only one lane can be waited on, in turn.
-        alone = room.less(lanes[0], 1).of(lanes[1]) == 0
-        return await self._wait(lanes[:1] if alone else lanes, 1, self._block)
+                leased = await self._lease(lane, count, ())
+                room = room.less(lane, leased)
+                total += leased
+        return total
+
+    async def _lease_awaited(self, lanes: Sequence[Lane], room: Room) -> int:
+        """Of the next that come into these lanes."""
+        if len(lanes) == 1:
+            found = await self._wait(lanes, _most(room, lanes[0]), min(self._block, _ONE_LANE_BLOCK))
+        else:
+            # COUNT is for each stream: with room for one job only one lane can be waited on, in turn.
+            alone = room.less(lanes[0], 1).of(lanes[1]) == 0
+            found = await self._wait(lanes[:1] if alone else lanes, 1, self._block)
+        return sum([await self.lease(entries) for entries in found])
+
+    async def _lease(self, lane: Lane, count: int, entries: Sequence[str]) -> int:
+        """Leases up to `count` new jobs of the lane, and those of entries that are here; returns how many."""
+        keys = self._keys
+        args: tuple[str | int, ...] = (GROUP, self.name, keys.prefix, lane, self._max_attempts, LIVE_TTL, count)
+        call = Call(LEASE, (keys.lanes[lane], keys.deadlines, keys.dead), (*args, *entries))
+        now, *rows = await run(self._client, call)
+        leased = 0
+        for row in rows:
+            if row[1] == b"malformed":
+                self.malformed += 1
+                log.error("malformed entry moved to the dead stream", entry=_text(row[0]), lane=str(lane))
+                continue
+            job = _leased(row, lane, float(now))
+            self._leases.add(job.lease)
+            self._take(job)
+            leased += 1
+        return leased
 
     async def _wait(self, lanes: Sequence[Lane], count: int, seconds: float) -> list[Entries]:
         if self._connection_id is None:
             # A client of one connection, so this id is the one that blocks.
             self._connection_id = int(await self._blocking.client_id())
+        names = [self._keys.lanes[lane] for lane in lanes]
+        wanted = ("COUNT", count, "BLOCK", int(seconds * 1000), "STREAMS", *names, *(">" for _ in names))
         try:
-            return await self._group_read(self._blocking, lanes, count, seconds)
+            reply = await self._blocking.execute_command("XREADGROUP", "GROUP", GROUP, self.name, *wanted)
         except (redis.ConnectionError, redis.TimeoutError, OSError):
             self._connection_id = None
             raise
-
-    async def _group_read(
-        self, client: redis.asyncio.Redis, lanes: Sequence[Lane], count: int, block: float | None
-    ) -> list[Entries]:
-        names = [self._keys.lanes[lane] for lane in lanes]
-        waiting: tuple[Any, ...] = () if block is None else ("BLOCK", int(block * 1000))
-        reply = await client.execute_command(
-            "XREADGROUP", "GROUP", GROUP, self.name, "COUNT", count, *waiting, "STREAMS", *names, *(">" for _ in names)
-        )
         by_name = dict(zip(names, lanes, strict=True))
         return [Entries(by_name[_text(name)], tuple(_text(e[0]) for e in found)) for name, found in reply or ()]
 
@@ -204,7 +199,7 @@ def _leased(row: Sequence[bytes], lane: Lane, now: float) -> LeasedJob:
 
 def _most(room: Room, lane: Lane) -> int:
     """Jobs that one read of this lane may take."""
-    return min(room.of(lane), MOST_BATCH) if lane is Lane.BATCH else room.of(lane)
+    return min(room.of(lane), MOST_AT_ONCE[lane])
 
 
 def _text(value: bytes | str) -> str:

@@ -32,8 +32,11 @@ if ARGV[4] ~= '' then
   redis.call('XDEL', KEYS[5], ARGV[4])
 end
 redis.call('DEL', KEYS[3])
-redis.call('ZREM', KEYS[6], ARGV[5])
-redis.call('ZREM', KEYS[7], ARGV[5])
+-- One that was leased waits for neither.
+if ARGV[1] == '' then
+  redis.call('ZREM', KEYS[6], ARGV[5])
+  redis.call('ZREM', KEYS[7], ARGV[5])
+end
 if h[5] then redis.call('ZREM', KEYS[11] .. h[5], ARGV[5]) end
 if h[6] then
   redis.call('HSET', KEYS[1], 'ttl', ARGV[10])
