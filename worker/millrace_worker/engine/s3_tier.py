@@ -182,4 +182,7 @@ class S3Tier:
         parts = (self._start.prefix, index.fingerprint.hex())
         start = msgspec.structs.replace(self._start, prefix="".join(f"{part}/" for part in parts if part))
         self._mover = Mover(start, index, self._names, self.limits, disk_bytes=self._disk.record_bytes)
+        if self._ending.is_set():
+            # Looked at once more: `close` may have found no mover that it could end.
+            self._mover.end(0.0)
         self._mover.run()
