@@ -60,6 +60,8 @@ class S3Tier:
         end = time.monotonic() + self.limits.start_seconds
         while self._thread.is_alive() and (left := end - time.monotonic()) > 0:
             mover = self._mover
+            if mover is None and self._disk.is_taken:
+                return
             if mover is None:
                 time.sleep(min(left, 0.01))
             elif mover.known.wait(left):
