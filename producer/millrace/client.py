@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Coroutine
 from types import TracebackType
@@ -12,6 +13,7 @@ from millrace_schemas import Event
 from .async_client import AsyncClient
 from .async_job import AsyncJob
 from .config import DEFAULT_REDIS_URL
+from .errors import ClientClosed
 from .event_stream import START, EventStream
 from .portal import Portal
 
@@ -157,7 +159,9 @@ class Client(_Blocking[AsyncClient]):
     def close(self) -> None:
         """Closes the connections; waits under way raise ClientClosed. The jobs go on."""
         if not self._is_view and not self._portal.closed:
-            self._portal.run(self._target.aclose())
+            # Another thread may close it just now, too.
+            with contextlib.suppress(ClientClosed):
+                self._portal.run(self._target.aclose())
             self._portal.close()
 
     def __enter__(self) -> Client:

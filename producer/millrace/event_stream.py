@@ -50,11 +50,13 @@ class EventStream:
             raise StopAsyncIteration
         while not self._buffer:
             await self._fill()
-        event_id, event = self._buffer.pop(0)
-        self.last_id = event_id
+        event_id, event = self._buffer[0]
         if isinstance(event, Finished):
+            # Not taken before it is there: a caller that is cancelled meanwhile, or told of a failure, may ask again.
+            event = Finished(await self._source.load(event.result))
             self._ended = True
-            return Finished(await self._source.load(event.result))
+        del self._buffer[0]
+        self.last_id = event_id
         return event
 
     async def _fill(self) -> None:

@@ -98,3 +98,43 @@ def test_the_pace_between_looks(redis_url: str, raw: redis.Redis) -> None:
     moved(raw, batch, BatchStatus.CANCELLED, failed=996_000)
     (over,) = look(redis_url, paces).batches
     assert (over.rate, over.eta, over.share, over.status) == (None, None, 1.0, BatchStatus.CANCELLED)
+
+
+def test_a_look_that_another_one_overtakes(redis_url: str, raw: redis.Redis) -> None:
+    """A gateway's looks share paces, and one may learn of a batch later what it was before the other's."""
+    paces = Paces()
+    batch = put(raw, new_batch("b", age=1000, status=BatchStatus.IN_PROGRESS, total=1_000_000), completed=1000)
+    look(redis_url, paces)
+    for completed in (2000, 3000):
+        time.sleep(0.05)
+        moved(raw, batch, BatchStatus.IN_PROGRESS, completed=completed)
+        look(redis_url, paces)
+
+    async def overtaken() -> list[BulkFiles]:
+        connection = Connection(redis_url)
+        store = BatchStore(connection)
+        found: list[BulkFiles] = []
+
+        class Slow(BatchStore):
+            asked = 0
+
+            async def now(self) -> float:
+                self.asked += 1
+                # It has read the batches by then.
+                if self.asked == 3:
+                    await asyncio.sleep(0.05)
+                    moved(raw, batch, BatchStatus.IN_PROGRESS, completed=4000)
+                    found.append(await read_batches(store, paces))
+                return await super().now()
+
+        try:
+            found.append(await read_batches(Slow(connection), paces))
+            return [*found, await read_batches(store, paces)]
+        finally:
+            await connection.close()
+
+    looks = [found.batches[0] for found in asyncio.run(overtaken())]
+    assert [one.completed for one in looks] == [4000, 3000, 4000]
+    for one in looks:
+        assert one.rate is not None
+        assert one.rate > 100

@@ -25,10 +25,10 @@ def test_no_word_of_places(code: str) -> None:
     line = BatchError("url_mismatch", "The url is '/v1/embeddings'.", 3, "url")
     errors = (BatchError(code, "/secret/in.jsonl: no such file"), line)
     batch = type(batch)(**{**{name: getattr(batch, name) for name in batch.__struct_fields__}, "errors": errors})
-    shown = public(View(batch, BatchProgress(), None, "s3://secret: 503"))
+    shown = public(View(batch, BatchProgress(), None, "s3://secret: 503", 0.0))
     assert "secret" not in f"{shown.batch.errors} {shown.problem}"
     assert (shown.batch.errors[0].code, shown.batch.errors[1]) == (code, line)
-    assert public(View(batch, BatchProgress(), None, None)).problem is None
+    assert public(View(batch, BatchProgress(), None, None, 0.0)).problem is None
 
 
 def test_over_http(redis_url: str, batches: Batches, tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from disk_parts import BLOCK, GREEDY, PROMPTS, SHARED, SYSTEM, ask, disk_config, ids, records, taken
-from millrace_worker.engine import s3_tier
+from millrace_worker.engine import disk_tier, s3_tier
+from millrace_worker.engine.disk_requests import TierLimits
 from millrace_worker.engine.engine import Engine
 from millrace_worker.engine.prefix_cache import ROOT, block_hash
 from millrace_worker.engine.s3_requests import S3Limits
@@ -79,6 +80,22 @@ def test_another_worker_finds_it_and_answers_the_same(
     engine = Engine(config(tmp_path / "second"))
     assert ask(engine, PROMPTS) == cold
     assert (engine.cache_stats.s3_hit_tokens, engine.cache_stats.disk_hit_tokens) == (0, 40)
+    engine.close()
+
+
+def test_the_bucket_is_used_once_a_directory_in_use_is_free(
+    model: Path, config: Any, shared: Objects, cold: list[list[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a new worker starts while the old one drains: it does not wait for the bucket then."""
+    monkeypatch.setattr(disk_tier, "TierLimits", partial(TierLimits, lock_seconds=0.02))
+    monkeypatch.setattr(s3_tier, "S3Limits", partial(S3Limits, start_seconds=600.0))
+    in_use = Engine(disk_config(model, tmp_path / "second"))
+    engine = Engine(config(tmp_path / "second"))
+    assert engine.cache_stats.open == {"disk": 0, "s3": 0}
+    in_use.close()
+    until(lambda: engine.cache_stats.open == {"disk": 1, "s3": 1})
+    assert ask(engine, PROMPTS) == cold
+    assert engine.cache_stats.s3_hit_tokens == len(SYSTEM)
     engine.close()
 
 

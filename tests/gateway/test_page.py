@@ -131,7 +131,7 @@ def overview_of(text: str) -> Overview:
     worker = WorkerInfo(name=text, model=text, host=text, pid=1, device=text, started_at=0.0, beat_at=1.0)
     queue = QueueStats(model=text, at=1.0, lanes=lanes, delayed=0, dead=0, workers=[worker])
     batch = new_batch(text, age=10, status=BatchStatus.IN_PROGRESS, input=f"s3://b/{text.replace('/', '')}", total=9)
-    glance = Paces().glance(View(batch, BatchProgress(completed=3), None, text), time.time())
+    glance = Paces().glance(View(batch, BatchProgress(completed=3), None, text, time.time()), time.time())
     return Overview(models=[model], queues=[queue], failures=[failure], bulk=BulkFiles(batches=(glance,), unfinished=3))
 
 

@@ -13,6 +13,7 @@ import redis
 
 from fake_worker import FakeWorker, register
 from millrace import AsyncClient, AsyncJob, Client, ClientClosed, Job
+from millrace.portal import Portal
 
 
 def test_threads_share_a_client(redis_url: str, raw: redis.Redis) -> None:
@@ -61,6 +62,57 @@ def test_closing_while_another_thread_waits(redis_url: str) -> None:
         client.close()
         with pytest.raises(ClientClosed):
             waiting.result(timeout=10)
+
+
+def test_closing_while_another_thread_asks_for_what_no_connection_knows_of(redis_url: str) -> None:
+    """A result of S3, for example, is fetched beside the connections that `aclose` closes."""
+    client, begun = Client(redis_url), threading.Event()
+
+    async def fetch() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    with ThreadPoolExecutor(1) as pool:
+        fetching = pool.submit(lambda: client._portal.run(fetch()))
+        assert begun.wait(10)
+        client.close()
+        assert isinstance(fetching.exception(timeout=10), ClientClosed)
+
+
+def test_asking_just_as_another_thread_closes(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    client, looked, closed = Client(redis_url), threading.Event(), threading.Event()
+    unusable = Portal._unusable
+
+    def then_wait(portal: Portal) -> str | None:
+        found = unusable(portal)
+        if threading.current_thread().name.startswith("asks"):
+            looked.set()
+            closed.wait(0.5)
+        return found
+
+    monkeypatch.setattr(Portal, "_unusable", then_wait)
+    with ThreadPoolExecutor(1, thread_name_prefix="asks") as pool:
+        asking = pool.submit(client.models)
+        assert looked.wait(10)
+        client.close()
+        closed.set()
+        # It came before the end, or after it.
+        assert isinstance(asking.exception(timeout=10), ClientClosed | None)
+
+
+def test_two_threads_close(redis_url: str) -> None:
+    for _ in range(50):
+        client, together = Client(redis_url), threading.Barrier(2)
+
+        def close(client: Client = client, together: threading.Barrier = together) -> None:
+            together.wait()
+            client.close()
+
+        with ThreadPoolExecutor(2) as pool:
+            for closing in [pool.submit(close), pool.submit(close)]:
+                closing.result(timeout=10)
+        assert client._portal.closed
+    assert all(t.name != "millrace-client" for t in threading.enumerate())
 
 
 def test_a_client_works_inside_a_coroutine_of_the_caller(redis_url: str) -> None:

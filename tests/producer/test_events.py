@@ -57,6 +57,38 @@ def test_events_arrive_while_the_job_runs(client: Client, raw: redis.Redis, keys
     assert list(stream) == []
 
 
+def test_a_reader_that_is_cancelled_while_the_result_is_fetched(
+    redis_url: str, raw: redis.Redis, keys: QueueKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end is handed out by the next call, whatever became of the one before."""
+    fetched = asyncio.Event()
+
+    async def load(result: Result) -> Result:
+        await fetched.wait()
+        return result
+
+    async def run() -> None:
+        register(redis_url)
+        async with AsyncClient(redis_url) as client:
+            job = await client.submit("a", stream=True)
+            result = Result(id=job.id, model="demo", state=JobState.COMPLETED, location="s3://bucket/a.json")
+            publish(raw, keys, job.id, Started(attempt=1), Finished(result))
+            stream = job.events()
+            assert await anext(stream) == Started(attempt=1)
+            before = stream.last_id
+            for _ in range(2):
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(0.05):
+                        await anext(stream)
+                assert stream.last_id == before
+            fetched.set()
+            assert [event async for event in stream] == [Finished(result)]
+            assert stream.last_id != before
+
+    monkeypatch.setattr("millrace.s3.load", load)
+    asyncio.run(run())
+
+
 def test_an_end_without_an_event(
     client: Client, raw: redis.Redis, keys: QueueKeys, later: Later, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
+
+import pytest
 
 from millrace_schemas import GROUP, Lane
+from millrace_worker.stream.closing import GiveBack
 from millrace_worker.stream.publisher import Publisher
 from millrace_worker.stream.scripts import LEAVE, Call, run
 from millrace_worker.stream.upkeep import Upkeep
@@ -82,6 +86,56 @@ def test_waits_a_lease_after_an_outage(redis_url: str, probe: QueueProbe) -> Non
         await asyncio.sleep(1.05)
         taker.reclaimer._next = 0.0
         assert await taker.reclaimer.claim(5) == 1
+
+    with_parts(redis_url, body)
+
+
+def test_jobs_handed_over_while_it_looks_for_such(
+    redis_url: str, probe: QueueProbe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They lie where this look has been, so the message that comes with them asks for another one."""
+
+    async def body(draining: Parts) -> None:
+        job = probe.submit([1])
+        leased = await draining.lease_one()
+        taker = draining.other()
+        taker.reclaimer._next = float("inf")
+        claim = taker.reclaimer._claim
+
+        async def then_hand_over(lane: Lane, *rest: Any) -> tuple[str, int]:
+            found = await claim(lane, *rest)
+            if lane is Lane.INTERACTIVE:
+                monkeypatch.undo()
+                assert await run(taker.client, GiveBack(leased.lease, "handover").call(probe.keys, draining.name, 60))
+                taker.reclaimer.hand_over_seen()
+            return found
+
+        monkeypatch.setattr(taker.reclaimer, "_claim", then_hand_over)
+        assert await taker.reclaimer.claim(5) == 0
+        assert taker.reclaimer.due
+        assert await taker.reclaimer.claim(5) == 1
+        assert [taken.lease.job_id for taken in taker.taken] == [job]
+        assert not taker.reclaimer.due
+
+    with_parts(redis_url, body)
+
+
+def test_a_look_for_handed_over_jobs_that_failed_is_made_again(
+    redis_url: str, probe: QueueProbe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body(parts: Parts) -> None:
+        parts.reclaimer._next = float("inf")
+
+        async def fail(*args: Any) -> tuple[str, int]:
+            raise ConnectionError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(parts.reclaimer, "_claim", fail)
+            with pytest.raises(ConnectionError):
+                await parts.reclaimer.claim(5)
+        assert parts.reclaimer.due
+        await parts.reclaimer.claim(5)
+        assert not parts.reclaimer.due
 
     with_parts(redis_url, body)
 

@@ -89,21 +89,24 @@ class Paces:
     """Remembers how batches moved between looks, so that glances have rates."""
 
     def __init__(self) -> None:
-        #: By id: lines, output tokens, and when somebody looked last.
+        #: By id: lines, output tokens, and when the last look was over.
         self._known: dict[str, tuple[Pace, Pace, float]] = {}
 
     def glance(self, view: View, now: float) -> Glance:
-        """`now`: Unix time by the clock of Redis, at which `view` was read."""
+        """`now`: Unix time by the clock of Redis, at which `view` was there."""
         batch, progress = view.batch, view.progress
         over = batch.status in BATCH_TERMINAL
-        lines, tokens, _ = self._known.get(batch.id) or (Pace(batch.in_progress_at), Pace(batch.in_progress_at), now)
-        lines.add(now, progress.ended)
-        tokens.add(now, progress.completion_tokens)
+        began = batch.in_progress_at
+        lines, tokens, last = self._known.get(batch.id) or (Pace(began), Pace(began), float("-inf"))
+        # Asked for before another look was over, it may show less than that one did: nothing has gone back.
+        if view.at >= last:
+            lines.add(now, progress.ended)
+            tokens.add(now, progress.completion_tokens)
         # Before its lines are worked on there is no begin of them, and afterwards there is no pace.
-        if over or batch.in_progress_at is None:
+        if over or began is None:
             self._known.pop(batch.id, None)
         else:
-            self._known[batch.id] = (lines, tokens, now)
+            self._known[batch.id] = (lines, tokens, max(now, last))
         self._forget(now)
         moves = batch.status in (BatchStatus.IN_PROGRESS, BatchStatus.CANCELLING)
         validated = over or batch.status is not BatchStatus.VALIDATING

@@ -38,6 +38,8 @@ class View:
     cancel: float | None
     #: Why it does not move, in words; None: it does, or nobody knows.
     problem: str | None
+    #: When it was asked for, Unix time by the clock of Redis: it was so then, or later.
+    at: float
 
 
 @dataclass(slots=True)
@@ -278,16 +280,18 @@ class BatchStore:
     async def _views(self, ids: Sequence[str]) -> list[View | None]:
         if not ids:
             return []
+        at = await self.now()
         looks = (("HMGET", batch_key(batch_id), *_VIEWED) for batch_id in ids)
         due, *replies = await self._connection.run(("ZMSCORE", BATCHES_DUE, *ids), *looks)
-        late = await self.now() - _NOBODY_AFTER
+        late = at - _NOBODY_AFTER
         return [
-            None if reply[0] is None else _view(*reply, is_unattended=score is not None and float(score) < late)
+            None if reply[0] is None else _view(at, *reply, is_unattended=score is not None and float(score) < late)
             for score, reply in zip(due, replies, strict=True)
         ]
 
 
 def _view(
+    at: float,
     record: bytes,
     cancel: bytes | None,
     problem: bytes | None,
@@ -301,6 +305,7 @@ def _view(
         BatchProgress(checked=float(checked or 0), expired=bool(counts[-1]), **named),
         float(cancel) if cancel else None,
         problem.decode(errors="replace") if problem else _NOBODY if is_unattended else None,
+        at,
     )
 
 

@@ -44,7 +44,8 @@ class DiskTier:
         self._directory, self._cap_bytes = directory, cap_bytes
         self._index: DiskIndex | None = None
         self._protected: set[bytes] = set()
-        self._opened = threading.Event()
+        #: Whether there is an index is known; or that another process has the directory for now.
+        self._opened, self._tried = threading.Event(), threading.Event()
         self._lock = threading.Lock()
         self._to_write: queue.Queue[Writing | list[bytes] | None] = queue.Queue(_MOST_QUEUED)
         #: Hashes that are to be written.
@@ -73,12 +74,17 @@ class DiskTier:
         """Opens the directory in the background, for what `identity` then finds; waits for a while."""
         self._writer = threading.Thread(target=self._run_writer, args=(identity,), name="kv-writer", daemon=True)
         self._writer.start()
-        if not self._opened.wait(self.limits.open_seconds):
+        if not self._tried.wait(self.limits.open_seconds):
             log.warning("the disk cache is not open yet; starting without it", directory=str(self._directory))
 
     def wait_open(self, seconds: float) -> bool:
         """Whether it is known by then what there is: see `index`."""
         return self._opened.wait(seconds)
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether another process has the directory, which is used once it is free."""
+        return self._tried.is_set() and not self._opened.is_set()
 
     @property
     def index(self) -> DiskIndex | None:
@@ -179,7 +185,7 @@ class DiskTier:
             self._to_write.put(None, timeout=self.limits.close_seconds)
         except queue.Full:
             return  # it hangs; so would everything else
-        if self._opened.is_set():  # else it reads all weights, or waits for a directory that hangs
+        if self._tried.is_set():  # else it reads all weights, or waits for a directory that hangs
             self._writer.join(self.limits.close_seconds)
         self._readers.close()
 
@@ -197,6 +203,7 @@ class DiskTier:
                     index.protect(self._protected)
                 self._index = index
             self._opened.set()
+            self._tried.set()
         if index is not None:
             self._readers.start(index)
             self._say_open(index)
@@ -219,9 +226,9 @@ class DiskTier:
             try:
                 return DiskIndex(self._directory, identity, self._cap_bytes)
             except DirectoryInUse as e:
-                if not self._opened.is_set():
+                if not self._tried.is_set():
                     log.warning("no disk cache for now; it is used once its directory is free", reason=str(e))
-                    self._opened.set()
+                    self._tried.set()
             try:
                 # Nothing but the end is asked of a tier that is not open.
                 self._to_write.get(timeout=self.limits.lock_seconds)

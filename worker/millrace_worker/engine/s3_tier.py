@@ -60,6 +60,8 @@ class S3Tier:
         end = time.monotonic() + self.limits.start_seconds
         while self._thread.is_alive() and (left := end - time.monotonic()) > 0:
             mover = self._mover
+            if mover is None and self._disk.is_taken:
+                return
             if mover is None:
                 time.sleep(min(left, 0.01))
             elif mover.known.wait(left):
@@ -182,4 +184,7 @@ class S3Tier:
         parts = (self._start.prefix, index.fingerprint.hex())
         start = msgspec.structs.replace(self._start, prefix="".join(f"{part}/" for part in parts if part))
         self._mover = Mover(start, index, self._names, self.limits, disk_bytes=self._disk.record_bytes)
+        if self._ending.is_set():
+            # Looked at once more: `close` may have found no mover that it could end.
+            self._mover.end(0.0)
         self._mover.run()

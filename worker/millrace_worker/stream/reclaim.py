@@ -66,9 +66,15 @@ class Reclaimer:
         now = time.monotonic()
         taken = 0
         if self._handover:
-            taken, room = await self._sweep(room, HANDOVER_LEAST_IDLE)
-            # What had no room is looked for again.
-            self._handover = not all(room.of(lane) for lane in Lane)
+            # Before the look: what is handed over meanwhile may lie behind it.
+            self._handover = False
+            seen_all = False
+            try:
+                taken, room = await self._sweep(room, HANDOVER_LEAST_IDLE)
+                seen_all = all(room.of(lane) for lane in Lane)
+            finally:
+                # What had no room is looked for again.
+                self._handover = self._handover or not seen_all
         if now >= self._next and now >= self._quiet_until:
             taken += await self._step(room)
         if now >= self._next:
