@@ -60,49 +60,56 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None:
-            _require(self.max_tokens >= 1, "max_tokens", f"must be at least 1, not {self.max_tokens}")
-        _require(self.min_tokens >= 0, "min_tokens", f"must not be negative, not {self.min_tokens}")
+            _require(self.max_tokens >= 1, "max_tokens", "must be at least 1, not {}", self.max_tokens)
+        _require(self.min_tokens >= 0, "min_tokens", "must not be negative, not {}", self.min_tokens)
         if self.max_tokens is not None:
             _require(
                 self.min_tokens <= self.max_tokens,
                 "min_tokens",
-                f"is {self.min_tokens}, more than max_tokens = {self.max_tokens}",
+                "is {}, more than max_tokens = {}",
+                self.min_tokens,
+                self.max_tokens,
             )
         _require(
             math.isfinite(self.temperature) and 0.0 <= self.temperature <= 100.0,
             "temperature",
-            f"must lie in [0, 100], not {self.temperature}",
+            "must lie in [0, 100], not {}",
+            self.temperature,
         )
-        _require(0 <= self.top_k < 2**31, "top_k", f"must be 0 (all tokens) or a positive number, not {self.top_k}")
-        _require(0.0 < self.top_p <= 1.0, "top_p", f"must lie in (0, 1], not {self.top_p}")
-        _require(0.0 <= self.min_p <= 1.0, "min_p", f"must lie in [0, 1], not {self.min_p}")
+        _require(0 <= self.top_k < 2**31, "top_k", "must be 0 (all tokens) or a positive number, not {}", self.top_k)
+        _require(0.0 < self.top_p <= 1.0, "top_p", "must lie in (0, 1], not {}", self.top_p)
+        _require(0.0 <= self.min_p <= 1.0, "min_p", "must lie in [0, 1], not {}", self.min_p)
         self._check_penalties()
         self._check_bias()
         if self.logprobs is not None:
             _require(
-                0 <= self.logprobs <= MAX_LOGPROBS, "logprobs", f"must lie in [0, {MAX_LOGPROBS}], not {self.logprobs}"
+                0 <= self.logprobs <= MAX_LOGPROBS,
+                "logprobs",
+                f"must lie in [0, {MAX_LOGPROBS}], not {{}}",
+                self.logprobs,
             )
         if self.seed is not None:
-            _require(0 <= self.seed < 2**63, "seed", f"must lie in [0, 2**63), not {self.seed}")
+            _require(0 <= self.seed < 2**63, "seed", "must lie in [0, 2**63), not {}", self.seed)
         self._check_stops()
 
     def _check_penalties(self) -> None:
         for name in ("presence_penalty", "frequency_penalty"):
             value: float = getattr(self, name)
-            _require(-2.0 <= value <= 2.0, name, f"must lie in [-2, 2], not {value}")
+            _require(-2.0 <= value <= 2.0, name, "must lie in [-2, 2], not {}", value)
         _require(
             0.0 < self.repetition_penalty <= 100.0,
             "repetition_penalty",
-            f"must lie in (0, 100], not {self.repetition_penalty}",
+            "must lie in (0, 100], not {}",
+            self.repetition_penalty,
         )
 
     def _check_bias(self) -> None:
         bias = self.logit_bias
-        _require(len(bias) <= MAX_LOGIT_BIAS, "logit_bias", f"takes at most {MAX_LOGIT_BIAS} ids, not {len(bias)}")
+        _require(len(bias) <= MAX_LOGIT_BIAS, "logit_bias", f"takes at most {MAX_LOGIT_BIAS} ids, not {{}}", len(bias))
         for token, value in bias.items():
             ok = isinstance(token, int) and 0 <= token < 2**31
-            _require(ok, "logit_bias", f"takes token ids in [0, 2**31), not {token!r:.40}")
-            _require(-100.0 <= value <= 100.0, "logit_bias", f"must lie in [-100, 100], not {value} as for {token}")
+            _require(ok, "logit_bias", "takes token ids in [0, 2**31), not {!r:.40}", token)
+            _require(-100.0 <= value <= 100.0, "logit_bias", "must lie in [-100, 100], not {} as for {}", value, token)
 
     def _check_stops(self) -> None:
         if isinstance(self.stop, str):
@@ -110,22 +117,26 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         _require(
             len(self.stop) <= MAX_STOP_STRINGS,
             "stop",
-            f"takes at most {MAX_STOP_STRINGS} strings, not {len(self.stop)}",
+            f"takes at most {MAX_STOP_STRINGS} strings, not {{}}",
+            len(self.stop),
         )
         for text in self.stop:
             _require(
                 0 < len(text) <= MAX_STOP_LENGTH,
                 "stop",
-                f"takes strings of 1 to {MAX_STOP_LENGTH} characters, not of {len(text)}",
+                f"takes strings of 1 to {MAX_STOP_LENGTH} characters, not of {{}}",
+                len(text),
             )
         _require(
             len(self.stop_token_ids) <= MAX_STOP_TOKEN_IDS,
             "stop_token_ids",
-            f"takes at most {MAX_STOP_TOKEN_IDS} ids, not {len(self.stop_token_ids)}",
+            f"takes at most {MAX_STOP_TOKEN_IDS} ids, not {{}}",
+            len(self.stop_token_ids),
         )
         _require(all(0 <= t < 2**31 for t in self.stop_token_ids), "stop_token_ids", "takes ids in [0, 2**31)")
 
 
-def _require(ok: bool, field: str, what: str) -> None:
+def _require(ok: bool, field: str, what: str, *values: object) -> None:
+    """Raises InvalidRequest with `what`, in which the values are put only then: each job is checked several times."""
     if not ok:
-        raise InvalidRequest(f"sampling.{field} {what}", param=f"sampling.{field}")
+        raise InvalidRequest(f"sampling.{field} {what.format(*values)}", param=f"sampling.{field}")
