@@ -48,7 +48,7 @@ class Usage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @classmethod
     def of(cls, prompt_tokens: int, completion_tokens: int, cached_tokens: int, by_tier: dict[str, int]) -> Usage:
         """`by_tier`: what of `cached_tokens` each tier had."""
-        has_lower = any(tier != _DEVICE for tier in by_tier)
+        has_lower = len(by_tier) > (_DEVICE in by_tier)
         return cls(prompt_tokens, completion_tokens, cached_tokens, by_tier if has_lower else msgspec.UNSET)
 
     @property

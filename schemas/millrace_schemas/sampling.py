@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import msgspec
 
 from .errors import InvalidRequest
@@ -59,84 +57,63 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        if self.max_tokens is not None:
-            _require(self.max_tokens >= 1, "max_tokens", "must be at least 1, not {}", self.max_tokens)
-        _require(self.min_tokens >= 0, "min_tokens", "must not be negative, not {}", self.min_tokens)
-        if self.max_tokens is not None:
-            _require(
-                self.min_tokens <= self.max_tokens,
-                "min_tokens",
-                "is {}, more than max_tokens = {}",
-                self.min_tokens,
-                self.max_tokens,
-            )
-        _require(
-            math.isfinite(self.temperature) and 0.0 <= self.temperature <= 100.0,
-            "temperature",
-            "must lie in [0, 100], not {}",
-            self.temperature,
-        )
-        _require(0 <= self.top_k < 2**31, "top_k", "must be 0 (all tokens) or a positive number, not {}", self.top_k)
-        _require(0.0 < self.top_p <= 1.0, "top_p", "must lie in (0, 1], not {}", self.top_p)
-        _require(0.0 <= self.min_p <= 1.0, "min_p", "must lie in [0, 1], not {}", self.min_p)
-        self._check_penalties()
-        self._check_bias()
-        if self.logprobs is not None:
-            _require(
-                0 <= self.logprobs <= MAX_LOGPROBS,
-                "logprobs",
-                f"must lie in [0, {MAX_LOGPROBS}], not {{}}",
-                self.logprobs,
-            )
-        if self.seed is not None:
-            _require(0 <= self.seed < 2**63, "seed", "must lie in [0, 2**63), not {}", self.seed)
-        self._check_stops()
+        # Each job is checked several times on its way, so what is at its default costs a comparison at most.
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise _refused("max_tokens", f"must be at least 1, not {self.max_tokens}")
+        if self.min_tokens < 0:
+            raise _refused("min_tokens", f"must not be negative, not {self.min_tokens}")
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise _refused("min_tokens", f"is {self.min_tokens}, more than max_tokens = {self.max_tokens}")
+        # In this form nan and infinity are refused, too.
+        if not 0.0 <= self.temperature <= 100.0:
+            raise _refused("temperature", f"must lie in [0, 100], not {self.temperature}")
+        if not 0 <= self.top_k < 2**31:
+            raise _refused("top_k", f"must be 0 (all tokens) or a positive number, not {self.top_k}")
+        if not 0.0 < self.top_p <= 1.0:
+            raise _refused("top_p", f"must lie in (0, 1], not {self.top_p}")
+        if not 0.0 <= self.min_p <= 1.0:
+            raise _refused("min_p", f"must lie in [0, 1], not {self.min_p}")
+        if not -2.0 <= self.presence_penalty <= 2.0:
+            raise _refused("presence_penalty", f"must lie in [-2, 2], not {self.presence_penalty}")
+        if not -2.0 <= self.frequency_penalty <= 2.0:
+            raise _refused("frequency_penalty", f"must lie in [-2, 2], not {self.frequency_penalty}")
+        if not 0.0 < self.repetition_penalty <= 100.0:
+            raise _refused("repetition_penalty", f"must lie in (0, 100], not {self.repetition_penalty}")
+        if self.logprobs is not None and not 0 <= self.logprobs <= MAX_LOGPROBS:
+            raise _refused("logprobs", f"must lie in [0, {MAX_LOGPROBS}], not {self.logprobs}")
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise _refused("seed", f"must lie in [0, 2**63), not {self.seed}")
+        if self.logit_bias:
+            self._check_bias(self.logit_bias)
+        if self.stop != ():
+            self._check_stops(self.stop)
+        if self.stop_token_ids != ():
+            self._check_stop_token_ids(self.stop_token_ids)
 
-    def _check_penalties(self) -> None:
-        for name in ("presence_penalty", "frequency_penalty"):
-            value: float = getattr(self, name)
-            _require(-2.0 <= value <= 2.0, name, "must lie in [-2, 2], not {}", value)
-        _require(
-            0.0 < self.repetition_penalty <= 100.0,
-            "repetition_penalty",
-            "must lie in (0, 100], not {}",
-            self.repetition_penalty,
-        )
-
-    def _check_bias(self) -> None:
-        bias = self.logit_bias
-        _require(len(bias) <= MAX_LOGIT_BIAS, "logit_bias", f"takes at most {MAX_LOGIT_BIAS} ids, not {{}}", len(bias))
+    def _check_bias(self, bias: dict[int, float]) -> None:
+        if len(bias) > MAX_LOGIT_BIAS:
+            raise _refused("logit_bias", f"takes at most {MAX_LOGIT_BIAS} ids, not {len(bias)}")
         for token, value in bias.items():
-            ok = isinstance(token, int) and 0 <= token < 2**31
-            _require(ok, "logit_bias", "takes token ids in [0, 2**31), not {!r:.40}", token)
-            _require(-100.0 <= value <= 100.0, "logit_bias", "must lie in [-100, 100], not {} as for {}", value, token)
+            if not (isinstance(token, int) and 0 <= token < 2**31):
+                raise _refused("logit_bias", f"takes token ids in [0, 2**31), not {token!r:.40}")
+            if not -100.0 <= value <= 100.0:
+                raise _refused("logit_bias", f"must lie in [-100, 100], not {value} as for {token}")
 
-    def _check_stops(self) -> None:
-        if isinstance(self.stop, str):
-            raise InvalidRequest("sampling.stop must be a sequence of strings, not one string", param="sampling.stop")
-        _require(
-            len(self.stop) <= MAX_STOP_STRINGS,
-            "stop",
-            f"takes at most {MAX_STOP_STRINGS} strings, not {{}}",
-            len(self.stop),
-        )
-        for text in self.stop:
-            _require(
-                0 < len(text) <= MAX_STOP_LENGTH,
-                "stop",
-                f"takes strings of 1 to {MAX_STOP_LENGTH} characters, not of {{}}",
-                len(text),
-            )
-        _require(
-            len(self.stop_token_ids) <= MAX_STOP_TOKEN_IDS,
-            "stop_token_ids",
-            f"takes at most {MAX_STOP_TOKEN_IDS} ids, not {{}}",
-            len(self.stop_token_ids),
-        )
-        _require(all(0 <= t < 2**31 for t in self.stop_token_ids), "stop_token_ids", "takes ids in [0, 2**31)")
+    def _check_stops(self, stops: tuple[str, ...] | str) -> None:
+        if isinstance(stops, str):
+            raise _refused("stop", "must be a sequence of strings, not one string")
+        if len(stops) > MAX_STOP_STRINGS:
+            raise _refused("stop", f"takes at most {MAX_STOP_STRINGS} strings, not {len(stops)}")
+        for text in stops:
+            if not 0 < len(text) <= MAX_STOP_LENGTH:
+                raise _refused("stop", f"takes strings of 1 to {MAX_STOP_LENGTH} characters, not of {len(text)}")
+
+    def _check_stop_token_ids(self, ids: tuple[int, ...]) -> None:
+        if len(ids) > MAX_STOP_TOKEN_IDS:
+            raise _refused("stop_token_ids", f"takes at most {MAX_STOP_TOKEN_IDS} ids, not {len(ids)}")
+        if not all(0 <= token < 2**31 for token in ids):
+            raise _refused("stop_token_ids", "takes ids in [0, 2**31)")
 
 
-def _require(ok: bool, field: str, what: str, *values: object) -> None:
-    """Raises InvalidRequest with `what`, in which the values are put only then: each job is checked several times."""
-    if not ok:
-        raise InvalidRequest(f"sampling.{field} {what.format(*values)}", param=f"sampling.{field}")
+def _refused(field: str, what: str) -> InvalidRequest:
+    return InvalidRequest(f"sampling.{field} {what}", param=f"sampling.{field}")

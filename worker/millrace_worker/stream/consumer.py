@@ -35,6 +35,7 @@ def block_for(lease: float) -> float:
 
 
 _LANES = (Lane.INTERACTIVE, Lane.BATCH)
+_VERDICTS = {verdict.encode(): verdict for verdict in Verdict}
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +187,7 @@ def _leased(row: Sequence[bytes], lane: Lane, now: float) -> LeasedJob:
     entry, verdict, job_id, attempt, created, started, cancel, stream, request, tokens = row
     return LeasedJob(
         lease=Lease(_text(job_id), lane, _text(entry), int(attempt)),
-        verdict=Verdict(_text(verdict)),
+        verdict=_VERDICTS[verdict],
         request=bytes(request),
         checkpoint=words_from(tokens),
         stream=stream == b"1",
