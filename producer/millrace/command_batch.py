@@ -46,6 +46,8 @@ class CommandBatcher:
         """
         if self._closed:
             raise ClientClosed("the client is closed")
+        if not commands:
+            return []
         loop = asyncio.get_running_loop()
         future: asyncio.Future[list[Any]] = loop.create_future()
         self._waiting.append((commands, size, future))

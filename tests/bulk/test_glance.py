@@ -10,9 +10,9 @@ import redis
 
 from batch_maker import moved, new_batch, put
 from millrace.bulk.glance import ENDED, UNFINISHED, BulkFiles, Paces, read_batches
-from millrace.bulk.store import BatchStore
+from millrace.bulk.store import BatchStore, View
 from millrace.connection import Connection
-from millrace_schemas.batch import BatchStatus
+from millrace_schemas.batch import BatchProgress, BatchStatus
 from millrace_schemas.keys import batch_key
 
 
@@ -138,3 +138,12 @@ def test_a_look_that_another_one_overtakes(redis_url: str, raw: redis.Redis) -> 
     for one in looks:
         assert one.rate is not None
         assert one.rate > 100
+
+
+def test_looks_that_overlap_all_the_time() -> None:
+    """As those of many watchers of one gateway do."""
+    paces, batch = Paces(), new_batch("b", age=1000, status=BatchStatus.IN_PROGRESS, total=1_000_000)
+    for second in range(10):
+        view = View(batch, BatchProgress(completed=1000 * second), None, None, 1000.0 + second)
+        glance = paces.glance(view, view.at + 1.5)
+    assert glance.rate == 1000.0

@@ -48,6 +48,24 @@ def test_a_lone_command_leaves_at_once_and_a_crowd_together() -> None:
     asyncio.run(run())
 
 
+def test_no_commands_wait_for_nobody() -> None:
+    """A result that is there asks for no state: others' batches, or Redis's absence, are not to keep it then."""
+
+    async def run() -> None:
+        server = Server()
+        batcher = CommandBatcher(server.send)
+        others = [asyncio.create_task(batcher.run([("ECHO", i)])) for i in range(3)]
+        await asyncio.sleep(0.01)
+        under_way = len(server.batches)
+        async with asyncio.timeout(5):
+            assert await batcher.run([]) == []
+        assert len(server.batches) == under_way
+        server.open.set()
+        await asyncio.gather(*others)
+
+    asyncio.run(run())
+
+
 def test_a_slow_batch_holds_up_nobody_for_long() -> None:
     async def run() -> None:
         server = Server()

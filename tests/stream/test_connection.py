@@ -73,6 +73,11 @@ def test_places() -> None:
 def test_what_waiting_cures() -> None:
     assert is_transient(redis.ConnectionError("gone"))
     assert is_transient(redis.ResponseError("ERR Error running script: -READONLY You can't write"))
+    # Since Redis 7 a script's error is what the command met, and redis-py takes a code that it knows out of it.
+    assert is_transient(redis.exceptions.OutOfMemoryError("command not allowed when used memory > 'maxmemory'."))
+    assert is_transient(redis.exceptions.MasterDownError("Link with MASTER is down"))
+    assert is_transient(redis.exceptions.ClusterDownError("The cluster is down"))
+    assert is_transient(redis.exceptions.TryAgainError("Multiple keys request during rehashing of slot"))
     assert not is_transient(redis.AuthenticationError("bad"))
     assert not is_transient(redis.ResponseError("WRONGTYPE Operation"))
 

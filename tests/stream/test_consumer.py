@@ -79,6 +79,20 @@ def test_what_waits_is_leased_in_lots_of_one_round_trip_each(redis_url: str, pro
     with_parts(redis_url, body)
 
 
+def test_interactive_jobs_of_several_lots_come_before_batch_jobs(redis_url: str, probe: QueueProbe) -> None:
+    async def body(parts: Parts) -> None:
+        most = MOST_AT_ONCE[Lane.INTERACTIVE]
+        for _ in range(2 * most + 3):
+            probe.submit([1])
+            probe.submit([1], lane=Lane.BATCH)
+        for _ in range(3):
+            await parts.consumer.next(2 * most + 5 - len(parts.taken), wait=True)
+        lanes = [job.lease.lane for job in parts.taken]
+        assert lanes == [Lane.INTERACTIVE] * (2 * most + 3) + [Lane.BATCH] * 2
+
+    with_parts(redis_url, body)
+
+
 def test_a_full_batch_lane_lets_an_interactive_job_end_the_wait(redis_url: str, probe: QueueProbe) -> None:
     async def body(parts: Parts) -> None:
         parts.consumer._block = 60.0

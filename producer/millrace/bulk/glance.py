@@ -89,7 +89,7 @@ class Paces:
     """Remembers how batches moved between looks, so that glances have rates."""
 
     def __init__(self) -> None:
-        #: By id: lines, output tokens, and when the last look was over.
+        #: By id: lines, output tokens, and when the last look was over that they know.
         self._known: dict[str, tuple[Pace, Pace, float]] = {}
 
     def glance(self, view: View, now: float) -> Glance:
@@ -98,15 +98,17 @@ class Paces:
         over = batch.status in BATCH_TERMINAL
         began = batch.in_progress_at
         lines, tokens, last = self._known.get(batch.id) or (Pace(began), Pace(began), float("-inf"))
-        # Asked for before another look was over, it may show less than that one did: nothing has gone back.
+        # Asked for before another look was over, it may show less than that one did: nothing has gone back. One that
+        # is left out leaves none out itself: of many watchers' looks there may always be one under way.
         if view.at >= last:
+            last = now
             lines.add(now, progress.ended)
             tokens.add(now, progress.completion_tokens)
         # Before its lines are worked on there is no begin of them, and afterwards there is no pace.
         if over or began is None:
             self._known.pop(batch.id, None)
         else:
-            self._known[batch.id] = (lines, tokens, max(now, last))
+            self._known[batch.id] = (lines, tokens, last)
         self._forget(now)
         moves = batch.status in (BatchStatus.IN_PROGRESS, BatchStatus.CANCELLING)
         validated = over or batch.status is not BatchStatus.VALIDATING

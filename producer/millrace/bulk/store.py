@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -38,8 +38,8 @@ class View:
     cancel: float | None
     #: Why it does not move, in words; None: it does, or nobody knows.
     problem: str | None
-    #: When it was asked for, Unix time by the clock of Redis: it was so then, or later.
-    at: float
+    #: When it was asked for, Unix time by the clock of Redis: it was so then, or later. Nothing of what is seen.
+    at: float = field(compare=False)
 
 
 @dataclass(slots=True)

@@ -29,9 +29,15 @@ _SOCKET_TIMEOUT = 5.0
 #: A blocking read returns this long before its socket would time out.
 _MARGIN = 5.0
 
-#: What can be cured by waiting: the server is away, still loading, failing over, or out of memory for now.
+#: What can be cured by waiting: the server is away, still loading, or failing over.
 TRANSIENT = (redis.ConnectionError, redis.TimeoutError, redis.exceptions.ReadOnlyError, OSError)
 
+#: It is out of memory for now, or its cluster is not whole: redis-py takes the code of these out of their words.
+_PASSING_KINDS = (
+    redis.exceptions.OutOfMemoryError,
+    redis.exceptions.ClusterDownError,
+    redis.exceptions.TryAgainError,
+)
 _PASSING = ("LOADING ", "OOM command", "READONLY ", "MASTERDOWN ", "CLUSTERDOWN ", "TRYAGAIN ", "MISCONF ")
 
 
@@ -132,7 +138,7 @@ def is_transient(error: BaseException) -> bool:
     if isinstance(error, redis.AuthenticationError):
         return False
     # Redis 6.2 wraps what a script met into words of its own, so the code may stand anywhere.
-    return isinstance(error, TRANSIENT) or any(code in str(error) for code in _PASSING)
+    return isinstance(error, (*TRANSIENT, *_PASSING_KINDS)) or any(code in str(error) for code in _PASSING)
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -138,6 +138,9 @@ class JobConsumer:
                 leased = await self._lease(lane, count, ())
                 room = room.less(lane, leased)
                 total += leased
+                if lane is Lane.INTERACTIVE and leased == MOST_AT_ONCE[lane]:
+                    # More may wait, which the next read brings before any of the batch lane.
+                    break
         return total
 
     async def _lease_awaited(self, lanes: Sequence[Lane], room: Room) -> int:
