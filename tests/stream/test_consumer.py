@@ -4,8 +4,10 @@ import asyncio
 import time
 
 import pytest
+import redis
 
 from millrace_schemas import GROUP, Lane, Request, encode
+from millrace_worker.stream.connection import is_transient
 from millrace_worker.stream.consumer import BATCH_FIRST_EVERY, MOST_AT_ONCE
 from millrace_worker.stream.lease import Verdict
 from millrace_worker.stream.room import Room
@@ -89,6 +91,25 @@ def test_interactive_jobs_of_several_lots_come_before_batch_jobs(redis_url: str,
             await parts.consumer.next(2 * most + 5 - len(parts.taken), wait=True)
         lanes = [job.lease.lane for job in parts.taken]
         assert lanes == [Lane.INTERACTIVE] * (2 * most + 3) + [Lane.BATCH] * 2
+
+    with_parts(redis_url, body)
+
+
+def test_a_redis_without_memory_gives_no_jobs_out(redis_url: str, probe: QueueProbe) -> None:
+    async def body(parts: Parts) -> None:
+        job = probe.submit([1])
+        probe.redis.config_set("maxmemory", 1)
+        try:
+            with pytest.raises(redis.ResponseError) as told:
+                await parts.consumer.next(5, wait=False)
+        finally:
+            probe.redis.config_set("maxmemory", 0)
+        assert is_transient(told.value)
+        assert pending(probe) == 0
+        assert await parts.consumer.next(5, wait=False) == 1
+        (taken,) = parts.taken
+        assert (taken.lease.job_id, taken.lease.attempt) == (job, 1)
+        assert not probe.redis.exists(f"{probe.keys.prefix}tokens:")
 
     with_parts(redis_url, body)
 

@@ -73,6 +73,9 @@ for i = 8, #ARGV do
   if found then take(found[1], found[2]) else drop(ARGV[i]) end
 end
 if ARGV[7] ~= '0' then
+  -- Changes nothing, but a Redis without memory refuses it, and with it the read: such a job could be neither ended nor
+  -- given back. A read on its own is taken, and then all that follows in a script.
+  redis.call('SETRANGE', prefix .. 'tokens:', 0, '')
   local lanes = redis.call('XREADGROUP', 'GROUP', group, consumer, 'COUNT', ARGV[7], 'STREAMS', KEYS[1], '>')
   for _, found in ipairs(lanes and lanes[1][2] or {}) do take(found[1], found[2]) end
 end
