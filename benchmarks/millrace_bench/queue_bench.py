@@ -43,7 +43,7 @@ class System:
     most: int = 0
 
 
-#: Jobs of systems that do a few hundred a second: their rates do not depend on the number, and it takes no half hour.
+#: Jobs of systems that do a few hundred a second: enough for their rates, and all systems together take minutes.
 _FEW = 4_000
 _AT_LEAST_ONCE, _AT_MOST_ONCE = "at least once", "at most once"
 _TASKIQ = "100 jobs at once, 100 fetched ahead, uvloop, connections: 128"

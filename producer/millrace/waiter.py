@@ -185,7 +185,9 @@ class ResultWaiter:
         """For each id its result, why there will be none, or None: not yet."""
         found = await self._stored(ids)
         missing = [job_id for job_id in ids if found[job_id] is None]
-        states = await self._connection.run(*(("HGET", _keys(job_id).job(job_id), "state") for job_id in missing))
+        states = await self._connection.run(
+            *(("HGET", QueueKeys(queue_of_job(job_id)).job(job_id), "state") for job_id in missing)
+        )
         state_of = {
             job_id: None if state is None else state.decode() for job_id, state in zip(missing, states, strict=True)
         }
@@ -205,10 +207,6 @@ class ResultWaiter:
         for some, replies in zip(by_queue.values(), await self._connection.run(*commands), strict=True):
             found.update(zip(some, replies, strict=True))
         return found
-
-
-def _keys(job_id: str) -> QueueKeys:
-    return QueueKeys(queue_of_job(job_id))
 
 
 def _judge(job_id: str, state: str | None, data: bytes | None) -> Result | Exception | None:

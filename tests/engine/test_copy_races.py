@@ -10,29 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from copy_parts import ANOTHER, BLOCK, BLOCK_BYTES, IDENTITY, MINE, Parts, block_name
+from copy_parts import ANOTHER, BLOCK_BYTES, MINE, Parts, block_name, open_disk
 from millrace_worker.engine import disk_readers, disk_tier
-from millrace_worker.engine.disk_requests import Reading, TierLimits
+from millrace_worker.engine.disk_requests import Reading
 from millrace_worker.engine.disk_tier import DiskTier
 from millrace_worker.engine.kv_record import BlockName, read_record, write_record
 from millrace_worker.engine.load_plan import LoadPlan, Segment
 
 held_or_not = pytest.mark.parametrize("held", [pytest.param(True, id="held"), pytest.param(False, id="control")])
-
-
-def open_disk(directory: Path, **limits: float) -> DiskTier:
-    tier = DiskTier(
-        directory,
-        10**6,
-        block_size=BLOCK,
-        block_bytes=BLOCK_BYTES,
-        new_buffer=lambda: torch.empty(BLOCK_BYTES, dtype=torch.uint8),
-        limits=TierLimits(**limits),  # type: ignore[arg-type]
-    )
-    tier.start(lambda: IDENTITY)
-    return tier
 
 
 def put_on_disk(disk: DiskTier, name: BlockName) -> None:

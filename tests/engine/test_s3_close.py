@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from copy_parts import BLOCK, BLOCK_BYTES, IDENTITY
+from copy_parts import BLOCK, BLOCK_BYTES, open_disk
 from millrace_worker.engine import s3_tier
-from millrace_worker.engine.disk_tier import DiskTier
 from millrace_worker.engine.kv_record import file_bytes
 from millrace_worker.engine.s3_mover import Mover
 from millrace_worker.engine.s3_tier import S3Tier
@@ -28,14 +26,7 @@ def test_closed_just_as_the_disk_has_opened(tmp_path: Path, monkeypatch: pytest.
             super().__init__(*args, **named)
 
     monkeypatch.setattr(s3_tier, "Mover", LateMover)
-    disk = DiskTier(
-        tmp_path,
-        10**6,
-        block_size=BLOCK,
-        block_bytes=BLOCK_BYTES,
-        new_buffer=lambda: torch.empty(BLOCK_BYTES, dtype=torch.uint8),
-    )
-    disk.start(lambda: IDENTITY)
+    disk = open_disk(tmp_path)
     tier = S3Tier("s3://bucket/kv", "http://127.0.0.1:9", disk, file_bytes=file_bytes(BLOCK, BLOCK_BYTES))
     join = tier._thread.join
 

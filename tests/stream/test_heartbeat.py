@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
 import pytest
+import redis
 
 from millrace_schemas import GROUP, Lane, ModelInfo, WorkerInfo, decode
+from millrace_worker.stream import heartbeat as heartbeat_module
 from millrace_worker.stream.consumer import Entries
 from millrace_worker.stream.heartbeat import Heartbeat, Report, Watchdog
+from millrace_worker.stream.scripts import Call, run_sync
 from queue_probe import QueueProbe
 from stream_parts import Parts, with_parts
 
@@ -74,6 +78,31 @@ def test_reports_losses_and_cancellations(redis_url: str, probe: QueueProbe) -> 
         assert reports[0].cancelled == [cancelled]
         assert abs(reports[0].clock_offset) < 1
         assert fine in leases
+
+    with_parts(redis_url, body)
+
+
+def test_redis_clock_is_read_in_the_middle_of_a_slow_replys_way(
+    redis_url: str, probe: QueueProbe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(client: redis.Redis, call: Call) -> Any:
+        time.sleep(0.5)
+        reply = run_sync(client, call)
+        time.sleep(0.5)
+        return reply
+
+    async def body(parts: Parts) -> None:
+        probe.submit([1])
+        await parts.lease_one()
+        monkeypatch.setattr(heartbeat_module, "run_sync", slow)
+        reports: list[Report] = []
+        beat = heartbeat(redis_url, parts, Watchdog(60.0, 60.0), reports)
+        beat.start()
+        while not reports:
+            await asyncio.sleep(0.01)
+        await asyncio.to_thread(beat.stop)
+        # One machine has one clock; by the reply's arrival it would be half a second.
+        assert abs(reports[0].clock_offset) < 0.3
 
     with_parts(redis_url, body)
 

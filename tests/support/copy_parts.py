@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from disk_parts import LateCopies, LateCopy
 from millrace_worker.engine.block_pool import BlockPool
+from millrace_worker.engine.disk_requests import TierLimits
 from millrace_worker.engine.disk_tier import DiskTier
 from millrace_worker.engine.fingerprint import Identity
 from millrace_worker.engine.host_arena import HostArena
@@ -66,6 +68,20 @@ class Parts:
         slots = self.host._slots
         slots.release([slot for slot in range(2) for _ in range(slots.references(slot))])
         slots.share = slots.release = lambda blocks: None  # type: ignore[method-assign, assignment]
+
+
+def open_disk(directory: Path, **limits: float) -> DiskTier:
+    """A disk tier for blocks of this size, begun to be opened."""
+    tier = DiskTier(
+        directory,
+        10**6,
+        block_size=BLOCK,
+        block_bytes=BLOCK_BYTES,
+        new_buffer=lambda: torch.empty(BLOCK_BYTES, dtype=torch.uint8),
+        limits=TierLimits(**limits),
+    )
+    tier.start(lambda: IDENTITY)
+    return tier
 
 
 def block_name(seq: Sequence, number: int) -> BlockName:
