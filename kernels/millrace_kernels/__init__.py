@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ._prefill_parts import prefill_arrivals
 from .apply_penalties import apply_penalties
 from .count_tokens import count_tokens
 from .decode_plan import DecodePlan, PlanShape, SharedReads, SharedRun, plan_decode
@@ -32,6 +33,7 @@ __all__ = [
     "paged_decode",
     "paged_prefill",
     "plan_decode",
+    "prefill_arrivals",
     "rms_norm",
     "rms_norm_residual",
     "rotary_store",

@@ -144,6 +144,7 @@ def paged_prefill(
     *,
     lines: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
+    arrivals: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attention of q [T, Hq, D], whose rows cu_seqlens_q[s] to cu_seqlens_q[s + 1] are the last tokens of context s.
 
@@ -152,6 +153,9 @@ def paged_prefill(
     cu_seqlens_q [S + 1], context_lens [S] and block_tables [L, M] are int32; a context includes its query tokens, whose
     keys and values are in the cache already. `lines` [S] (int32) says which line of the tables is whose, None that line
     s is of sequence s. max_query_len is the largest number of query tokens of a sequence.
+
+    With `arrivals` (see `prefill_arrivals`), several programs read the contexts of few queries in parts, where there
+    are kernels that can; what is computed is the same up to rounding.
     """
     check_queries(q, kv, block_tables, out)
     seqs = context_lens.shape[0]
@@ -163,7 +167,11 @@ def paged_prefill(
     for name, (tensor, count) in wanted.items():
         check_shape(name, tensor, count)
         check_dtype(name, tensor, torch.int32)
-    check_same_device(q=q, kv=kv, block_tables=block_tables, **{name: tensor for name, (tensor, _) in wanted.items()})
+    tensors = {name: tensor for name, (tensor, _) in wanted.items()}
+    if arrivals is not None:
+        check_dtype("arrivals", arrivals, torch.int32)
+        tensors["arrivals"] = arrivals
+    check_same_device(q=q, kv=kv, block_tables=block_tables, **tensors)
     if q.shape[0] and max_query_len < 1:
         raise ValueError(f"max_query_len is {max_query_len} for {q.shape[0]} query tokens; it must be at least 1")
     if not use_triton(q):
@@ -177,7 +185,7 @@ def paged_prefill(
     if out is None:
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
     if q.shape[0] and seqs:
-        _launch_prefill(q, kv, block_tables, lines, cu_seqlens_q, context_lens, max_query_len, scale, out)
+        _launch_prefill(q, kv, block_tables, lines, cu_seqlens_q, context_lens, max_query_len, scale, out, arrivals)
     return out
 
 
@@ -208,13 +216,14 @@ def _launch_prefill(
     max_query_len: int,
     scale: float,
     out: torch.Tensor,
+    arrivals: torch.Tensor | None,
 ) -> None:
     tokens, heads, head_dim = q.shape
     _, _, kv_heads, block_size, _ = kv.shape
     # Matrix products want 16 columns at least.
     seqs, group, dim_pad = context_lens.shape[0], heads // kv_heads, max(16, triton.next_power_of_2(head_dim))
     if takes_prefill(q, kv, max_query_len):
-        launch_prefill(q, kv, block_tables, lines, cu_seqlens_q, context_lens, scale * _LOG2_E, out)
+        launch_prefill(q, kv, block_tables, lines, cu_seqlens_q, context_lens, scale * _LOG2_E, out, arrivals)
         return
     programs = tokens * group // _TALLEST * kv_heads
     tile_m, tile_n, warps, stages = _tiles(max_query_len * group, programs, dim_pad, kv.element_size())

@@ -122,8 +122,10 @@ def test_attention_for_hopper(
         bounds, lens = torch.tensor([0, tokens], dtype=torch.int32), torch.tensor([tokens], dtype=torch.int32)
         paged_prefill(q[:tokens], case.kv, case.block_tables[:1], bounds, lens, tokens, 0.1)
         paged_prefill(q[:tokens], case.kv, case.block_tables, bounds, lens, tokens, 0.1, lines=lens)
+    counters = torch.zeros(2 * 132, dtype=torch.int32)
+    paged_prefill(q, case.kv, case.block_tables, bounds, lens, 3000, 0.1, lines=lens, arrivals=counters)
     decode = ["_shared_run_kernel", "_paged_decode_kernel"]
-    assert compiled == [*decode, *["_paged_prefill_kernel"] * 2, *["_prefill_kernel"] * 2]
+    assert compiled == [*decode, *["_paged_prefill_kernel"] * 2, *["_prefill_kernel"] * 3]
 
 
 @DTYPES

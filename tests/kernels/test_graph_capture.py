@@ -16,6 +16,7 @@ from millrace_kernels import (
     paged_decode,
     paged_prefill,
     plan_decode,
+    prefill_arrivals,
     rms_norm,
     rms_norm_residual,
     rotary_store,
@@ -160,3 +161,43 @@ def test_a_captured_prefill_follows_its_bounds() -> None:
         assert torch.equal(got, step())
         assert (torch.cat((got[: ends[0]], got[ends[-1] :])) == 7.0).all()
         assert not (got[ends[0] : ends[-1]] == 7.0).all()
+
+
+def test_captured_parts_of_a_prefill_follow_its_bounds() -> None:
+    """Layer after layer, replay after replay, with parts and without."""
+    case = paged([5000, 200, 3000, 9000], KV_HEADS, 128, 16, torch.bfloat16)
+    queries, out = (torch.randn(200, HEADS, 128, device=DEVICE).bfloat16() for _ in range(2))
+    bounds = torch.tensor([0, 64, 104, 128, 200], device=DEVICE, dtype=torch.int32)
+    arrivals = prefill_arrivals(queries.device)
+
+    def step() -> torch.Tensor:
+        q = queries
+        for _ in range(3):
+            out.fill_(7.0)
+            paged_prefill(
+                q, case.kv, case.block_tables, bounds, case.context_lens, 200, 0.125, out=out, arrivals=arrivals
+            )
+            q = queries + out
+        return q
+
+    step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    for ends in (
+        [3, 20, 84, 90, 90],
+        [0, 64, 64, 64, 128],
+        [5, 5, 69, 69, 70],
+        [0, 0, 0, 0, 0],
+        [0, 50, 100, 150, 200],
+    ):
+        queries.copy_(torch.randn_like(queries))
+        bounds.copy_(torch.tensor(ends, device=DEVICE))
+        for _ in range(3):
+            graph.replay()
+        assert not arrivals.any()
+        own = slice(ends[0], ends[-1])
+        # Parts are added in their order, not in that of their arrival.
+        assert torch.equal(captured[own], step()[own])
+        assert (torch.cat((out[: ends[0]], out[ends[-1] :])) == 7.0).all()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kernel_cases import DEVICE, DTYPES, Paged, assert_as_good, by_mode, dense_attention, paged
-from millrace_kernels import paged_decode, paged_prefill
+from millrace_kernels import paged_decode, paged_prefill, prefill_arrivals
 
 pytestmark = pytest.mark.usefixtures("either_attention")
 
@@ -132,6 +132,46 @@ def test_no_tokens_give_no_rows() -> None:
     assert result.shape == (0, 4, 64)
 
 
+#: (query tokens, context) of sequences, with fewer tiles of query rows than multiprocessors, or just more.
+FEW = by_mode(
+    gpu=[
+        [(64, 8256)],
+        [(1, 5000)],
+        [(33, 5000), (0, 0), (1, 100), (64, 3000)],
+        [(17, 2049)] * 4,
+        [(40, 900 + n) for n in range(0, 640, 64)],
+        [(544, 9000)],
+        [(20, 50 + 300 * n) for n in range(40)],
+        [(2, 300 + 30 * n) for n in range(128)],
+        [(2, 300 + 30 * n) for n in range(129)],
+    ],
+    interpreter=[[(5, 40), (0, 0), (2, 20)]],
+    reference=[[(5, 300)], [(5, 40), (0, 0), (2, 20)]],
+)
+
+
+@pytest.mark.parametrize("pairs", FEW, ids=lambda pairs: f"{len(pairs)}x{pairs[0][0]}")
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(32, 8, 128), (8, 2, 64), (4, 4, 64), (7, 1, 128)])
+def test_contexts_of_few_queries_are_read_in_parts(
+    pairs: list[tuple[int, int]], heads: int, kv_heads: int, head_dim: int
+) -> None:
+    lengths, contexts = [n for n, _ in pairs], [n for _, n in pairs]
+    case = paged(contexts, kv_heads, head_dim, 16, torch.bfloat16)
+    q = torch.randn(3 + sum(lengths) + 50, heads, head_dim, device=DEVICE).bfloat16()
+    own, bounds, scale = slice(3, 3 + sum(lengths)), offsets(lengths) + 3, head_dim**-0.5
+    arrivals = prefill_arrivals(q.device)
+    for turn in range(3):
+        q[own] *= turn + 1
+        out = torch.full_like(q, float("nan"))
+        paged_prefill(
+            q, case.kv, case.block_tables, bounds, case.context_lens, len(q), scale, out=out, arrivals=arrivals
+        )
+        assert_as_good(out[own], *expect(case, q[own], lengths, scale))
+        assert out[:3].isnan().all()
+        assert out[own.stop :].isnan().all()
+        assert not arrivals.any()
+
+
 @pytest.mark.gpu
 def test_long_prompts_and_many_sequences() -> None:
     check([(4096, 4096), (512, 9000), (1, 5000)], 32, 8, 128, 16, torch.bfloat16)
@@ -146,5 +186,7 @@ def test_wrong_arguments_are_named() -> None:
         paged_prefill(q, case.kv, case.block_tables, cu[:2], case.context_lens, 2, 1.0)
     with pytest.raises(ValueError, match="max_query_len is 0"):
         paged_prefill(q, case.kv, case.block_tables, cu, case.context_lens, 0, 1.0)
+    with pytest.raises(TypeError, match=r"arrivals is torch\.float32"):
+        paged_prefill(q, case.kv, case.block_tables, cu, case.context_lens, 2, 1.0, arrivals=torch.zeros(9).to(DEVICE))
     with pytest.raises(TypeError, match=r"block_tables is torch\.int64"):
         paged_prefill(q, case.kv, case.block_tables.long(), cu, case.context_lens, 2, 1.0)

@@ -10,7 +10,7 @@ import numpy as np
 import structlog
 import torch
 
-from millrace_kernels import DecodePlan, PlanShape, SharedRun
+from millrace_kernels import DecodePlan, PlanShape, SharedRun, prefill_arrivals
 from millrace_worker.models.batch import ForwardBatch
 from millrace_worker.models.decoder import Decoder
 
@@ -72,6 +72,7 @@ class MixedGraphs:
         buffer = torch.zeros(max(map(packed_bytes, fields.values())), dtype=torch.uint8, device=kv_cache.device)
         self._inputs = {key: PackedInputs(buffer, wanted) for key, wanted in fields.items()}
         self._arrivals = torch.zeros(shape.rows * shape.kv_heads, dtype=torch.int32, device=kv_cache.device)
+        self._prefill_arrivals = prefill_arrivals(kv_cache.device)
         self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
 
     @torch.inference_mode()
@@ -148,6 +149,7 @@ class MixedGraphs:
             max_query_len=size,
             logits_rows=inputs["logits_rows"],
             decode_plan=DecodePlan.of(self._shapes[size, rows], inputs, self._arrivals),
+            prefill_arrivals=self._prefill_arrivals,
         )
 
 

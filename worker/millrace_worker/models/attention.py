@@ -53,5 +53,6 @@ class PagedAttention:
                 self._scale,
                 lines=self._prefill_lines,
                 out=out,
+                arrivals=batch.prefill_arrivals,
             )
         return out

@@ -40,3 +40,5 @@ class ForwardBatch:
     newest: torch.Tensor | None = None
     #: What the kernels go by for the decodes; None: it is made from the context lengths, read on the host.
     decode_plan: DecodePlan | None = None
+    #: What lets a few prefills' contexts be read in parts: see millrace_kernels.prefill_arrivals.
+    prefill_arrivals: torch.Tensor | None = None
