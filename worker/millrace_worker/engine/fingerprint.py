@@ -24,7 +24,7 @@ from millrace_worker.fields import read_json_object
 from millrace_worker.models.checkpoint import INDEX, Checkpoint
 
 #: To be raised when the kernels, or what a decoder computes with them, put other numbers into the cache than before.
-KV_KERNEL_VERSION = 2
+KV_KERNEL_VERSION = 3
 
 #: Fields of config.json that name things and change no number.
 _NAMES = {"_name_or_path", "transformers_version"}
