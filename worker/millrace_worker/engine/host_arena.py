@@ -16,6 +16,8 @@ log = structlog.get_logger()
 #: Pinning stops the driver's other calls, a step's launches too, so it is done in pieces of about so many bytes: 1.6 ms
 #: each beside an H200, where 256 MiB took 11.
 _PIECE_BYTES = 32 * 2**20
+#: A piece is a mapping, of which Linux gives a process 65,530 (vm.max_map_count): of much memory, pieces are larger.
+_MOST_PIECES = 2**14
 #: What is pinned stays mapped until the process ends: the driver must not be left with pages that are gone.
 _PINNED: list[torch.Tensor] = []
 
@@ -34,7 +36,7 @@ class HostArena:
         """With `pin`, which raises RuntimeError where it cannot, pieces come from a thread once `start` was called."""
         self.block_bytes = block_bytes
         self._most = cap_bytes // block_bytes
-        self._per_piece = max(1, piece_bytes // block_bytes)
+        self._per_piece = max(1, piece_bytes // block_bytes, -(-self._most // _MOST_PIECES))
         self._pin = pin
         self._pieces: list[torch.Tensor] = []
         self._closed, self._taken = threading.Event(), threading.Event()
