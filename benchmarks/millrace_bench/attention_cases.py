@@ -1,4 +1,4 @@
-"""Attention over a paged cache, as cases of the kernel benchmark: decode as an engine plans it, and prefill."""
+"""Decode attention over a paged cache, as an engine plans it, as cases of the kernel benchmark."""
 
 from __future__ import annotations
 
@@ -17,15 +17,13 @@ from millrace_kernels import (
     SharedRun,
     _hopper_attention,
     paged_decode,
-    paged_prefill,
     plan_decode,
 )
-from millrace_kernels._hopper_prefill import takes_prefill
 from millrace_worker.engine.graphs import plan_fields
 from millrace_worker.engine.packed import PackedInputs, packed_bytes
 from millrace_worker.models.config import ModelConfig
 
-from .kernel_case import CHECKED_ROWS, Case, difference
+from .kernel_case import Case, difference
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -37,7 +35,7 @@ _PROCESSORS = 132
 
 
 @dataclass(frozen=True, slots=True)
-class DecodeSizes:
+class AttentionSizes:
     """Contexts that the number of rows and one length for all do not give, in tokens."""
 
     #: So many sequences of log-uniform lengths in these bounds.
@@ -53,6 +51,9 @@ class DecodeSizes:
     #: So many prompts of so many tokens in one prefill, beside one of the contexts' length.
     prompts: int = 4
     prompt: int = 2048
+    #: One prompt of so many tokens of its own behind so many that are cached.
+    after: int = 64
+    cached: int = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,7 @@ class Contexts:
         return tables, count
 
 
-def decode_contexts(rows: Sequence[int], context: int, sizes: DecodeSizes) -> Iterator[Contexts]:
+def decode_contexts(rows: Sequence[int], context: int, sizes: AttentionSizes) -> Iterator[Contexts]:
     """All that decode is measured over."""
     for count in rows:
         yield from _both(f"paged_decode, {context:,}", np.full(count, context))
@@ -125,12 +126,12 @@ def decode_case(
     heads, kv_heads, dim = config.num_heads, config.num_kv_heads, config.head_dim
     seqs, size = len(contexts.lens), contexts.cached_tokens * kv_heads * dim * 2 * dtype.itemsize
     turns = max(1, min(_MOST_TURNS, turns_bytes // size))
-    cache, tables = _paged(config, device, dtype, contexts, turns)
+    cache, tables = paged_cache(config, device, dtype, contexts, turns)
     lens = torch.from_numpy(contexts.lens).to(device)
     q, scale = torch.randn(seqs, heads, dim, device=device, dtype=dtype), dim**-0.5
     plan = _plan(config, device, contexts)
 
-    @_through(hopper=contexts.hopper)
+    @through(hopper=contexts.hopper)
     def ours(i: int) -> torch.Tensor:
         return paged_decode(q, cache[:, i], tables, lens, scale, plan=plan)
 
@@ -138,8 +139,8 @@ def decode_case(
         result = ours(0)
         order = np.argsort(contexts.lens, kind="stable")
         for row in dict.fromkeys([0, seqs - 1, int(order[0]), int(order[-1])]):
-            k, v = _dense(cache[:, 0], tables[row], int(contexts.lens[row]))
-            found = difference(result[row : row + 1], _last_tokens, q[row : row + 1], k, v)
+            k, v = keys_and_values(cache[:, 0], tables[row], int(contexts.lens[row]))
+            found = difference(result[row : row + 1], last_tokens, q[row : row + 1], k, v)
             if found:
                 return f"sequence {row}: {found}"
         return ""
@@ -154,49 +155,7 @@ def decode_case(
     return Case(contexts.name, seqs, float(size), "TB/s", ours, torchs, turns, wrong)
 
 
-def prefill_kinds(config: ModelConfig, device: torch.device, dtype: torch.dtype, tokens: int) -> tuple[bool, ...]:
-    """What `hopper` of `prefill_case` may be, for prompts of so many tokens: True where there is a kernel for them."""
-    q = torch.empty(1, config.num_heads, config.head_dim, device=device, dtype=dtype)
-    kv = torch.empty(1, 2, config.num_kv_heads, BLOCK_SIZE, config.head_dim, device=device, dtype=dtype)
-    taken = takes_prefill(q, kv, tokens)
-    return (False, True) if taken else (False,)
-
-
-def prefill_case(
-    config: ModelConfig, device: torch.device, dtype: torch.dtype, prompts: int, tokens: int, *, hopper: bool
-) -> Case:
-    """Attention of so many whole prompts of so many tokens."""
-    heads, kv_heads, dim = config.num_heads, config.num_kv_heads, config.head_dim
-    name = f"paged_prefill, {prompts} x {tokens:,}" + (", for Hopper" if hopper else "")
-    contexts = Contexts(name, np.full(prompts, tokens, dtype=np.int32))
-    cache, tables = _paged(config, device, dtype, contexts, 1)
-    lens = torch.from_numpy(contexts.lens).to(device)
-    q, scale = torch.randn(prompts * tokens, heads, dim, device=device, dtype=dtype), dim**-0.5
-    bounds = torch.arange(0, prompts * tokens + 1, tokens, dtype=torch.int32, device=device)
-    k, v = torch.randn(2, prompts, kv_heads, tokens, dim, device=device, dtype=dtype)
-    dense = q.view(prompts, tokens, heads, dim).transpose(1, 2)
-
-    def torchs(_: int) -> torch.Tensor:
-        return scaled_dot_product_attention(dense, k, v, is_causal=True, scale=scale, enable_gqa=True)
-
-    @_through(hopper=hopper)
-    def ours(_: int) -> torch.Tensor:
-        return paged_prefill(q, cache[:, 0], tables, bounds, lens, tokens, scale)
-
-    def wrong() -> str:
-        result = ours(0)
-        for prompt in (0, prompts - 1):
-            keys, values = _dense(cache[:, 0], tables[prompt], tokens)
-            last = slice((prompt + 1) * tokens - min(tokens, CHECKED_ROWS), (prompt + 1) * tokens)
-            found = difference(result[last], _last_tokens, q[last], keys, values)
-            if found:
-                return f"prompt {prompt}: {found}"
-        return ""
-
-    return Case(name, prompts * tokens, 2.0 * heads * dim * prompts * tokens**2, "TFLOP/s", ours, torchs, 1, wrong)
-
-
-def _through(*, hopper: bool) -> Callable[[Callable[P, T]], Callable[P, T]]:
+def through(*, hopper: bool) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Runs a function with the kernels for Hopper switched on, or off."""
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
@@ -227,7 +186,7 @@ def _plan(config: ModelConfig, device: torch.device, contexts: Contexts) -> Deco
     return DecodePlan.of(shape, packed.tensors)
 
 
-def _paged(
+def paged_cache(
     config: ModelConfig, device: torch.device, dtype: torch.dtype, contexts: Contexts, layers: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A cache of so many layers, and tables as wide as the model's longest context needs."""
@@ -239,14 +198,14 @@ def _paged(
     return cache, torch.from_numpy(wide).to(device)
 
 
-def _dense(kv: torch.Tensor, table: torch.Tensor, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+def keys_and_values(kv: torch.Tensor, table: torch.Tensor, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values [tokens, Hkv, D] of one sequence."""
     pages = kv[table[: -(-tokens // BLOCK_SIZE)].long()]  # [P, 2, Hkv, block, D]
     k, v = pages.permute(1, 0, 3, 2, 4).flatten(1, 2)[:, :tokens]
     return k, v
 
 
-def _last_tokens(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+def last_tokens(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """Causal attention of q [n, Hq, D], the last n of the tokens of k and v [tokens, Hkv, D]."""
     n, tokens, group = q.shape[0], k.shape[0], q.shape[1] // k.shape[1]
     k, v = (x.repeat_interleave(group, 1).transpose(0, 1) for x in (k, v))

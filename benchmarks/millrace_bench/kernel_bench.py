@@ -22,8 +22,9 @@ from millrace_kernels import (
 from millrace_kernels.sample import sample_reference
 from millrace_worker.models.config import ModelConfig
 
-from .attention_cases import DecodeSizes, decode_case, decode_contexts, prefill_case, prefill_kinds
+from .attention_cases import AttentionSizes, decode_case, decode_contexts
 from .kernel_case import CHECKED_ROWS, Case, Work, difference
+from .prefill_cases import prefill_case, prefills
 
 #: Weights and caches of at least this many bytes take turns, so that no cache of the device holds them.
 _ROTATED_BYTES = 400_000_000
@@ -58,7 +59,7 @@ def run(
     rows: tuple[int, ...] = (1, 8, 32, 64, 128, 256),
     context: int = 1024,
     turns_bytes: int = _ROTATED_BYTES,
-    sizes: DecodeSizes | None = None,
+    sizes: AttentionSizes | None = None,
 ) -> list[Figure]:
     """Figures of every kernel that a step runs, at these numbers of rows; attention over `context` tokens each.
 
@@ -68,7 +69,7 @@ def run(
         copied = _copy_figure(device, dtype, turns_bytes)
         figures = [copied]
         # One after the other: each has gigabytes of its own.
-        for case in _cases(config, device, dtype, rows, context, turns_bytes, sizes or DecodeSizes()):
+        for case in _cases(config, device, dtype, rows, context, turns_bytes, sizes or AttentionSizes()):
             figures.append(_figure(case, device, copied.rate))
     return figures
 
@@ -102,7 +103,7 @@ def _cases(
     rows: tuple[int, ...],
     context: int,
     turns_bytes: int,
-    sizes: DecodeSizes,
+    sizes: AttentionSizes,
 ) -> Iterator[Case]:
     for count in rows:
         yield from _linear_cases(config, device, dtype, count, turns_bytes)
@@ -114,9 +115,8 @@ def _cases(
     for contexts in decode_contexts(rows, context, sizes):
         if contexts.hopper in kinds:
             yield decode_case(config, device, dtype, contexts, turns_bytes)
-    for hopper in prefill_kinds(config, device, dtype, context):
-        yield prefill_case(config, device, dtype, 1, context, hopper=hopper)
-    yield prefill_case(config, device, dtype, sizes.prompts, sizes.prompt, hopper=False)
+    for prefill in prefills(config, device, dtype, context, sizes):
+        yield prefill_case(config, device, dtype, prefill)
 
 
 def _linear_cases(

@@ -10,14 +10,16 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from millrace_bench import attention_cases, kernel_bench, kernel_table, models
-from millrace_bench.attention_cases import Contexts, DecodeSizes, decode_case, decode_contexts
+from millrace_bench import attention_cases, kernel_bench, kernel_table, models, prefill_cases
+from millrace_bench.attention_cases import AttentionSizes, Contexts, decode_case, decode_contexts
 from millrace_bench.cli import app
 from millrace_bench.kernel_case import difference
 from millrace_kernels import _hopper_attention
 from millrace_worker.models.config import ModelConfig, parse_config
 
-SIZES = DecodeSizes(spread=5, shortest=8, longest=64, alone=64, group=6, common=32, own=8, prompts=2, prompt=30)
+SIZES = AttentionSizes(
+    spread=5, shortest=8, longest=64, alone=64, group=6, common=32, own=8, prompts=2, prompt=30, after=5, cached=40
+)
 ATTENTION = {
     "paged_decode, 8 to 64": 5,
     "paged_decode, 8 to 64, blocks in order": 5,
@@ -50,7 +52,7 @@ def test_every_kernel_of_a_step_has_its_figures(capsys: pytest.CaptureFixture[st
     decode = [(f"paged_decode, 20{order}", rows) for rows in (1, 3) for order in ("", ", blocks in order")]
     assert [(f.kernel, f.rows) for f in figures] == [
         ("copy", 1), *((k, r) for r in (1, 3) for k in once), *decode, *ATTENTION.items(),
-        ("paged_prefill, 1 x 20", 20), ("paged_prefill, 2 x 30", 60),
+        ("paged_prefill, 1 x 20", 20), ("paged_prefill, 2 x 30", 60), ("paged_prefill, 1 x 5 behind 40", 5),
     ]  # fmt: skip
     copied = figures[0]
     for figure in figures:
@@ -102,14 +104,19 @@ def test_an_error_is_measured_by_torchs_own_in_that_dtype() -> None:
 
 
 def test_prefill_is_measured_for_hopper_where_that_kernel_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = parse_config(models.MODELS["qwen3_0_6b"])
-    cpu = torch.device("cpu")
-    assert attention_cases.prefill_kinds(config, cpu, torch.bfloat16, 1024) == (False,)
+    config, cpu, sizes = parse_config(models.MODELS["qwen3_0_6b"]), torch.device("cpu"), AttentionSizes()
+
+    def names(dtype: torch.dtype, context: int) -> list[str]:
+        found = prefill_cases.prefills(config, cpu, dtype, context, sizes)
+        return [prefill.name.removeprefix("paged_prefill, ") for prefill in found]
+
+    plain = ["4 x 2,048", "1 x 64 behind 8,192"]
+    assert names(torch.bfloat16, 1024) == ["1 x 1,024", *plain]
     monkeypatch.setattr(_hopper_attention, "is_hopper", lambda tensor: True)
-    assert attention_cases.prefill_kinds(config, cpu, torch.bfloat16, 1024) == (False, True)
-    assert attention_cases.prefill_kinds(config, cpu, torch.bfloat16, 4096) == (False, True)
-    for dtype, tokens in ((torch.bfloat16, 32), (torch.float32, 1024)):
-        assert attention_cases.prefill_kinds(config, cpu, dtype, tokens) == (False,)
+    here = [plain[0], f"{plain[0]}, for Hopper", plain[1], f"{plain[1]}, for Hopper", f"{plain[1]}, in parts"]
+    assert names(torch.bfloat16, 1024) == ["1 x 1,024", "1 x 1,024, for Hopper", *here]
+    assert names(torch.bfloat16, 32) == ["1 x 32", *here]
+    assert names(torch.float32, 1024) == ["1 x 1,024", *plain]
 
 
 def test_contexts_lie_as_they_say() -> None:
@@ -125,7 +132,7 @@ def test_contexts_lie_as_they_say() -> None:
     lens = np.array([20, 40], dtype=np.int32)
     in_order, _ = Contexts("", lens, contiguous=True).tables()
     assert in_order.tolist() == [[0, 1, 0], [2, 3, 4]]
-    spread, *_ = decode_contexts((), 20, DecodeSizes())
+    spread, *_ = decode_contexts((), 20, AttentionSizes())
     assert len(spread.lens) == 64
     assert 128 <= spread.lens.min() < 200
     assert 6000 < spread.lens.max() <= 8192
