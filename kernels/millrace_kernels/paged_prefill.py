@@ -8,7 +8,7 @@ import triton.language as tl
 
 from ._attention import attend, load_tile
 from ._hopper_prefill import launch_prefill, takes_prefill
-from ._launch import check_dtype, check_queries, check_same_device, check_shape, use_triton
+from ._launch import check_contiguous, check_dtype, check_queries, check_same_device, check_shape, use_triton
 
 _LOG2_E = 1.4426950408889634
 #: Query rows of the tallest tile.
@@ -170,6 +170,7 @@ def paged_prefill(
     tensors = {name: tensor for name, (tensor, _) in wanted.items()}
     if arrivals is not None:
         check_dtype("arrivals", arrivals, torch.int32)
+        check_contiguous("arrivals", arrivals)
         tensors["arrivals"] = arrivals
     check_same_device(q=q, kv=kv, block_tables=block_tables, **tensors)
     if q.shape[0] and max_query_len < 1:

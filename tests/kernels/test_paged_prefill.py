@@ -188,5 +188,8 @@ def test_wrong_arguments_are_named() -> None:
         paged_prefill(q, case.kv, case.block_tables, cu, case.context_lens, 0, 1.0)
     with pytest.raises(TypeError, match=r"arrivals is torch\.float32"):
         paged_prefill(q, case.kv, case.block_tables, cu, case.context_lens, 2, 1.0, arrivals=torch.zeros(9).to(DEVICE))
+    apart = torch.zeros(20, dtype=torch.int32, device=DEVICE)[::2]
+    with pytest.raises(ValueError, match="arrivals must be contiguous"):
+        paged_prefill(q, case.kv, case.block_tables, cu, case.context_lens, 2, 1.0, arrivals=apart)
     with pytest.raises(TypeError, match=r"block_tables is torch\.int64"):
         paged_prefill(q, case.kv, case.block_tables.long(), cu, case.context_lens, 2, 1.0)
