@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
+import structlog
 import typer
 
 from millrace.termination import terminated_as_exit
@@ -23,6 +25,16 @@ app.command()(cli_prefix.prefix)
 app.command()(cli_picking.picking)
 app.command()(cli_queue.queue)
 app.command()(cli_report.report)
+
+
+@app.callback()
+def _logs_go_to_stderr() -> None:
+    # What an engine in this process says is not part of a table, nor a line of JSON.
+    structlog.configure(logger_factory=_stderr)
+
+
+def _stderr(*_: Any) -> structlog.PrintLogger:
+    return structlog.PrintLogger(sys.stderr)
 
 
 @app.command()

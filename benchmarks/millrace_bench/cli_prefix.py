@@ -15,6 +15,7 @@ from .comparison import PEERS, PeerOptions, make_bench, parse_arguments, parse_p
 from .models import MODELS, model_directory
 from .prefix_bench import Cell, cells
 from .recording import Recording
+from .results import ENGINE, UNGROUPED
 from .tier_options import NONE, TierOptions, parse_tiers
 
 #: Not where `millrace bench report` looks: its page is about fixed workloads.
@@ -127,6 +128,8 @@ def prefix(
             typer.echo(json.dumps({**flags, "model": model, **row.as_flat(), **environment}))
     else:
         show(Path(model).name, record.rows, environment)
+    if all(row.failed for row in record.rows if row.engine in (ENGINE, UNGROUPED)):
+        raise typer.Exit(1)
 
 
 def _numbers(flag: str, text: str, least: int) -> list[int]:

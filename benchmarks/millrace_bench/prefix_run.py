@@ -46,8 +46,8 @@ class PrefixRun:
     def rows(self) -> Iterator[Row]:
         """As they come. Raises MillraceError, OSError."""
         with self._options.directory() as directory:
-            # Processes first: an engine in this one does not give its memory back.
-            if self._options.tiers:
+            # Processes first: an engine in this one does not give its memory back. Only a disk outlives them.
+            if "disk" in self._options.tiers:
                 yield from self._told(self._restart().rows(directory / "restart"))
             yield from self._told(self._on_one_engine(directory / "tiers"))
 
@@ -69,7 +69,9 @@ class PrefixRun:
             prepare(engine, bench.temperature)
             yield from self._first_tokens(engine, directory)
             if engine.tiers is not None:
-                yield from zero_hit_loss(engine, self._apart, bench.temperature, max(_LEAST_TURNS, bench.repeats))
+                turns = max(_LEAST_TURNS, bench.repeats)
+                self._say(f"millrace, {self._apart.group} requests that share nothing, {2 * turns + 2} runs in turn")
+                yield from zero_hit_loss(engine, self._apart, bench.temperature, turns)
                 yield from copy_rates(engine)
             # Groups are on one tier, and each run computes its prefixes anew.
             engine.use_tiers(False)

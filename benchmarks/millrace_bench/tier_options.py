@@ -54,19 +54,27 @@ class TierOptions(msgspec.Struct, frozen=True, kw_only=True):
         return flags
 
     def check(self, flags: Mapping[str, Any]) -> None:
-        """Raises ConfigError when an engine of these settings cannot have them, before much has been measured."""
+        """Raises ValueError or ConfigError when an engine of these settings cannot have them."""
         from millrace_worker import config
 
+        for tier in self.tiers:
+            reason = self.why_not(tier)
+            if reason:
+                raise ValueError(f"--tiers has {tier}, but {reason}")
         config.load({**flags, **self.flags(Path())})
 
     @contextmanager
     def directory(self) -> Iterator[Path]:
-        """A fresh one for disk tiers, gone at the end. Raises OSError."""
-        if self.disk_cache_dir is not None:
-            self.disk_cache_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(
-            prefix="millrace-bench-", dir=self.disk_cache_dir, ignore_cleanup_errors=True
-        ) as name:
+        """A fresh one for disk tiers, gone at the end. Raises ValueError."""
+        try:
+            if self.disk_cache_dir is not None:
+                self.disk_cache_dir.mkdir(parents=True, exist_ok=True)
+            made = tempfile.TemporaryDirectory(
+                prefix="millrace-bench-", dir=self.disk_cache_dir, ignore_cleanup_errors=True
+            )
+        except OSError as e:
+            raise ValueError(f"--disk-cache-dir: no directory can be made there: {e}") from e
+        with made as name:
             yield Path(name)
 
 

@@ -87,6 +87,7 @@ def warm_(
         lambda client, connection, name: warm(
             client, connection, name, prefixes, tenant=tenant, timeout=timeout
         ),
+        needs_workers=True,
     )  # fmt: skip
     if as_json:
         print_json(warmed)
@@ -110,8 +111,9 @@ def evict(
         typer.echo(pin)
 
 
-def _run(redis_url: str | None, model: str | None, do: _Do[T]) -> T:
-    """What `do` returns, given a client, its connection and the model's name.
+def _run(redis_url: str | None, model: str | None, do: _Do[T], *, needs_workers: bool = False) -> T:
+    """What `do` returns, given a client, its connection and the model's name. Where it needs workers and there are
+    none, stderr says that it waits for one.
 
     Raises UnknownModel when that is empty and no worker has registered the model.
     """
@@ -121,6 +123,9 @@ def _run(redis_url: str | None, model: str | None, do: _Do[T]) -> T:
             connection = client._connection
             assert connection is not None
             stats = await client.queue_stats()
+            if needs_workers and not stats.workers:
+                await client._registry.info(stats.model)
+                typer.echo(f"no worker of {stats.model} is running; waiting for one", err=True)
             done = await do(client, connection, stats.model)
             if not done:  # which a name that nobody knows looks like, too
                 await client._registry.info(stats.model)

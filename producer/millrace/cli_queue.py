@@ -23,6 +23,11 @@ def stats(model: Model = None, as_json: AsJson = False, redis_url: RedisUrl = No
     """Print backlog and workers."""
     with connect(redis_url, model) as client:
         found = client.queue_stats()
+        names = [] if found.workers else [info.name for info in client.models()]
+    if not found.workers and found.model not in names:
+        # An empty queue, which is what a name with a slip in it has, too.
+        there = f"; registered: {', '.join(names)}" if names else ""
+        typer.echo(f"no worker has registered model {found.model!r}{there}", err=True)
     if as_json:
         print_json(found)
     else:

@@ -151,3 +151,10 @@ def test_bad_input_is_one_line(flags: list[str], words: str) -> None:
     assert done.exit_code == 1
     assert words in done.stderr
     assert "Traceback" not in done.output
+
+
+def test_where_nothing_could_be_measured_the_exit_code_says_so() -> None:
+    flags = ["--groups", "4", "--prefixes", "4000", "--systems", "1", "--tiers", "none"]
+    done = CliRunner().invoke(app, ["prefix", "--model", "demo", *flags])
+    assert done.exit_code == 1
+    assert "this engine serves 2,048" in " ".join(done.stdout.split())

@@ -50,7 +50,7 @@ def by_tier(engine: Engine, prompt: list[int], *, marked: bool = False) -> dict[
 def run(*flags: str) -> dict[str, dict[str, Any]]:
     done = CliRunner().invoke(app, ["prefix", *SMALL, *flags, "--json"])
     assert done.exit_code == 0, done.output
-    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"model"')]
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
     return {row["workload"]: row for row in rows if row["engine"] == ENGINE}
 
 
@@ -86,14 +86,30 @@ def test_each_tier_has_a_row_and_what_a_killed_engine_pinned_is_read_again(s3_en
     assert "| first token behind 64, s3 |" in page
 
 
-def test_tiers_that_cannot_be_had_are_rows_that_say_why() -> None:
-    rows = run("--groups", "none", "--tiers", "cpu,s3", "--cpu-cache-gb", "0")
-    assert rows["first token behind 64, cpu"]["failed"] == "--cpu-cache-gb gives it no memory"
-    assert rows["first token behind 64, s3"]["failed"] == "--s3-cache names no bucket"
-    assert "needs disk among --tiers" in rows["restart: pin of 64 resident"]["failed"]
-    assert rows["first token behind 64, gpu"]["gpu_tokens"] == 64
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--tiers", "cpu", "--cpu-cache-gb", "0"), "--tiers has cpu, but --cpu-cache-gb gives it no memory"),
+        (("--tiers", "disk,s3"), "--tiers has s3, but --s3-cache names no bucket"),
+        (("--tiers", "cpu,s3", "--s3-cache", "s3://b/x"), "it needs disk among --tiers"),
+        (("--tiers", "disk", "--disk-cache-dir", "/proc"), "--disk-cache-dir: no directory can be made there: "),
+    ],
+)
+def test_tiers_that_cannot_be_had_are_refused_at_once(flags: tuple[str, ...], words: str) -> None:
+    found = CliRunner().invoke(app, ["prefix", "--model", "demo", "--groups", "none", *flags])
+    assert found.exit_code == 1
+    assert found.output.startswith("error: ")
+    assert words in found.output
+
+
+def test_only_a_disk_outlives_an_engine() -> None:
+    rows = run("--groups", "none", "--tiers", "cpu", "--cpu-cache-gb", "0.02")
+    assert not any(name.startswith("restart") for name in rows)
+    assert rows["first token behind 64, cpu"]["cpu_tokens"] == 64
+
+
+def test_tiers_are_named_from_the_fastest() -> None:
     wanted = TierOptions(tiers=("s3",), cpu_cache_gb=1, s3_cache="s3://bucket/x")
-    assert "needs disk among --tiers" in wanted.why_not("s3")
     assert wanted.flags(Path("x")) == {}
     assert parse_tiers("s3, cpu") == ("cpu", "s3")
     assert parse_tiers("none") == ()

@@ -26,6 +26,7 @@ from disk_parts import (
 from millrace_worker.engine import tier_setup
 from millrace_worker.engine.engine import Engine
 from millrace_worker.engine.load_costs import LoadCosts
+from millrace_worker.errors import ConfigError
 from millrace_worker.frames import AddSequence, SequenceParams
 
 #: Prompts without a common beginning: three of them fill a pool of 60 blocks.
@@ -235,3 +236,10 @@ def test_late_copies_a_small_pool_and_little_host_memory_change_no_answer(
         engine.close()
     assert hits["cpu"] > 0
     assert (hits.get("disk", 0) > 0) == (seed > 0)
+
+
+@pytest.mark.parametrize("flag", ["cpu_cache_gb", "disk_cache_gb"])
+def test_a_tier_that_holds_no_block_is_refused(model: Path, tmp_path: Path, flag: str) -> None:
+    words = rf"--{flag.replace('_', '-')}=1e-06 holds no block of this model's KV, which takes [\d.e-]+ GB"
+    with pytest.raises(ConfigError, match=words):
+        Engine(disk_config(model, tmp_path, **{flag: 1e-6}))

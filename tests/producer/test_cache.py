@@ -148,6 +148,7 @@ def test_warm_without_a_worker(redis_url: str, run: Run, tmp_path: Path) -> None
         pass
     found = run("warm", str(file), "--timeout", "1", "--json")
     assert found.code == 1
+    assert found.err == "no worker of letters is running; waiting for one\n"
     assert json.loads(found.out)[0]["problem"] == "no worker has taken the job in time"
 
 

@@ -159,6 +159,13 @@ def test_queue_stats(redis_url: str, client: Client, run: Run, raw: redis.Redis,
     assert "w-1" in text
 
 
+def test_queue_stats_of_a_name_that_nobody_registered_say_so(redis_url: str, client: Client, run: Run) -> None:
+    found = run("queue", "stats", "--model", "demmo", "--json")
+    assert (found.code, json.loads(found.out)["workers"]) == (0, [])
+    assert found.err == "no worker has registered model 'demmo'; registered: demo\n"
+    assert run("queue", "stats").err == ""
+
+
 def test_the_dead(client: Client, run: Run, raw: redis.Redis, keys: QueueKeys) -> None:
     job = client.submit("poison", lane="batch", deadline=2e9)
     fields = {"job": job.id, "lane": "batch", "code": "too_many_attempts", "reason": "killed 3 workers", "attempts": 3}

@@ -12,7 +12,7 @@ import torch
 
 from millrace_worker import logs
 from millrace_worker.config import EngineConfig, WorkerConfig
-from millrace_worker.errors import ModelError
+from millrace_worker.errors import ConfigError, ModelError
 from millrace_worker.frames import StartFailed, pack
 
 from . import garbage
@@ -36,7 +36,7 @@ def main() -> int:
         return 0
     try:
         engine = Engine(msgspec.msgpack.decode(body, type=EngineConfig))
-    except (ModelError, torch.cuda.OutOfMemoryError) as e:
+    except (ConfigError, ModelError, torch.cuda.OutOfMemoryError) as e:
         link.send(pack(StartFailed(str(e).splitlines()[0])))
         return 1
     garbage.settle()

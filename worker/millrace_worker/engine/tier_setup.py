@@ -8,6 +8,7 @@ import structlog
 import torch
 
 from millrace_worker.config import EngineConfig
+from millrace_worker.errors import ConfigError
 from millrace_worker.models.config import ModelConfig
 from millrace_worker.models.weights import shapes, slots
 
@@ -18,7 +19,7 @@ from .fingerprint import KV_KERNEL_VERSION, Identity, config_digest, dummy_diges
 from .host_arena import HostArena, pin_for
 from .host_tier import HostTier
 from .kv_cache import KV_LAYOUT_VERSION
-from .kv_record import file_bytes
+from .kv_record import file_bytes, record_bytes
 from .load_costs import LoadCosts
 from .s3_cache import S3Cache
 from .s3_tier import S3Tier
@@ -35,7 +36,10 @@ def open_tiers(
     kv_cache: torch.Tensor,
     pool: BlockPool,
 ) -> TieredCache | None:
-    """None when none is configured. `dtype` is that of the computation. Not while CUDA graphs are captured."""
+    """None when none is configured. `dtype` is that of the computation. Not while CUDA graphs are captured.
+
+    Raises ConfigError when a tier is too small for one block.
+    """
     if config.cpu_cache_gb == 0 and config.disk_cache_dir is None:
         return None
     if not config.enable_prefix_caching:
@@ -44,11 +48,13 @@ def open_tiers(
     copies = BlockCopies(kv_cache)
     host = None
     if config.cpu_cache_gb > 0:
+        _check_room("--cpu-cache-gb", config.cpu_cache_gb, copies.block_bytes)
         arena = HostArena(int(config.cpu_cache_gb * 10**9), copies.block_bytes, pin=pin_for(kv_cache.device))
         host = HostTier(arena)
         host.start()
     disk = None
     if config.disk_cache_dir is not None:
+        _check_room("--disk-cache-gb", config.disk_cache_gb, record_bytes(config.block_size, copies.block_bytes))
         disk = DiskTier(
             Path(config.disk_cache_dir).expanduser(),
             int(config.disk_cache_gb * 10**9),
@@ -65,6 +71,11 @@ def open_tiers(
         tier.start()
         s3 = S3Cache(tier, disk, costs, block_size=config.block_size, host=host)
     return TieredCache(pool, copies, costs, block_size=config.block_size, host=host, disk=disk, s3=s3)
+
+
+def _check_room(flag: str, size_gb: float, block_bytes: int) -> None:
+    if size_gb * 10**9 < block_bytes:
+        raise ConfigError(f"{flag}={size_gb:g} holds no block of this model's KV, which takes {block_bytes / 1e9:g} GB")
 
 
 def identify(
