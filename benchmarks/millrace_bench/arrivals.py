@@ -6,6 +6,7 @@ import math
 import random
 from dataclasses import dataclass
 
+from .passes import again
 from .workloads import Job
 
 
@@ -52,7 +53,15 @@ def due_times(
     return times
 
 
-def arrivals(jobs: list[Job], times: list[float], seed: int) -> list[Arrival]:
-    """`jobs` in their order from a place that the seed draws, and round again when there are more times than jobs."""
+def arrivals(jobs: list[Job], times: list[float], seed: int, vocab_size: int, run: int = 0) -> list[Arrival]:
+    """`jobs` in their order from a place that the seed draws, and round again when there are more times than jobs.
+
+    Each pass over all jobs has other token ids than those before it, of this run and of others.
+    """
     first = random.Random(seed).randrange(len(jobs))
-    return [Arrival(due, jobs[(first + number) % len(jobs)]) for number, due in enumerate(times)]
+    coming: list[Arrival] = []
+    for begin in range(0, len(times), len(jobs)):
+        passed = again(jobs, run, begin // len(jobs), vocab_size)
+        for number, due in enumerate(times[begin : begin + len(jobs)], first):
+            coming.append(Arrival(due, passed[number % len(jobs)]))
+    return coming

@@ -24,10 +24,18 @@ _REQUESTS = 200
 
 def latency(
     model: Annotated[str, typer.Option(help=f"A shape ({', '.join(MODELS)}), a directory, a hub name, or demo.")],
-    workload: Annotated[str, typer.Option(help=f"One of {', '.join(workloads.WORKLOADS)}, or a JSONL file.")] = "chat",
+    workload: Annotated[
+        str,
+        typer.Option(
+            help=f"One of {', '.join(workloads.WORKLOADS)}, or a JSONL file, each line {workloads.LINE}. Requests "
+            "beyond its own are the same again with other token ids, so that the prefix cache finds nothing of them."
+        ),
+    ] = "chat",
     load_format: Annotated[str, typer.Option(help="auto, or dummy for random weights.")] = "auto",
     rates: Annotated[str, typer.Option(help="Requests a second, comma-separated; inf is all at once.")] = "1,4,16,inf",
-    requests: Annotated[int | None, typer.Option(min=1, help=f"At each rate. Default: {_REQUESTS}.")] = None,
+    requests: Annotated[
+        int | None, typer.Option(min=1, help=f"At each rate. Default: {_REQUESTS}, or a file's lines, each once.")
+    ] = None,
     seconds: Annotated[float | None, typer.Option(min=0.01, help="Of arrivals at each rate, instead.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed makes the same arrivals.")] = 0,
     burstiness: Annotated[float, typer.Option(min=0.01, help="1 is Poisson, lower burstier, higher evener.")] = 1.0,
@@ -62,7 +70,7 @@ def latency(
             raise ValueError("give --requests or --seconds, not both")
         load = Load(
             rates=tuple(parse_rates(rates)),
-            requests=_REQUESTS if requests is None and seconds is None else requests,
+            requests=_requests(workload, requests, seconds),
             seconds=seconds,
             seed=seed,
             burstiness=burstiness,
@@ -85,21 +93,35 @@ def latency(
         show(f"Millrace, {model}, {workload}: {way}", rows, environment)
 
 
+def _requests(workload: str, requests: int | None, seconds: float | None) -> int | None:
+    """None: those of a file, each once, unless `seconds` count."""
+    is_file = workload not in workloads.WORKLOADS
+    return requests if requests is not None or seconds is not None or is_file else _REQUESTS
+
+
 def _rows(settings: Mapping[str, Any], workload: str, load: Load, *, through_redis: bool) -> Iterator[dict[str, Any]]:
+    """Everything that can be refused is so before an engine or a worker is started."""
     from millrace_worker import config
+    from millrace_worker.model_path import resolve_model
+    from millrace_worker.models.config import load_config
 
     engine_config = config.load(settings).engine
+    vocab_size = load_config(resolve_model(settings["model"])).vocab_size
+    jobs = workloads.one(workload, vocab_size)
     if through_redis:
         from . import latency_queue
 
-        yield from latency_queue.measure(settings, workload, load)
+        yield from latency_queue.measure(settings, jobs, vocab_size, load, _say)
         return
     from millrace_worker.engine.engine import Engine
 
     from . import latency as engine_alone
 
-    engine = Engine(engine_config)
-    yield from engine_alone.measure(engine, workloads.load(workload, engine.ready.vocab_size), load)
+    yield from engine_alone.measure(Engine(engine_config), jobs, load, _say)
+
+
+def _say(words: str) -> None:
+    typer.echo(words, err=True)
 
 
 def _thresholds(text: str) -> tuple[int, ...]:

@@ -25,7 +25,10 @@ def throughput(
     model: Annotated[str, typer.Option(help=f"A shape ({', '.join(MODELS)}), a directory, a hub name, or demo.")],
     workload: Annotated[
         str,
-        typer.Option(help=f"Comma-separated: {', '.join(workloads.WORKLOADS)}, or a JSONL file; all: these eight."),
+        typer.Option(
+            help=f"Comma-separated: {', '.join(workloads.WORKLOADS)}, or a JSONL file, each line {workloads.LINE}; "
+            "all: these but mixed8k."
+        ),
     ] = "nano",
     load_format: Annotated[str, typer.Option(help="auto, or dummy for random weights.")] = "auto",
     temperature: Annotated[float, typer.Option(min=0.0)] = 0.6,
@@ -67,22 +70,20 @@ def throughput(
         bench, vocab_size = make_bench(flags, temperature, repeats, lambda size: workloads.named(workload, size))
         options = PeerOptions(vs_python, vs_pythonpath, parse_arguments(vs_args), vs_timeout, vs_limit)
         engines = _engines(vs, first=vs_first, through_redis=through_redis)
+        environment = describe(commit)
+        record = Recording(
+            Path(model).name,
+            "throughput" + ("-through-redis" if through_redis else ""),
+            [engine for engine in engines if engine in PEERS],
+            bench,
+            options,
+            environment,
+            quiet=as_json,
+            save_to=results_dir if to_file else None,
+        )
     except (MillraceError, ValueError) as e:
         typer.echo(f"error: {e}", err=True)
         raise typer.Exit(1) from e
-    environment = describe(commit)
-    what = "throughput" + ("-through-redis" if through_redis else "")
-    peers = [engine for engine in engines if engine in PEERS]
-    record = Recording(
-        Path(model).name,
-        what,
-        peers,
-        bench,
-        options,
-        environment,
-        quiet=as_json,
-        save_to=results_dir if to_file else None,
-    )
     with terminated_as_exit():
         for engine in engines:
             if engine == THROUGH_REDIS:

@@ -50,17 +50,17 @@ def make_bench(
     from millrace_worker.model_path import resolve_model
     from millrace_worker.models.config import load_config
 
-    load_format = config.load(flags).engine.load_format
+    engine = config.load(flags).engine
     directory = resolve_model(flags["model"])
     shape = load_config(directory)
     bench = Bench(
         directory,
-        load_format,
+        engine.load_format,
         temperature,
         repeats,
         {**flags, "model": str(directory.absolute())},
         shape.max_context,
-        warm_up(shape.vocab_size),
+        warm_up(shape.vocab_size, min(shape.max_context, engine.max_model_len or shape.max_context)),
         workloads(shape.vocab_size),
     )
     return bench, shape.vocab_size

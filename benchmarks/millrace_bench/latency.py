@@ -7,7 +7,7 @@ from when it is done.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from millrace_worker.frames import AddSequence, SequenceParams
 
 from . import throughput
 from .arrivals import Arrival, arrivals, due_times
-from .latency_figures import figures
+from .latency_figures import figures, run_name
 from .timeline import Timeline
 from .workloads import Job, warm_up
 
@@ -28,7 +28,11 @@ _WARM_JOBS, _WARM_TOKENS = 16, 16
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What arrives: `requests` of them, or for `seconds`, at each rate; and what is asked of the answers."""
+    """What arrives: `requests` of them, or for `seconds`, at each rate; and what is asked of the answers.
+
+    With neither, each job of the workload arrives once. Raises ValueError when `seconds` are too few for a request at
+    any rate, or a rate is infinite with them.
+    """
 
     rates: tuple[float, ...]
     requests: int | None
@@ -41,25 +45,38 @@ class Load:
     #: Each is tried with all rates.
     thresholds: tuple[int, ...]
 
-    def arrivals(self, jobs: list[Job], rate: float) -> list[Arrival]:
-        """Those of one run. Raises ValueError when there are none."""
-        times = due_times(
-            rate, self.seed, requests=self.requests, seconds=self.seconds, burstiness=self.burstiness
-        )  # fmt: skip
-        if not times:
-            raise ValueError(f"no request arrives within {self.seconds:g} s at a rate of {rate:g}; take longer")
-        return arrivals(jobs, times, self.seed)
+    def __post_init__(self) -> None:
+        if self.seconds is None:
+            return
+        for rate in self.rates:
+            if not due_times(rate, self.seed, seconds=self.seconds, burstiness=self.burstiness):
+                raise ValueError(f"no request arrives within {self.seconds:g} s at a rate of {rate:g}; take longer")
+
+    def arrivals(self, jobs: list[Job], rate: float, vocab_size: int, run: int = 0) -> list[Arrival]:
+        """Those of one run; runs of different numbers have different token ids."""
+        count = len(jobs) if self.requests is None and self.seconds is None else self.requests
+        times = due_times(rate, self.seed, requests=count, seconds=self.seconds, burstiness=self.burstiness)
+        return arrivals(jobs, times, self.seed, vocab_size, run)
 
 
-def measure(engine: Engine, jobs: list[Job], load: Load) -> Iterator[dict[str, Any]]:
+def measure(engine: Engine, jobs: list[Job], load: Load, say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
     """A row for each threshold and rate, on one engine. Raises ValueError when a request is refused."""
-    throughput.run(engine, warm_up(engine.ready.vocab_size), load.temperature)
+    vocab_size = engine.ready.vocab_size
+    throughput.run(engine, warm_up(vocab_size, engine.ready.max_model_len), load.temperature)
     for threshold in load.thresholds:
         engine.scheduler.long_prefill_token_threshold = threshold
         drive(engine, warm_up_arrivals(jobs), load.temperature)
         for rate in load.rates:
-            timelines = drive(engine, load.arrivals(jobs, rate), load.temperature)
-            yield figures(timelines, rate, load.limits, threshold)
+            coming = load.arrivals(jobs, rate, vocab_size)
+            say(expected(coming, rate, threshold))
+            yield figures(drive(engine, coming, load.temperature), rate, load.limits, threshold)
+
+
+def expected(coming: list[Arrival], rate: float, threshold: int) -> str:
+    """How long the arrivals of a run take, in words."""
+    last = coming[-1].due
+    span = f"over about {last:.{0 if last >= 10 else 1}f} s" if last else "at once"
+    return f"{run_name(rate, threshold)}: {len(coming)} requests {span}"
 
 
 def warm_up_arrivals(jobs: list[Job]) -> list[Arrival]:

@@ -45,12 +45,16 @@ def figures(timelines: list[Timeline], rate: float, limits: dict[str, float], th
     return row
 
 
+def run_name(rate: float, threshold: int) -> str:
+    """What a reader calls the run at this rate."""
+    return f"rate {rate:g}" + (f", long prefill {threshold}" if threshold else "")
+
+
 def complaint(row: dict[str, Any]) -> str | None:
     """That the engine could not keep up, in words; None when it could, or nobody can tell."""
     if row["kept_up"] is not False:
         return None
-    threshold = row["long_prefill_token_threshold"]
-    where = f"rate {row['rate']:g}" + (f", long prefill {threshold}" if threshold else "")
+    where = run_name(row["rate"], row["long_prefill_token_threshold"])
     words = (
         f"{where}: the engine could not keep up, {row['served_req_s']:g} requests a second were served; those in "
         f"flight grew from {row['in_flight_half']} to {row['in_flight_end']} over the second half of the arrivals"

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,9 +17,8 @@ from millrace.embedded import EmbeddedRedis
 from millrace_schemas import Finished, JobState, Tokens
 from millrace_schemas.aio import end_tasks
 
-from . import workloads
 from .arrivals import Arrival
-from .latency import Load, warm_up_arrivals
+from .latency import Load, expected, warm_up_arrivals
 from .latency_figures import figures
 from .timeline import Timeline
 from .workloads import Job
@@ -65,9 +64,12 @@ class QueueWorker:
             raise RuntimeError(f"the worker ended with code {code}:\n{words}")
 
 
-def measure(settings: Mapping[str, object], workload: str, load: Load) -> Iterator[dict[str, Any]]:
+def measure(
+    settings: Mapping[str, object], jobs: list[Job], vocab_size: int, load: Load, say: Callable[[str], None]
+) -> Iterator[dict[str, Any]]:
     """A row for each threshold and rate; every threshold has a worker of its own. `settings` are the worker's.
 
+    A worker's prefix cache cannot be emptied from outside, so no two runs have the same token ids.
     Raises RuntimeError when the worker ends or a job fails.
     """
     run = 0
@@ -75,12 +77,12 @@ def measure(settings: Mapping[str, object], workload: str, load: Load) -> Iterat
         for threshold in load.thresholds:
             chosen = {**settings, "long_prefill_token_threshold": threshold}
             with QueueWorker(server.url, Path(directory) / f"worker-{threshold}.log", chosen) as worker:
-                vocabulary = asyncio.run(_vocabulary(server.url, worker))
-                jobs = workloads.load(workload, vocabulary)
+                asyncio.run(_wait_for_model(server.url, worker))
                 asyncio.run(drive(server.url, worker, warm_up_arrivals(jobs), load.temperature))
                 for rate in load.rates:
                     run += 1
-                    coming = load.arrivals(_unlike_those_before(jobs, run, vocabulary), rate)
+                    coming = load.arrivals(jobs, rate, vocab_size, run)
+                    say(expected(coming, rate, threshold))
                     timelines = asyncio.run(drive(server.url, worker, coming, load.temperature))
                     yield figures(timelines, rate, load.limits, threshold)
 
@@ -142,17 +144,8 @@ async def _watch(worker: QueueWorker) -> None:
         await asyncio.sleep(0.5)
 
 
-async def _vocabulary(url: str, worker: QueueWorker) -> int:
-    """The size of the model's vocabulary, as soon as the worker serves it."""
+async def _wait_for_model(url: str, worker: QueueWorker) -> None:
     async with AsyncClient(url) as client:
-        while True:
-            for model in await client.models():
-                if model.name == MODEL:
-                    return model.vocab_size
+        while MODEL not in {model.name for model in await client.models()}:
             worker.check()
             await asyncio.sleep(0.1)
-
-
-def _unlike_those_before(jobs: list[Job], run: int, vocabulary: int) -> list[Job]:
-    """The same jobs with another first token, so that the prefix cache has nothing of an earlier run."""
-    return [Job([(job.prompt[0] + run) % vocabulary, *job.prompt[1:]], job.max_tokens) for job in jobs]

@@ -114,7 +114,7 @@ def measure(engine: Engine, cell: Cell, temperature: float, repeats: int) -> Ite
 
 def prepare(engine: Engine, temperature: float) -> None:
     """Compiles what is compiled at first use."""
-    for i, job in enumerate(warm_up(engine.ready.vocab_size)):
+    for i, job in enumerate(warm_up(engine.ready.vocab_size, engine.ready.max_model_len)):
         engine.add(AddSequence(i, job.prompt, [], SequenceParams(max_tokens=job.max_tokens, temperature=temperature)))
     while engine.has_work:
         engine.step()

@@ -9,11 +9,14 @@ import msgspec
 import typer
 
 from .comparison import Bench, PeerOptions
-from .results import Results, Row, free_path, now, save
+from .results import Results, Row, free_path, now, prepare, save
 
 
 class Recording:
-    """`settings` are those beyond the bench's own; `what` names the command."""
+    """`settings` are those beyond the bench's own; `what` names the command.
+
+    Raises ResultsUnwritable when nothing can be saved to the directory `save_to`.
+    """
 
     def __init__(
         self,
@@ -28,6 +31,8 @@ class Recording:
         save_to: Path | None,
         settings: dict[str, object] | None = None,
     ) -> None:
+        if save_to is not None:
+            prepare(save_to)
         self.rows: list[Row] = []
         #: What the engines say of themselves, by name.
         self.about: dict[str, dict[str, str]] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,10 @@ TITLES = {
 
 class ResultsUnreadable(MillraceError):
     """A file of results cannot be read; the message names it."""
+
+
+class ResultsUnwritable(MillraceError):
+    """Results cannot be saved where they were to be; the message names the flag."""
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,6 +127,16 @@ def free_path(directory: Path, results: Results) -> Path:
     )
     numbers = (f"-{n}" if n > 1 else "" for n in range(1, 1000))
     return next(path for number in numbers if not (path := directory / f"{stem}{number}.json").exists())
+
+
+def prepare(directory: Path) -> None:
+    """Makes the directory of --results-dir. Raises ResultsUnwritable when no file can be written there."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as e:
+        raise ResultsUnwritable(f"--results-dir {directory} cannot be written to: {e.strerror}") from e
 
 
 def save(path: Path, results: Results) -> None:

@@ -6,7 +6,6 @@ comparable only while this file gives the same ids.
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -101,13 +100,19 @@ WORKLOADS: dict[str, Callable[[int], list[Job]]] = {
 
 #: The word for those of THROUGHPUT.
 ALL = "all"
+#: What a line of a workload's file is.
+LINE = '{"prompt_token_ids": [...], "max_tokens": n}'
 #: Workloads in which all requests are there at the start.
 THROUGHPUT = tuple(name for name in WORKLOADS if name != "mixed8k")
 
 
-def warm_up(vocab_size: int) -> list[Job]:
-    """What an engine runs before it is measured: compiles what is compiled at first use."""
-    return fixed(vocab_size, 16, 256, 16, 99)
+def warm_up(vocab_size: int, context: int) -> list[Job]:
+    """What an engine runs before it is measured: compiles what is compiled at first use.
+
+    `context` is the most tokens, at least 2, of a prompt and its answer that the engine serves.
+    """
+    answer = min(16, context - 1)
+    return fixed(vocab_size, 16, min(256, context - answer), answer, 99)
 
 
 def named(names: str, vocab_size: int) -> list[tuple[str, list[Job]]]:
@@ -122,8 +127,15 @@ def named(names: str, vocab_size: int) -> list[tuple[str, list[Job]]]:
     return [(Path(name).name, load(name, vocab_size)) for name in dict.fromkeys(listed)]
 
 
+def one(name: str, vocab_size: int) -> list[Job]:
+    """As `load`, where a list or "all" cannot be taken: it says so."""
+    if name == ALL or ("," in name and not Path(name).is_file()):
+        raise ValueError(f"--workload is {name!r}; it takes one here, of {', '.join(WORKLOADS)}, or a JSONL file")
+    return load(name, vocab_size)
+
+
 def load(name: str, vocab_size: int) -> list[Job]:
-    """The workload called `name`, or the one in a JSONL file with {"prompt_token_ids", "max_tokens"} a line.
+    """The workload called `name`, or the one in a JSONL file, with a LINE for each request.
 
     Raises ValueError that names the line or lists the workloads.
     """
@@ -131,12 +143,8 @@ def load(name: str, vocab_size: int) -> list[Job]:
         return WORKLOADS[name](vocab_size)
     path = Path(name)
     if not path.is_file():
-        raise ValueError(f"no workload and no file is called {name!r}; there are {ALL}, {', '.join(WORKLOADS)}")
-    jobs = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        try:
-            entry = json.loads(line)
-            jobs.append(Job([int(t) for t in entry["prompt_token_ids"]], int(entry["max_tokens"])))
-        except (ValueError, KeyError, TypeError) as e:
-            raise ValueError(f"{path}:{number}: a line is {{prompt_token_ids, max_tokens}}: {e!r}") from e
-    return jobs
+        raise ValueError(f"no workload and no file is called {name!r}; there are {', '.join(WORKLOADS)}")
+    # Only here: vLLM's environment, which imports this module, has no msgspec.
+    from .workload_file import read
+
+    return read(path, vocab_size)

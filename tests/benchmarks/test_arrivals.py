@@ -19,7 +19,7 @@ def gaps(times: list[float]) -> list[float]:
 
 def test_the_same_seed_makes_the_same_arrivals_and_another_one_others() -> None:
     def made(seed: int) -> list[tuple[float, list[int]]]:
-        return [(a.due, a.job.prompt) for a in arrivals(JOBS, due_times(3.0, seed, requests=20), seed)]
+        return [(a.due, a.job.prompt) for a in arrivals(JOBS, due_times(3.0, seed, requests=20), seed, 500)]
 
     assert made(1) == made(1)
     assert made(1) != made(2)
@@ -61,8 +61,26 @@ def test_at_a_rate_of_inf_all_come_at_once() -> None:
 
 
 def test_jobs_come_in_their_order_and_round_again() -> None:
-    first, *rest = (a.job.prompt[0] - 100 for a in arrivals(JOBS, [0.0] * 16, 4))
+    jobs = [Job([100 + number], 1 + number) for number in range(7)]
+    first, *rest = (a.job.max_tokens - 1 for a in arrivals(jobs, [0.0] * 16, 4, 500))
     assert rest == [(first + number) % 7 for number in range(1, 16)]
+
+
+def beginnings(jobs: list[Job], passes: int, run: int = 0) -> list[tuple[int, ...]]:
+    coming = arrivals(jobs, [0.0] * (passes * len(jobs)), 4, 500, run)
+    return [tuple(a.job.prompt[:16]) for a in coming]
+
+
+def test_another_pass_and_another_run_share_nothing_but_what_the_jobs_share_themselves() -> None:
+    # Each job is the next one with its first id moved by one, and with all ids moved by one; two have one beginning.
+    jobs = [Job([100 + n, *[7] * 30], 1) for n in range(5)] + [Job([n] * 40, 1) for n in range(5)]
+    jobs += [Job([*range(20), n], 1) for n in (8, 9)]
+    assert len(set(beginnings(jobs, 1))) == len(jobs) - 1
+    assert sorted(beginnings(jobs, 1)) == sorted(tuple(job.prompt[:16]) for job in jobs)
+    found = {begin for run in (0, 1, 2) for begin in beginnings(jobs, 4, run)}
+    assert len(found) == 3 * 4 * (len(jobs) - 1)
+    assert all(0 <= token < 500 for begin in found for token in begin)
+    assert [len(a.job.prompt) for a in arrivals([Job([5] * 40, 1)], [0.0] * 2, 4, 500)] == [40, 40]
 
 
 def test_rates_are_numbers_or_inf() -> None:

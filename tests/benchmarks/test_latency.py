@@ -79,6 +79,60 @@ def test_a_run_finds_nothing_of_the_one_before_in_the_cache(workload: str) -> No
     assert [row["cached_tokens"] for row in rows_of(*flags)] == [0, 0]
 
 
+def test_the_lines_of_a_file_are_the_requests_and_more_find_nothing_of_them(workload: str) -> None:
+    (own,) = rows_of("--workload", workload, "--rates", "inf")
+    assert (own["requests"], own["prompt_tokens"]) == (4, sum(PROMPTS))
+    # One after the other, so that a repeated prompt would be in the cache.
+    (more,) = rows_of("--workload", workload, "--rates", "20", "--requests", "16")
+    assert (more["requests"], more["prompt_tokens"], more["cached_tokens"]) == (16, 4 * sum(PROMPTS), 0)
+
+
+def test_how_long_the_arrivals_take_is_said_before_each_run(workload: str) -> None:
+    flags = ["--workload", workload, "--rates", "20,inf", "--long-prefill-token-thresholds", "0,32", "--json"]
+    done = CliRunner().invoke(app, ["latency", "--model", "demo", *flags])
+    assert done.exit_code == 0, done.output
+    said = [line for line in done.stderr.splitlines() if line.startswith("rate ")]
+    assert [line.rpartition("about ")[0] or line for line in said] == [
+        "rate 20: 4 requests over ", "rate inf: 4 requests at once",
+        "rate 20, long prefill 32: 4 requests over ", "rate inf, long prefill 32: 4 requests at once",
+    ]  # fmt: skip
+    assert "requests over" not in done.stdout
+
+
+def test_less_context_than_the_usual_warm_up_is_enough(workload: str) -> None:
+    (row,) = rows_of("--workload", workload, "--rates", "inf", "--max-model-len", "160")
+    assert row["requests"] == 4
+
+
+@pytest.mark.parametrize("through_redis", [[], ["--through-redis"]])
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--workload", "nano,chat"], "it takes one here"),
+        (["--workload", "all"], "it takes one here"),
+        (["--workload", "nosuch"], "no workload and no file is called 'nosuch'; there are nano,"),
+        (["--rates", "1,inf", "--seconds", "3"], "give --requests instead of --seconds"),
+        (["--rates", "0.001", "--seconds", "1"], "no request arrives within 1 s"),
+        (["--workload", "FILE"], ":1: the line is not UTF-8"),
+    ],
+)
+def test_what_can_be_refused_is_so_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], words: str, through_redis: list[str]
+) -> None:
+    def started(*_: object) -> None:
+        raise AssertionError("it was loaded")
+
+    monkeypatch.setattr("millrace_worker.engine.engine.Engine.__init__", started)
+    monkeypatch.setattr("millrace_bench.latency_queue.QueueWorker.__init__", started)
+    path = tmp_path / "latin.jsonl"
+    path.write_bytes(b"\xff\xfe\n")
+    given = [str(path) if flag == "FILE" else flag for flag in flags]
+    done = CliRunner().invoke(app, ["latency", "--model", "demo", *given, *through_redis])
+    assert done.exit_code == 1
+    assert isinstance(done.exception, SystemExit)
+    assert words in done.stderr
+
+
 def test_a_rate_that_cannot_be_served_is_said(workload: str) -> None:
     flags = ["--workload", workload, "--requests", "120", "--rates", "100000"]
     done = CliRunner().invoke(app, ["latency", "--model", "demo", *flags])

@@ -50,6 +50,7 @@ def test_figures_add_up(tmp_path: Path) -> None:
         (["--model", "demo", "--workload", ","], "no workload is named"),
         (["--model", "demo", "--vs", "vllm,sglang"], "vllm and transformers, not 'sglang'"),
         (["--model", "demo", "--vs-args", "[1]"], "a JSON object"),
+        (["--model", "demo", "--save", "--results-dir", "/proc/x"], "--results-dir /proc/x cannot be written to"),
     ],
 )
 def test_bad_input_is_one_line(flags: list[str], words: str) -> None:
@@ -57,3 +58,18 @@ def test_bad_input_is_one_line(flags: list[str], words: str) -> None:
     assert done.exit_code == 1
     assert words in done.stderr
     assert "Traceback" not in done.output
+
+
+def test_less_context_than_the_usual_warm_up_is_enough(tmp_path: Path) -> None:
+    workload = write_jobs(tmp_path / "jobs.jsonl")
+    flags = ["--model", "demo", "--workload", workload, "--repeats", "1", "--max-model-len", "60", "--json"]
+    done = CliRunner().invoke(app, ["throughput", *flags])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["requests"] == 12
+
+
+def test_help_says_what_a_line_is_and_what_all_is() -> None:
+    done = CliRunner().invoke(app, ["throughput", "--help"], env={"COLUMNS": "200"})
+    words = " ".join(done.output.replace("│", " ").split())
+    assert 'each line {"prompt_token_ids": [...], "max_tokens": n}' in words
+    assert "all: these but mixed8k" in words

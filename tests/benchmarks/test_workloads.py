@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from millrace_bench.workloads import WORKLOADS, Job, load, named
+from millrace_bench.workloads import WORKLOADS, Job, fixed, load, named, one, warm_up
 
 DIGESTS = {
     "nano": "19c3abaa8f72a13b",
@@ -40,6 +40,59 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str) -> None:
     path.write_text('{"prompt_token_ids": [1], "max_tokens": 3}\n' + line + "\n")
     with pytest.raises(ValueError, match=r"jobs\.jsonl:2"):
         load(str(path), 10)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (b'{"prompt_token_ids": [1, 2, -3], "max_tokens": 3}', "prompt_token_ids takes ids in [0, 2**31)"),
+        (b'{"prompt_token_ids": [2147483648], "max_tokens": 3}', "prompt_token_ids takes ids in [0, 2**31)"),
+        (b'{"prompt_token_ids": [1, 10], "max_tokens": 3}', "prompt_token_ids has 10, and the model"),
+        (b'{"prompt_token_ids": [], "max_tokens": 3}', "prompt_token_ids must not be empty"),
+        (b'{"prompt_token_ids": "123", "max_tokens": 3}', "Expected `array`, got `str`"),
+        (b'{"prompt_token_ids": [3.7], "max_tokens": 3}', "Expected `int`, got `float`"),
+        (b'{"prompt_token_ids": [true], "max_tokens": 3}', "Expected `int`, got `bool`"),
+        (b'{"prompt_token_ids": [1], "max_tokens": "2"}', "Expected `int`, got `str`"),
+        (b'{"prompt_token_ids": [1], "max_tokens": 2.9}', "Expected `int`, got `float`"),
+        (b'{"prompt_token_ids": [1], "max_tokens": 0}', "max_tokens must be at least 1"),
+        (b'{"prompt_token_ids": [1], "max_tokens": 2147483648}', "max_tokens must be below 2**31"),
+        (b'{"prompt_token_ids": [1], "max_tokens": 2, "note": "\xff"}', "the line is not UTF-8"),
+    ],
+)  # fmt: skip
+def test_what_no_engine_can_run_is_refused_with_its_line(tmp_path: Path, line: bytes, words: str) -> None:
+    path = tmp_path / "jobs.jsonl"
+    path.write_bytes(b'\n{"prompt_token_ids": [1], "max_tokens": 3}\n' + line + b"\n")
+    with pytest.raises(ValueError, match="jobs") as refused:
+        load(str(path), 10)
+    assert str(refused.value).startswith(f"{path}:3: ")
+    assert words in str(refused.value)
+
+
+def test_blank_lines_are_skipped_and_other_keys_ignored(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.jsonl"
+    path.write_text('\n{"prompt_token_ids": [1, 2], "max_tokens": 3, "note": "a\u2028b"}\r\n \n\n', newline="")
+    assert load(str(path), 10) == [Job([1, 2], 3)]
+
+
+@pytest.mark.parametrize("text", ["", "\n\n"])
+def test_a_file_without_lines_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "jobs.jsonl"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"jobs\.jsonl has no lines$"):
+        load(str(path), 10)
+
+
+@pytest.mark.parametrize("name", ["all", "nano,chat"])
+def test_where_one_is_wanted_a_list_is_refused_and_all_is_none_of_the_names(name: str) -> None:
+    with pytest.raises(ValueError, match=f"--workload is '{name}'; it takes one here, of nano, chat"):
+        one(name, 500)
+
+
+def test_a_warm_up_fits_what_the_engine_serves() -> None:
+    assert warm_up(500, 272) == fixed(500, 16, 256, 16, 99)
+    for context in (2, 10, 200, 271):
+        assert {len(job.prompt) + job.max_tokens for job in warm_up(500, context)} == {context}
+    assert {(len(job.prompt), job.max_tokens) for job in warm_up(500, 2)} == {(1, 1)}
 
 
 def test_an_unknown_workload_lists_what_there_is() -> None:
