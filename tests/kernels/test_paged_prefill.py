@@ -156,8 +156,9 @@ def test_contexts_of_few_queries_are_read_in_parts(
     pairs: list[tuple[int, int]], heads: int, kv_heads: int, head_dim: int
 ) -> None:
     lengths, contexts = [n for n, _ in pairs], [n for _, n in pairs]
-    case = paged(contexts, kv_heads, head_dim, 16, torch.bfloat16)
-    q = torch.randn(3 + sum(lengths) + 50, heads, head_dim, device=DEVICE).bfloat16()
+    dtype = by_mode(gpu=torch.bfloat16, interpreter=torch.float16, reference=torch.bfloat16)
+    case = paged(contexts, kv_heads, head_dim, 16, dtype)
+    q = torch.randn(3 + sum(lengths) + 50, heads, head_dim, device=DEVICE).to(dtype)
     own, bounds, scale = slice(3, 3 + sum(lengths)), offsets(lengths) + 3, head_dim**-0.5
     arrivals = prefill_arrivals(q.device)
     for turn in range(3):

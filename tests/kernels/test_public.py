@@ -4,8 +4,8 @@ import importlib
 
 import millrace_kernels
 
-#: What paged_decode goes by; no ops.
-PLANS = {"DecodePlan", "PlanShape", "SharedReads", "SharedRun", "plan_decode"}
+#: What attention goes by; no ops.
+PLANS = {"DecodePlan", "PlanShape", "SharedReads", "SharedRun", "plan_decode", "prefill_arrivals"}
 SAME_REFERENCE = {"linear_added": "linear", "linear_parts": "linear"}
 
 
