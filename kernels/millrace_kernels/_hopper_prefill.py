@@ -37,10 +37,8 @@ def _find_sequence(cu_ptr, num_seqs, tile, GROUP: gl.constexpr, TILE_M: gl.const
 def _attend(
     tiles,
     q_smem,
-    first_row,
     half,
     work,
-    tensors,
     parts,
     SPLIT: gl.constexpr,
     KV_HEADS: gl.constexpr,
@@ -52,9 +50,9 @@ def _attend(
 ):
     """What a group does that multiplies: row r of a sequence is a head of its token r // GROUP.
 
-    `half` says which of the tile's halves it has, `first_row` where the tile begins.
+    `half` says which of the tile's halves it has, `first_row` of the work where the tile begins.
     """
-    first_token, queries, past, begin, full, end, kv_head = work
+    first_row, first_token, queries, past, begin, full, end, kv_head, tensors = work
     q_ptr, out_ptr, q_token, q_head, scale_log2 = tensors
     DTYPE: gl.constexpr = q_ptr.dtype.element_ty
     SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE_N, 16])
@@ -178,48 +176,12 @@ def _prefill_kernel(
     Q_TILE: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, HEAD_DIM], DTYPE)
     q_smem = gl.allocate_shared_memory(DTYPE, [2, ROWS, HEAD_DIM], Q_TILE)
     tiles = allocate_tiles(DTYPE, TILE_N, HEAD_DIM, STAGES)
-    work = first_token, queries, past, begin, full, end, kv_head
     tensors = q_ptr, out_ptr, q_token, q_head, scale_log2
+    work = first_row, first_token, queries, past, begin, full, end, kv_head, tensors
     gl.warp_specialize(
         [
-            (
-                _attend,
-                (
-                    tiles,
-                    q_smem.index(0),
-                    first_row,
-                    0,
-                    work,
-                    tensors,
-                    parts,
-                    SPLIT,
-                    KV_HEADS,
-                    GROUP,
-                    HEAD_DIM,
-                    ROWS,
-                    TILE_N,
-                    STAGES,
-                ),
-            ),
-            (
-                _attend,
-                (
-                    tiles,
-                    q_smem.index(1),
-                    first_row,
-                    1,
-                    work,
-                    tensors,
-                    parts,
-                    SPLIT,
-                    KV_HEADS,
-                    GROUP,
-                    HEAD_DIM,
-                    ROWS,
-                    TILE_N,
-                    STAGES,
-                ),
-            ),
+            (_attend, (tiles, q_smem.index(0), 0, work, parts, SPLIT, KV_HEADS, GROUP, HEAD_DIM, ROWS, TILE_N, STAGES)),
+            (_attend, (tiles, q_smem.index(1), 1, work, parts, SPLIT, KV_HEADS, GROUP, HEAD_DIM, ROWS, TILE_N, STAGES)),
             (
                 load_tiles,
                 (tiles, k_ptr, v_ptr, table_ptr, begin, end, kv_block, TILE_N, HEAD_DIM, BLOCK_SIZE, LOG_BLOCK, STAGES),

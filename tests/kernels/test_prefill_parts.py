@@ -159,11 +159,11 @@ class Launch:
         return run
 
     def _reading(self, groups: list[Any], constants: dict[str, Any]) -> Reading:
-        (_, _, first_row, _, work, _, parts, *_), _, (_, _, _, table, begin, end, *_) = groups
-        first_token, queries, past, *rest = map(int, work)
+        (_, _, _, work, parts, *_), _, (_, _, _, table, begin, end, *_) = groups
+        first_row, first_token, queries, past, *rest = map(int, work[:-1])
         assert [int(begin), int(end)] == [rest[0], rest[2]]
         line = int(table.offset) // TABLE_LINE
-        reading = Reading(first_token, int(first_row), line, queries, past, int(begin), int(end))
+        reading = Reading(first_token, first_row, line, queries, past, int(begin), int(end))
         if not parts:
             return reading
         part, num_parts, arrival, partial, lse = (int(getattr(x, "offset", x)) for x in parts)

@@ -34,6 +34,17 @@ def heartbeat(url: str, parts: Parts, watchdog: Watchdog, reports: list[Report])
     )  # fmt: skip
 
 
+async def first_report(url: str, parts: Parts) -> Report:
+    """What a heartbeat says first; it is over then."""
+    reports: list[Report] = []
+    beat = heartbeat(url, parts, Watchdog(60.0, 60.0), reports)
+    beat.start()
+    while not reports:
+        await asyncio.sleep(0.01)
+    await asyncio.to_thread(beat.stop)
+    return reports[0]
+
+
 @pytest.mark.parametrize("stuck", ["", "loop", "engine"])
 def test_beats_unless_something_is_stuck(redis_url: str, probe: QueueProbe, stuck: str) -> None:
     async def body(parts: Parts) -> None:
@@ -95,14 +106,9 @@ def test_redis_clock_is_read_in_the_middle_of_a_slow_replys_way(
         probe.submit([1])
         await parts.lease_one()
         monkeypatch.setattr(heartbeat_module, "run_sync", slow)
-        reports: list[Report] = []
-        beat = heartbeat(redis_url, parts, Watchdog(60.0, 60.0), reports)
-        beat.start()
-        while not reports:
-            await asyncio.sleep(0.01)
-        await asyncio.to_thread(beat.stop)
+        report = await first_report(redis_url, parts)
         # One machine has one clock; by the reply's arrival it would be half a second.
-        assert abs(reports[0].clock_offset) < 0.3
+        assert abs(report.clock_offset) < 0.3
 
     with_parts(redis_url, body)
 
@@ -114,12 +120,7 @@ def test_many_leases_are_all_renewed(redis_url: str, probe: QueueProbe) -> None:
         while await parts.consumer.next(400, wait=False):
             pass
         await asyncio.sleep(0.5)
-        reports: list[Report] = []
-        beat = heartbeat(redis_url, parts, Watchdog(60.0, 60.0), reports)
-        beat.start()
-        while not reports:
-            await asyncio.sleep(0.01)
-        await asyncio.to_thread(beat.stop)
+        await first_report(redis_url, parts)
         found = probe.redis.xpending_range(probe.keys.lanes[Lane.INTERACTIVE], GROUP, "-", "+", 2000)
         assert len(found) == 1200
         assert max(entry["time_since_delivered"] for entry in found) < 400
